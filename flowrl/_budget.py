@@ -1,0 +1,182 @@
+"""The transport budget: how far particles may travel. It is the regulariser.
+
+A flow is marched for `steps` L steps of size ε (`step_size`) at temperature α, so the time spent is Σ ε. A cap D on the
+displacement turns the budget into a certificate: no particle ends further than D from where it started.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, PyTree
+
+from flowrl._custom_types import Count, Schedule
+from flowrl._misc import concrete
+
+
+class Budget(eqx.Module):
+    """How far particles may travel.
+
+    Numbers become arrays on construction, so changing them never recompiles; only a Python-int `steps` is static.
+
+    Attributes:
+        steps: number of steps L.
+        step_size: ε, an array `()` or `(steps,)`.
+        temperature: α, an array `()` or `(steps,)`, or None.
+        max_displacement: cap D, an array `()`, or None.
+        scale: per-coordinate unit of length, or None.
+        max_steps: static bound on a traced `steps`, or None.
+    """
+
+    steps: int | Count
+    step_size: Array
+    temperature: Array | None
+    max_displacement: Array | None
+    scale: PyTree[Array] | None
+    max_steps: int | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        steps: int | Count,
+        step_size: ArrayLike | Schedule = 0.1,
+        temperature: ArrayLike | Schedule | None = None,
+        *,
+        max_displacement: ArrayLike | None = None,
+        scale: PyTree[ArrayLike] | None = None,
+        max_steps: int | None = None,
+    ):
+        """Make a budget.
+
+        Args:
+            steps: number of steps L >= 0. A Python int gives one program per L, differentiable in reverse mode; an
+                integer array gives one program for all L <= `max_steps`, without reverse mode.
+            step_size: ε >= 0; a number, an array `(steps,)`, or a schedule `l -> ε` as in optax.
+            temperature: α >= 0 in the units of the value; a number, an array `(steps,)`, or a schedule. None means 1
+                for flows with an entropy; flows without one refuse it. For `Density` the drift grows with α, so
+                annealing from a large α wants `step_size` in proportion to 1/α.
+            max_displacement: cap D >= 0 on the Euclidean distance of every particle to its start, in units of `scale`.
+                After each step a particle beyond it is pulled back on the segment to its start.
+            scale: unit of length of each coordinate, > 0: a number, an array that broadcasts against one particle, or
+                a PyTree of such. The flow runs in z = x / scale, so an Euler step moves x by scale² ε ∇V, an Adam
+                step by scale · ε. See `flowrl.spread`. None means 1.
+            max_steps: bound on `steps`, required when `steps` is an array; larger counts stop there.
+
+        Raises:
+            TypeError: `steps` is not an integer.
+            ValueError: a concrete number is out of its range, or a shape does not fit `steps`.
+        """
+        if isinstance(steps, bool | float) or not isinstance(steps, int | np.integer | np.ndarray | jax.Array):
+            raise TypeError(f"steps must be a Python int or an integer array, got {steps!r}.")
+        if isinstance(steps, int | np.integer):
+            steps = int(steps)
+            if steps < 0:
+                raise ValueError(f"steps must be >= 0, got {steps}.")
+            if max_steps is not None:
+                raise ValueError("max_steps only bounds an array of steps; with a Python-int steps leave it out.")
+            length = steps
+        else:
+            steps = jnp.asarray(steps)
+            if not jnp.issubdtype(steps.dtype, jnp.integer) or steps.ndim != 0:
+                raise TypeError(f"steps must be an integer scalar, got {steps.dtype}{list(steps.shape)}.")
+            if max_steps is None or max_steps < 0:
+                raise ValueError("steps is an array, so its bound is needed: Budget(steps, ..., max_steps=10).")
+            value = concrete(steps)
+            if value is not None and not 0 <= int(value) <= max_steps:
+                raise ValueError(f"steps must be in [0, max_steps={max_steps}], got {int(value)}.")
+            length = max_steps
+        self.steps = steps
+        self.max_steps = max_steps
+        self.step_size = _per_step("step_size", step_size, length)
+        self.temperature = None if temperature is None else _per_step("temperature", temperature, length)
+        self.max_displacement = None
+        if max_displacement is not None:
+            cap = _float_array("max_displacement", max_displacement)
+            if cap.ndim != 0:
+                raise ValueError(f"max_displacement must be one number, got shape {cap.shape}.")
+            _check_range("max_displacement", cap, cap >= 0, ">= 0")
+            self.max_displacement = cap
+        self.scale = None
+        if scale is not None:
+            self.scale = jax.tree.map(lambda leaf: _float_array("scale", leaf), scale)
+            for leaf in jax.tree.leaves(self.scale):
+                _check_range("scale", leaf, (leaf > 0) & (leaf < jnp.inf), "> 0 and finite")
+
+    @property
+    def bound(self) -> int:
+        """The static number of steps: `steps` if it is a Python int, else `max_steps`."""
+        return self.steps if isinstance(self.steps, int) else self.max_steps  # pyright: ignore[reportReturnType]
+
+    def rescaled(self, scale: PyTree[ArrayLike]) -> "Budget":
+        """Give the same numbers in another unit of length.
+
+        Args:
+            scale: the new `scale`, e.g. `flowrl.spread(samples)`; > 0.
+        """
+        scale = jax.tree.map(lambda leaf: _float_array("scale", leaf), scale)
+        return eqx.tree_at(lambda budget: budget.scale, self, scale, is_leaf=lambda x: x is None)
+
+    def valid(self) -> Bool[Array, ""]:
+        """Whether all numbers are in range; for budgets whose numbers were traced when they were made."""
+        checks = [jnp.all((self.step_size >= 0) & jnp.isfinite(self.step_size)), jnp.all(jnp.asarray(self.steps) >= 0)]
+        if self.temperature is not None:
+            checks.append(jnp.all((self.temperature >= 0) & jnp.isfinite(self.temperature)))
+        if self.max_displacement is not None:
+            checks.append(jnp.all(self.max_displacement >= 0))
+        checks += [jnp.all((leaf > 0) & jnp.isfinite(leaf)) for leaf in jax.tree.leaves(self.scale)]
+        return jnp.all(jnp.stack(checks))
+
+
+def _float_array(name: str, x: Any) -> Array:
+    try:
+        array = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number or an array, got {x!r}.") from error
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        array = array.astype(jnp.result_type(float))
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must be a real number, got dtype {array.dtype}.")
+    return array
+
+
+def _per_step(name: str, x: Any, length: int) -> Array:
+    if callable(x):
+        # One evaluation per step keeps any Python callable usable, jitted or not.
+        x = jnp.stack([jnp.asarray(x(step)) for step in range(length)]) if length else jnp.zeros(())
+    array = _float_array(name, x)
+    if array.ndim > 1 or (array.ndim == 1 and array.shape[0] != length):
+        raise ValueError(f"{name} must be a number or have shape ({length},), one entry a step; got {array.shape}.")
+    _check_range(name, array, (array >= 0) & (array < jnp.inf), ">= 0 and finite")
+    return array
+
+
+def _check_range(name: str, x: Array, ok: Array, expected: str) -> None:
+    value = concrete(ok)
+    if value is not None and not value.all():
+        raise ValueError(f"{name} must be {expected}, got {np.asarray(x)}.")
+
+
+def spread(samples: ArrayLike, *, floor: float = 1e-3) -> Array:
+    """Measure the within-state spread of a reference: the unit in which a budget is best stated.
+
+    The root mean square over states of the standard deviation over particles, per coordinate:
+    $s_c = \\sqrt{\\operatorname{mean}_b \\operatorname{var}_i x_{bic}}$.
+
+    Args:
+        samples: reference samples `(..., n, d)`; leading axes are states, `n >= 2` samples a state.
+        floor: > 0, lower bound of the result in the unit of the samples, for coordinates that hardly vary.
+
+    Returns:
+        Spread per coordinate `(d,)`, to be used as `Budget(..., scale=spread(samples))`.
+
+    Raises:
+        ValueError: fewer than two axes or fewer than two samples a state, or `floor` not positive.
+    """
+    array = jnp.asarray(samples)
+    if array.ndim < 2 or array.shape[-2] < 2:
+        raise ValueError(f"samples must have shape (..., n, d) with n >= 2 samples a state, got {array.shape}.")
+    if not floor > 0:
+        raise ValueError(f"floor must be > 0, got {floor}.")
+    variance = jnp.var(array, axis=-2).reshape(-1, array.shape[-1]).mean(axis=0)
+    return jnp.maximum(jnp.sqrt(variance), jnp.asarray(floor, variance.dtype))

@@ -1,0 +1,201 @@
+"""Where particles may be.
+
+A domain either *restricts* (after a step, particles are brought back: `Box`) or *maps* (the flow runs in unconstrained
+coordinates y with x = T(y), and the target gains the Jacobian α log|det ∂x/∂y|). Both are described by the same four
+methods, so flows and solvers need not know which one it is.
+"""
+
+import abc
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from equinox import AbstractClassVar
+from jaxtyping import Array, ArrayLike, Bool, PyTree
+
+from flowrl._custom_types import Particle, Particles, Scalar
+from flowrl._misc import concrete
+
+
+class AbstractDomain(eqx.Module):
+    """A set that no particle leaves.
+
+    Attributes:
+        restricts: particles are brought back after each step, which is not an ordinary differential equation.
+        maps: the flow runs in other coordinates than the user's.
+    """
+
+    restricts: AbstractClassVar[bool]
+    maps: AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def contains(self, particles: Particles) -> Bool[Array, " n"]:
+        """Say which particles are inside.
+
+        Args:
+            particles: leaves `(n, ...)`, in the user's coordinates.
+        """
+
+    @abc.abstractmethod
+    def restrict(self, particles: Particles) -> Particles:
+        """Bring particles back inside; the identity for domains that map.
+
+        Args:
+            particles: leaves `(n, ...)`, in the user's coordinates.
+        """
+
+    @abc.abstractmethod
+    def forward(self, particle: Particle) -> Particle:
+        """Map one particle from unconstrained to the user's coordinates, x = T(y).
+
+        Args:
+            particle: one particle in unconstrained coordinates.
+        """
+
+    @abc.abstractmethod
+    def inverse(self, particle: Particle) -> Particle:
+        """Map one particle from the user's to unconstrained coordinates, y = T⁻¹(x).
+
+        Args:
+            particle: one particle in the user's coordinates.
+        """
+
+    @abc.abstractmethod
+    def log_det_jacobian(self, particle: Particle) -> Scalar:
+        """Give log|det ∂x/∂y| of one particle; only asked of domains that map.
+
+        Args:
+            particle: one particle in unconstrained coordinates.
+        """
+
+
+class Unbounded(AbstractDomain):
+    """All of space: nothing is restricted."""
+
+    restricts: ClassVar[bool] = False
+    maps: ClassVar[bool] = False
+
+    def contains(self, particles: Particles) -> Bool[Array, " n"]:
+        """Every particle is inside.
+
+        Args:
+            particles: leaves `(n, ...)`.
+        """
+        return jnp.ones(jax.tree.leaves(particles)[0].shape[0], bool)
+
+    def restrict(self, particles: Particles) -> Particles:
+        """Leave particles as they are.
+
+        Args:
+            particles: leaves `(n, ...)`.
+        """
+        return particles
+
+    def forward(self, particle: Particle) -> Particle:
+        """Leave the particle as it is.
+
+        Args:
+            particle: one particle.
+        """
+        return particle
+
+    def inverse(self, particle: Particle) -> Particle:
+        """Leave the particle as it is.
+
+        Args:
+            particle: one particle.
+        """
+        return particle
+
+    def log_det_jacobian(self, particle: Particle) -> Scalar:
+        """Zero: volumes do not change.
+
+        Args:
+            particle: one particle.
+        """
+        return jnp.zeros((), jax.tree.leaves(particle)[0].dtype)
+
+
+class Box(AbstractDomain):
+    """The box low <= x <= high, by projection: coordinates beyond a face are set on it after each step.
+
+    Projection is the rule of the VGF paper for actions in [-1, 1]. Mass can gather on the faces.
+    """
+
+    low: PyTree[Array]
+    high: PyTree[Array]
+    restricts: ClassVar[bool] = True
+    maps: ClassVar[bool] = False
+
+    def __init__(self, low: PyTree[ArrayLike], high: PyTree[ArrayLike]):
+        """Make a box.
+
+        Args:
+            low: lower faces: a number, an array that broadcasts against one particle, or a PyTree of such with the
+                structure of a particle.
+            high: upper faces, likewise; > `low`. Infinite faces are allowed.
+
+        Raises:
+            ValueError: a concrete `low` is not below `high`, or a face is NaN.
+        """
+        self.low = jax.tree.map(jnp.asarray, low)
+        self.high = jax.tree.map(jnp.asarray, high)
+        for a, b in zip(jax.tree.leaves(self.low), jax.tree.leaves(self.high), strict=True):
+            ok = concrete(jnp.all(a < b))
+            if ok is not None and not ok:
+                raise ValueError(f"Box needs low < high in every coordinate, got low={np.asarray(a)}, high={b}.")
+
+    def contains(self, particles: Particles) -> Bool[Array, " n"]:
+        """Say which particles have low <= x <= high in every coordinate.
+
+        Args:
+            particles: leaves `(n, ...)`.
+        """
+
+        def inside(leaf: Array, low: Array, high: Array) -> Array:
+            return jnp.all((leaf >= low) & (leaf <= high), axis=tuple(range(1, leaf.ndim)))
+
+        return jnp.all(jnp.stack(jax.tree.leaves(self._map(inside, particles))), axis=0)
+
+    def restrict(self, particles: Particles) -> Particles:
+        """Project on the box.
+
+        Args:
+            particles: leaves `(n, ...)`.
+        """
+        return self._map(jnp.clip, particles)
+
+    def forward(self, particle: Particle) -> Particle:
+        """Leave the particle as it is.
+
+        Args:
+            particle: one particle.
+        """
+        return particle
+
+    def inverse(self, particle: Particle) -> Particle:
+        """Leave the particle as it is.
+
+        Args:
+            particle: one particle.
+        """
+        return particle
+
+    def log_det_jacobian(self, particle: Particle) -> Scalar:
+        """Zero: volumes do not change.
+
+        Args:
+            particle: one particle.
+        """
+        return jnp.zeros((), jax.tree.leaves(particle)[0].dtype)
+
+    def _map(self, function, particles: Particles) -> PyTree:
+        def at(leaf: Array, low: Array, high: Array) -> Array:
+            # Faces take the rank of the leaf, so that nothing depends on implicit rank promotion.
+            faces = (jnp.broadcast_to(face.astype(leaf.dtype), leaf.shape[1:])[None] for face in (low, high))
+            return function(leaf, *faces)
+
+        low, high = (jax.tree.broadcast(face, particles) for face in (self.low, self.high))
+        return jax.tree.map(at, particles, low, high)

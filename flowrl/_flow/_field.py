@@ -1,0 +1,83 @@
+"""The target as a flow sees it: a matrix of positions in, a matrix of gradients out, at one step's temperature.
+
+A field hides the structure of the particles, the unit of length, the coordinates of the domain and non-finite scores.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flowrl._custom_types import Key, Mask, Particle, Particles, PerParticle, Positions, Scalar
+from flowrl._domain import AbstractDomain
+from flowrl._target import AbstractTarget
+
+
+class Field(eqx.Module):
+    """A target in the coordinates z of a flow, x = T(scale · z).
+
+    Attributes:
+        temperature: α of this step.
+        key: randomness of this step, or None.
+    """
+
+    temperature: Scalar
+    key: Key | None
+    target: AbstractTarget
+    domain: AbstractDomain
+    scale: Float[Array, "1 d"]
+    entropic: bool = eqx.field(static=True)
+    unravel: Callable[[Positions], Particles] = eqx.field(static=True)
+
+    def gradient(self, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+        """Give ∇_z U at every particle.
+
+        Args:
+            positions: z, (n, d).
+            alive: particles not frozen yet.
+
+        Returns:
+            The gradient (n, d), zero where it is not finite or the particle is frozen; and who is still alive.
+        """
+        particles = self.unravel(positions * self.scale)
+        gradient = jax.vmap(self._mapped_gradient if self.domain.maps else self._gradient)(particles)
+        flat = jax.vmap(lambda g: jax.flatten_util.ravel_pytree(g)[0])(gradient) * self.scale
+        alive = alive & jnp.all(jnp.isfinite(flat), axis=1)
+        return jnp.where(alive[:, None], flat, 0), alive
+
+    def potential(self, positions: Positions, alive: Mask) -> tuple[PerParticle, Mask]:
+        """Give U(x, α), plus α log|det ∂x/∂y| in mapped coordinates, at every particle.
+
+        Args:
+            positions: z, (n, d).
+            alive: particles not frozen yet.
+
+        Returns:
+            The potential (n,), zero where it is not finite or the particle is frozen; and who is still alive.
+        """
+        particles = self.unravel(positions * self.scale)
+        potential = jax.vmap(self._potential)(particles)
+        alive = alive & jnp.isfinite(potential)
+        return jnp.where(alive, potential, 0), alive
+
+    def _gradient(self, particle: Particle) -> Particle:
+        # One key for all particles: they share a minibatch, and so keep their relative positions.
+        return self.target.gradient(particle, self.temperature, key=self.key)
+
+    def _mapped_gradient(self, particle: Particle) -> Particle:
+        # The chain rule by hand, since the target may know only its gradient.
+        x, pull_back = jax.vjp(self.domain.forward, particle)
+        (gradient,) = pull_back(self._gradient(x))
+        if not self.entropic:
+            return gradient
+        volume = jax.grad(self.domain.log_det_jacobian)(particle)
+        return jax.tree.map(lambda g, v: g + self.temperature * v, gradient, volume)
+
+    def _potential(self, particle: Particle) -> Scalar:
+        if not self.domain.maps:
+            return self.target.potential(particle, self.temperature, key=self.key)
+        potential = self.target.potential(self.domain.forward(particle), self.temperature, key=self.key)
+        return potential + self.temperature * self.domain.log_det_jacobian(particle) if self.entropic else potential

@@ -1,0 +1,10 @@
+"""Kernels and the rules for their bandwidth."""
+
+from flowrl._kernel._bandwidth import (
+    AbstractBandwidth as AbstractBandwidth,
+    FixedBandwidth as FixedBandwidth,
+    LogNBandwidth as LogNBandwidth,
+    MedianBandwidth as MedianBandwidth,
+)
+from flowrl._kernel._base import AbstractKernel as AbstractKernel
+from flowrl._kernel._rbf import RBF as RBF

@@ -1,0 +1,81 @@
+"""Small helpers without a home of their own: concrete checks at the door, ravelling, safe norms."""
+
+from collections.abc import Callable
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from flowrl._custom_types import Particles, Positions
+
+
+def concrete(x: ArrayLike) -> np.ndarray | None:
+    """Give the NumPy value of ``x``, or None while JAX is tracing it.
+
+    Checks on values run only where a value exists; under `jax.jit` the same misuse becomes a `flowrl.RESULTS`.
+    """
+    return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
+
+
+def check_particles(particles: Particles) -> tuple[int, jnp.dtype]:
+    """Refuse anything that is not a set of particles.
+
+    Args:
+        particles: candidate PyTree; every leaf must be a floating array `(n, ...)` with the same `n >= 1` and dtype.
+
+    Returns:
+        The number of particles `n` and their dtype.
+
+    Raises:
+        TypeError: a leaf is not a floating array, or the leaves have different dtypes.
+        ValueError: no leaves, no leading axis, no particles, or leaves that disagree about `n`.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(particles)
+    if not leaves:
+        raise ValueError("particles has no array leaves; expected an array (n, d) or a PyTree of arrays (n, ...).")
+    sizes: dict[str, int] = {}
+    dtypes: dict[str, jnp.dtype] = {}
+    for path, leaf in leaves:
+        name = "particles" + jax.tree_util.keystr(path)
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise TypeError(f"{name} is a {type(leaf).__name__}; expected a floating array with a leading axis n.")
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{name} has dtype {leaf.dtype}; only floating leaves can flow. Pass integers, masks and other "
+                "constants as arguments of the target, e.g. Boltzmann(value, tokens)."
+            )
+        if leaf.ndim == 0:
+            raise ValueError(f"{name} is a scalar; expected a leading axis n, e.g. shape (n,) or (n, d).")
+        sizes[name], dtypes[name] = leaf.shape[0], leaf.dtype
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the leaves of particles disagree about the number of particles n: {sizes}.")
+    if len(set(dtypes.values())) > 1:
+        raise TypeError(f"the leaves of particles have different dtypes, cast them to one: {dtypes}.")
+    n, dtype = next(iter(sizes.values())), next(iter(dtypes.values()))
+    if n == 0:
+        raise ValueError("particles holds no particle (n = 0); to transport no sets at all, vmap over an empty axis.")
+    return n, dtype
+
+
+def ravel(particles: Particles) -> tuple[Positions, Callable[[Positions], Particles]]:
+    """Flatten a set of particles to a matrix, and give the way back.
+
+    Args:
+        particles: a checked set of particles, leaves `(n, ...)`.
+
+    Returns:
+        The matrix `(n, d)` and a function from such matrices (any number of rows) to PyTrees.
+    """
+    one = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), particles)
+    _, unravel_one = jax.flatten_util.ravel_pytree(one)
+    matrix = jax.vmap(lambda p: jax.flatten_util.ravel_pytree(p)[0])(particles)
+    return matrix, jax.vmap(unravel_one)
+
+
+def row_norm(x: Float[Array, "n d"]) -> Float[Array, " n"]:
+    """Euclidean norm of each row, with gradient zero (not NaN) at zero rows."""
+    squared = jnp.sum(x * x, axis=-1)
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)

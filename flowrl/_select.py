@@ -1,0 +1,108 @@
+"""Choose one particle of a set: pure functions over the particle axis.
+
+The value that ranks may differ from the value that drove the flow. Particles with a non-finite value are never chosen;
+if all values are non-finite, the first particle is, with its non-finite value.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from flowrl._custom_types import Key, Particle, Particles
+
+
+class Selected(NamedTuple):
+    """One particle of a set.
+
+    Attributes:
+        particle: the particle, without the particle axis.
+        value: its value `()`.
+        index: its place in the set `()`.
+    """
+
+    particle: Particle
+    value: Float[Array, ""]
+    index: Int[Array, ""]
+
+
+def best_of_n(particles: Particles, values: Float[Array, " n"]) -> Selected:
+    """Choose the particle of the highest value.
+
+    Over samples of the reference this is best-of-N, at a known cost in divergence: KL(chosen | reference) is at most
+    log N − (N − 1)/N (`flowrl.bounds.best_of_n_kl`).
+
+    Args:
+        particles: leaves (n, ...).
+        values: selection values (n,).
+
+    Returns:
+        The chosen particle bit for bit, its value and index. Ties go to the first.
+
+    Raises:
+        ValueError: the shapes disagree.
+    """
+    values = _check(particles, values)
+    return _take(particles, values, jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf)))
+
+
+def softmax_select(
+    particles: Particles, values: Float[Array, " n"], selection_temperature: ArrayLike, *, key: Key
+) -> Selected:
+    """Choose a particle with probability ∝ exp(value / selection_temperature).
+
+    Args:
+        particles: leaves (n, ...).
+        values: selection values (n,).
+        selection_temperature: > 0, in the units of the values. It is not the temperature α of a budget.
+        key: randomness.
+
+    Returns:
+        The chosen particle bit for bit, its value and index.
+
+    Raises:
+        ValueError: the shapes disagree.
+    """
+    values = _check(particles, values)
+    logits = jnp.where(jnp.isfinite(values), values / jnp.asarray(selection_temperature, values.dtype), -jnp.inf)
+    return _take(particles, values, _categorical(logits, key))
+
+
+def uniform_select(particles: Particles, values: Float[Array, " n"], *, key: Key) -> Selected:
+    """Choose a particle uniformly among those of finite value: the flow alone, without selection.
+
+    Args:
+        particles: leaves (n, ...).
+        values: selection values (n,); only their finiteness matters.
+        key: randomness.
+
+    Returns:
+        The chosen particle bit for bit, its value and index.
+
+    Raises:
+        ValueError: the shapes disagree.
+    """
+    values = _check(particles, values)
+    return _take(particles, values, _categorical(jnp.where(jnp.isfinite(values), 0, -jnp.inf).astype(values.dtype), key))
+
+
+def _categorical(logits: Float[Array, " n"], key: Key) -> Int[Array, ""]:
+    # With every entry at -inf, argmax gives index 0: the documented fallback.
+    return jnp.argmax(logits + jr.gumbel(key, logits.shape, logits.dtype))
+
+
+def _check(particles: Particles, values: Array) -> Float[Array, " n"]:
+    values = jnp.asarray(values)
+    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(particles)}
+    if values.ndim != 1 or sizes != {values.shape}:
+        raise ValueError(
+            f"values must have shape (n,), one a particle; got {values.shape} for particles with leading axes "
+            f"{sorted(sizes)}. For many sets, vmap the selection."
+        )
+    return values
+
+
+def _take(particles: Particles, values: Float[Array, " n"], index: Int[Array, ""]) -> Selected:
+    return Selected(jax.tree.map(lambda leaf: leaf[index], particles), values[index], index)

@@ -1,0 +1,100 @@
+"""What a transport returns: where the particles are, what was spent, and why it stopped."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from flowrl._custom_types import Particles
+
+
+class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]  (Equinox enumerations extend by subclassing)
+    """How a transport ended. The text of each member is advice.
+
+    Extends `diffrax.RESULTS`, so that results of diffrax, optimistix and lineax pass through unchanged.
+    """
+
+    nonfinite_score = (
+        "The score (the gradient of the target) was non-finite at every particle, so none is left to transport. "
+        "Check the target at the starting particles, lower `step_size`, or use float64."
+    )
+    invalid_budget = (
+        "A traced budget was invalid: a negative or non-finite step size, temperature, displacement cap or scale, or "
+        "a negative number of steps. Nothing was moved."
+    )
+    outside_domain = (
+        "A particle started outside the domain. Nothing was moved. Project the particles first, or widen the domain."
+    )
+
+
+class Solution(eqx.Module):
+    """The result of `flowrl.transport`. `print(solution)` gives a verdict on one screen.
+
+    Attributes:
+        particles: the transported set, same structure, shapes and dtype as the input.
+        values: value of each transported particle `(n,)`: V for `Boltzmann`, log p for `Density`; NaN where it is not
+            finite or the particle was frozen. None for targets that only know a gradient.
+        result: a member of `flowrl.RESULTS`.
+        stats: what was spent, arrays without a particle axis: `steps`; `time` (the sum of the step sizes);
+            `displacement_max` and `displacement_rms` over particles (Euclidean, in the unit of the budget's `scale`);
+            `path_length` (mean over particles of the length travelled); `fraction_at_cap`; `fraction_clipped`
+            (particle-steps that the domain stopped); `nonfinite` (particles frozen because their score was not finite).
+        trajectory: particles at the step counts asked for by `save`, leaves `(len(save), n, ...)`, or None.
+    """
+
+    particles: Particles
+    values: Array | None
+    result: Any
+    stats: dict[str, Array]
+    trajectory: Particles | None = None
+
+    def __str__(self) -> str:
+        """Say in a few lines how far the particles moved, what was spent, why it stopped and what to try."""
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self)):
+            return repr(self)
+        return _verdict(self)
+
+
+def _ending(result: Any) -> str:
+    """Name every way in which the sets ended; one Solution may hold many sets."""
+    if bool(np.all(np.asarray(result == RESULTS.successful))):
+        return "ran all its steps"
+    known = (RESULTS.nonfinite_score, RESULTS.invalid_budget, RESULTS.outside_domain, RESULTS.max_steps_reached)
+    texts = [RESULTS[member] for member in known if bool(np.any(np.asarray(result == member)))]
+    return "; ".join(texts) if texts else RESULTS[result]
+
+
+def _verdict(solution: Solution) -> str:
+    stats = {name: np.asarray(value) for name, value in solution.stats.items()}
+    batch = stats["steps"].shape
+    count = jax.tree.leaves(solution.particles)[0].shape[len(batch)]
+    sets = "one set" if not batch else f"{int(np.prod(batch))} sets"
+
+    def span(name: str) -> str:
+        value = stats[name]
+        if value.size == 0:
+            return "-"
+        low, high = value.min(), value.max()
+        return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+
+    lines = [
+        f"Transport of {sets} of {count} particles",
+        f"  spent    {span('steps')} steps, time {span('time')}",
+        f"  moved    at most {span('displacement_max')}, RMS {span('displacement_rms')}, "
+        f"mean path {span('path_length')}",
+    ]
+    if solution.values is not None and np.asarray(solution.values).size:
+        values = np.asarray(solution.values)
+        if np.isfinite(values).any():
+            lines.append(f"  value    mean {np.nanmean(values):.4g}, best {np.nanmax(values):.4g}")
+    lines.append(f"  ended    {_ending(solution.result)}")
+    if stats["fraction_at_cap"].size and stats["fraction_at_cap"].max() > 0.5:
+        lines.append("  try      most particles ended at max_displacement: the cap, not the steps, is the budget here")
+    if stats["fraction_clipped"].size and stats["fraction_clipped"].max() > 0.5:
+        lines.append("  try      the domain stopped most moves: a smaller step_size, or start further inside")
+    if stats["nonfinite"].size and stats["nonfinite"].max() > 0:
+        lines.append(f"  warning  {int(stats['nonfinite'].sum())} particles were frozen: their score was not finite")
+    return "\n".join(lines)

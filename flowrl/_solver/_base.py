@@ -1,0 +1,155 @@
+"""What a solver is given, what it returns, and the two ways to write one.
+
+`AbstractSolver.solve` marches the whole budget (an adaptive integrator brings its own loop); `AbstractStepSolver` only
+says what one step does and shares the loop of `flowrl._solver._march`.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from equinox import AbstractClassVar
+from jaxtyping import Array, Float
+
+from flowrl._budget import Budget
+from flowrl._custom_types import Key, Mask, Particles, PerParticle, Positions
+from flowrl._flow import AbstractFlow, Field
+from flowrl._misc import ravel, row_norm
+
+
+class Problem(eqx.Module):
+    """One transport, ready to be marched: the flow, its target, the budget in arrays, and where the particles start.
+
+    Attributes:
+        flow: the velocity field.
+        field: the target; its temperature and key are set for each step by `at`.
+        budget: all numbers in the particles' dtype, `temperature` filled in.
+        start: x_0, the particles as the user gave them.
+        key: randomness of the whole transport, or None.
+    """
+
+    flow: AbstractFlow
+    field: Field
+    budget: Budget
+    start: Particles
+    key: Key | None
+
+    def at(self, step: Array) -> tuple[Field, Float[Array, ""], Key | None]:
+        """Give the field, the step size and the solver's own key of one step.
+
+        Args:
+            step: index l = 0, 1, ...
+        """
+        temperature, step_size = _entry(self.budget.temperature, step), _entry(self.budget.step_size, step)
+        target_key = solver_key = None
+        if self.key is not None:
+            target_key, solver_key = jr.split(jr.fold_in(self.key, step))
+        if not self.field.target.stochastic:
+            target_key = None
+        field = eqx.tree_at(
+            lambda f: (f.temperature, f.key), self.field, (temperature, target_key), is_leaf=lambda x: x is None
+        )
+        return field, step_size, solver_key
+
+    def coordinates(self, particles: Particles) -> Positions:
+        """Give the unconstrained coordinates y (n, d) of particles; z = y / scale.
+
+        Args:
+            particles: leaves (n, ...), in the user's coordinates.
+        """
+        domain = self.field.domain
+        return ravel(eqx.filter_vmap(domain.inverse)(particles) if domain.maps else particles)[0]
+
+    def particles(self, coordinates: Positions) -> Particles:
+        """Give particles in the user's coordinates from unconstrained ones.
+
+        Args:
+            coordinates: y, (n, d).
+        """
+        domain = self.field.domain
+        particles = self.field.unravel(coordinates)
+        return eqx.filter_vmap(domain.forward)(particles) if domain.maps else particles
+
+    def restrict(self, coordinates: Positions) -> tuple[Positions, Mask, Mask]:
+        """Apply the domain and the displacement cap to proposed coordinates.
+
+        Args:
+            coordinates: y, (n, d), as a step proposes them.
+
+        Returns:
+            Allowed coordinates, who was stopped by the domain, and who was pulled back by the cap.
+        """
+        domain, cap = self.field.domain, self.budget.max_displacement
+        nobody = jnp.zeros(coordinates.shape[0], bool)
+        clipped = capped = nobody
+        if domain.restricts:
+            inside = ravel(domain.restrict(self.field.unravel(coordinates)))[0]
+            clipped = jnp.any(inside != coordinates, axis=1)
+            coordinates = inside
+        if cap is not None:
+            start = ravel(self.start)[0]
+            move = ravel(self.particles(coordinates))[0] - start
+            distance = row_norm(move / self.field.scale)
+            capped = distance > cap
+            # A few units of rounding are given away so that the certificate |x - x_0| <= D survives float arithmetic.
+            shrunk = cap * (1 - 8 * jnp.finfo(start.dtype).eps)
+            pulled = start + move * (shrunk / jnp.where(capped, distance, 1))[:, None]
+            # The segment lies inside a convex domain up to rounding; restricting once more only shortens the move.
+            pulled = self.coordinates(domain.restrict(self.field.unravel(pulled)))
+            coordinates = jnp.where(capped[:, None], pulled, coordinates)
+        return coordinates, clipped, capped
+
+    def displacement(self, coordinates: Positions) -> PerParticle:
+        """Give |x − x_0| / scale of each particle (n,).
+
+        Args:
+            coordinates: y, (n, d).
+        """
+        return row_norm((ravel(self.particles(coordinates))[0] - ravel(self.start)[0]) / self.field.scale)
+
+
+class March(eqx.Module):
+    """What a solver returns.
+
+    Attributes:
+        coordinates: y, (n, d), at the end.
+        alive: particles that were never frozen.
+        result: a member of `flowrl.RESULTS`.
+        stats: `steps`, `time`, `path_length`, `fraction_at_cap`, `fraction_clipped`.
+        trajectory: coordinates at the saved steps (saved, n, d), or None.
+    """
+
+    coordinates: Positions
+    alive: Mask
+    result: Any
+    stats: dict[str, Array]
+    trajectory: Float[Array, "saved n d"] | None
+
+
+class AbstractSolver(eqx.Module):
+    """How a flow is marched through its budget.
+
+    Attributes:
+        handles_noise: stochastic flows can be marched.
+        handles_restriction: domains that bring particles back after each step can be used.
+        needs_energy: only flows with an energy can be marched.
+    """
+
+    handles_noise: AbstractClassVar[bool]
+    handles_restriction: AbstractClassVar[bool]
+    needs_energy: AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def solve(self, problem: Problem, save: Any) -> March:
+        """March the particles from `problem.start` to the end of the budget.
+
+        Args:
+            problem: flow, field, budget and start.
+            save: where to record the trajectory, as the solver understands it; None for nowhere.
+        """
+
+
+def _entry(x: Array, step: Array) -> Array:
+    return x if x.ndim == 0 else x[step]

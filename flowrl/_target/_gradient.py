@@ -1,0 +1,142 @@
+"""Targets given by a gradient alone: a score network, an amortised value gradient."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn
+
+import jax
+import jax.numpy as jnp
+
+from flowrl._custom_types import Key, Particle, Scalar
+from flowrl._target._base import AbstractTarget
+
+
+class Score(AbstractTarget):
+    """The law p whose score s(x) = ∇ log p(x) is given: ∇U = α s(x)."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    has_value: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
+    vanishes_when_cold: ClassVar[bool] = True
+
+    def __init__(self, score: Callable[..., Any], *args: Any):
+        """Make the target.
+
+        Args:
+            score: function of `(*args, particle)` that returns ∇ log p with the shape of the particle.
+            args: leading arguments of `score`; any PyTrees.
+        """
+        self.function = score
+        self.args = args
+
+    def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
+        """Give α s(x).
+
+        Args:
+            particle: x, without the particle axis.
+            temperature: α > 0.
+            key: unused, the target is deterministic.
+        """
+        del key
+        score = _like(self.function(*self.args, particle), particle, "score")
+        return jax.tree.map(lambda leaf: temperature.astype(leaf.dtype) * leaf, score)
+
+    def potential(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> NoReturn:
+        """Refuse: a score does not determine log p at once.
+
+        Args:
+            particle: unused.
+            temperature: unused.
+            key: unused.
+
+        Raises:
+            TypeError: always.
+        """
+        del particle, temperature, key
+        _no_value("Score", "Density(log_prob)")
+
+    def value(self, particle: Particle) -> NoReturn:
+        """Refuse: a score does not determine log p at once.
+
+        Args:
+            particle: unused.
+
+        Raises:
+            TypeError: always.
+        """
+        del particle
+        _no_value("Score", "Density(log_prob)")
+
+
+class ValueGradient(AbstractTarget):
+    """The law ∝ exp(V/α) whose ∇V is given, for instance by a network fitted to ∇Q (amortised VGF).
+
+    ??? cite "Source"
+        Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026: f(s, a) ≈ ∇_a Q(s, a).
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    has_value: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
+    vanishes_when_cold: ClassVar[bool] = False
+
+    def __init__(self, value_gradient: Callable[..., Any], *args: Any):
+        """Make the target.
+
+        Args:
+            value_gradient: function of `(*args, particle)` that returns ∇V with the shape of the particle.
+            args: leading arguments of `value_gradient`; any PyTrees.
+        """
+        self.function = value_gradient
+        self.args = args
+
+    def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
+        """Give ∇V(x), whatever α.
+
+        Args:
+            particle: x, without the particle axis.
+            temperature: unused: the law gets colder because the entropy of the flow weighs less.
+            key: unused, the target is deterministic.
+        """
+        del temperature, key
+        return _like(self.function(*self.args, particle), particle, "value_gradient")
+
+    def potential(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> NoReturn:
+        """Refuse: a gradient does not determine V at once.
+
+        Args:
+            particle: unused.
+            temperature: unused.
+            key: unused.
+
+        Raises:
+            TypeError: always.
+        """
+        del particle, temperature, key
+        _no_value("ValueGradient", "Boltzmann(value)")
+
+    def value(self, particle: Particle) -> NoReturn:
+        """Refuse: a gradient does not determine V at once.
+
+        Args:
+            particle: unused.
+
+        Raises:
+            TypeError: always.
+        """
+        del particle
+        _no_value("ValueGradient", "Boltzmann(value)")
+
+
+def _like(out: Any, particle: Particle, name: str) -> Particle:
+    """Refuse a gradient that does not have the structure and shapes of the particle it was asked at."""
+    got = jax.tree.map(lambda leaf: jnp.shape(leaf), out)
+    want = jax.tree.map(lambda leaf: jnp.shape(leaf), particle)
+    if got != want:
+        raise ValueError(f"{name} returned shape {got} for one particle of shape {want}; they must be equal.")
+    return jax.tree.map(lambda leaf, x: jnp.asarray(leaf).astype(x.dtype), out, particle)
+
+
+def _no_value(name: str, instead: str) -> NoReturn:
+    raise TypeError(f"{name} knows only a gradient, but this asks for a value. Use {instead}.")

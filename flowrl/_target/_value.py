@@ -1,0 +1,152 @@
+"""Targets given by a scalar function: `Boltzmann` over a value, `Density` by its log."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flowrl._custom_types import Key, Particle, Scalar
+from flowrl._target._base import AbstractTarget
+
+
+class AbstractValueTarget(AbstractTarget):
+    """A target given by a scalar function of a particle; its gradient is taken by autodiff."""
+
+    @abc.abstractmethod
+    def value(self, particle: Particle) -> Float[Array, ""]:
+        """Give V(x), or log p(x).
+
+        Args:
+            particle: x, without the particle axis.
+        """
+
+    def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
+        """Give ∇U(x, α) at one particle, by reverse-mode autodiff.
+
+        Args:
+            particle: x, without the particle axis.
+            temperature: α >= 0.
+            key: unused, the target is deterministic.
+        """
+        return jax.grad(lambda x: self.potential(x, temperature, key=key))(particle)
+
+
+class Boltzmann(AbstractValueTarget):
+    """The law ∝ exp(V(x)/α) of a value V: a Q-function, a reward model, a fitness.
+
+    V(x) = `value(*args, x)`, as `functools.partial(value, *args)` would. `args` and the leaves of `value` (if it is an
+    Equinox module) travel as arrays, so new weights or states never recompile.
+
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import flowrl
+
+        def q(state, action):
+            return -jnp.sum((action - state) ** 2)
+
+        target = flowrl.Boltzmann(q, jnp.ones(2))
+        ```
+
+    ??? cite "Source"
+        Haarnoja et al., *Reinforcement Learning with Deep Energy-Based Policies*, ICML 2017, eq. 3: the policy that
+        maximises E[Q] + α entropy.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    has_value: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = False
+    vanishes_when_cold: ClassVar[bool] = False
+
+    def __init__(self, value: Callable[..., Any], *args: Any):
+        """Make the target.
+
+        Args:
+            value: function of `(*args, particle)` that returns one scalar. Use a named function or a module: a lambda
+                made anew for each call recompiles.
+            args: leading arguments of `value`: states, prompts, masks; any PyTrees.
+        """
+        self.function = value
+        self.args = args
+
+    def value(self, particle: Particle) -> Float[Array, ""]:
+        """Give V(x).
+
+        Args:
+            particle: x, without the particle axis.
+        """
+        return _scalar(self.function(*self.args, particle), "value")
+
+    def potential(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
+        """Give U(x, α) = V(x), whatever α.
+
+        Args:
+            particle: x, without the particle axis.
+            temperature: unused: the law gets colder because the entropy of the flow weighs less.
+            key: unused, the target is deterministic.
+        """
+        del temperature, key
+        return self.value(particle)
+
+
+class Density(AbstractValueTarget):
+    """The law p(x) itself, at every temperature α > 0: U = α log p.
+
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import flowrl
+
+        target = flowrl.Density(lambda x: -0.5 * jnp.sum(x**2))
+        ```
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    has_value: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = False
+    vanishes_when_cold: ClassVar[bool] = True
+
+    def __init__(self, log_prob: Callable[..., Any], *args: Any):
+        """Make the target.
+
+        Args:
+            log_prob: function of `(*args, particle)` that returns log p up to a constant, one scalar.
+            args: leading arguments of `log_prob`: data, hyperparameters; any PyTrees.
+        """
+        self.function = log_prob
+        self.args = args
+
+    def value(self, particle: Particle) -> Float[Array, ""]:
+        """Give log p(x).
+
+        Args:
+            particle: x, without the particle axis.
+        """
+        return _scalar(self.function(*self.args, particle), "log_prob")
+
+    def potential(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
+        """Give U(x, α) = α log p(x).
+
+        Args:
+            particle: x, without the particle axis.
+            temperature: α > 0.
+            key: unused, the target is deterministic.
+        """
+        del key
+        value = self.value(particle)
+        return temperature.astype(value.dtype) * value
+
+
+def _scalar(out: Any, name: str) -> Float[Array, ""]:
+    out = jnp.asarray(out)
+    if out.shape != ():
+        raise ValueError(
+            f"{name} returned shape {out.shape} for one particle; expected one scalar. It is called with a single "
+            "particle, without the particle axis: sum over coordinates, and aggregate an ensemble."
+        )
+    return out

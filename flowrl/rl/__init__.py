@@ -1,0 +1,1 @@
+"""Reinforcement learning by value gradient flow: data, references, critics, training, evaluation."""

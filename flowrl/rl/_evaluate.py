@@ -1,0 +1,116 @@
+"""Evaluation in lockstep: every policy on the same episodes, with the same reference samples.
+
+Lanes take the next (policy, episode) pair from one queue as soon as they are free. An episode's start and randomness
+depend on its number alone, so the results of two policies are paired, and do not depend on the order of the queue.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from flowrl.rl._lanes import Lanes
+from flowrl.rl._policy import Agent, Policy, PolicyTable, act
+
+
+class Evaluation(NamedTuple):
+    """What every policy did in every episode.
+
+    Attributes:
+        returns: undiscounted sums of rewards, (policies, episodes).
+        successes: 1 where the task was solved at the end, (policies, episodes).
+        lengths: steps, (policies, episodes).
+        displacements: root mean square over the episode of the chosen actions' displacement, in the budget's unit of
+            length, (policies, episodes).
+    """
+
+    returns: np.ndarray
+    successes: np.ndarray
+    lengths: np.ndarray
+    displacements: np.ndarray
+
+
+def evaluate(
+    agent: Agent,
+    policies: tuple[Policy, ...],
+    lanes: Lanes,
+    *,
+    episodes: int,
+    seed: int,
+    progress: Callable[[int, int], object] | None = None,
+) -> Evaluation:
+    """Run every policy on the same episodes.
+
+    Args:
+        agent: networks and constants.
+        policies: ways to act.
+        lanes: environments; all are used.
+        episodes: number of episodes a policy, >= 1.
+        seed: of the evaluation; episode e resets to the seed `seed * 100_000 + e` for every policy.
+        progress: called as `progress(done_episodes, total_episodes)`.
+
+    Returns:
+        The `Evaluation`.
+
+    Raises:
+        RuntimeError: an environment failed, or an action was not finite; the message says where.
+        ValueError: no episodes, or policies that cannot be evaluated together.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes must be >= 1, got {episodes}.")
+    table = PolicyTable(policies)
+    key = jr.key(seed)
+    total = len(policies) * episodes
+    queue = [(p, e) for e in range(episodes) for p in range(len(policies))]
+    queue.reverse()
+    shape = (len(policies), episodes)
+    result = Evaluation(np.zeros(shape), np.zeros(shape), np.zeros(shape, int), np.zeros(shape))
+    size = agent.standardizer.mean.shape[0]
+    policy, episode, time = (np.zeros(lanes.size, np.int32) for _ in range(3))
+    observations = np.zeros((lanes.size, size), np.float32)
+    active = np.zeros(lanes.size, bool)
+    done = 0
+
+    def assign(free: list[int]) -> None:
+        seeds = {}
+        for lane in free:
+            if queue:
+                policy[lane], episode[lane] = queue.pop()
+                time[lane], active[lane] = 0, True
+                seeds[lane] = seed * 100_000 + int(episode[lane])
+        for lane, observation in lanes.reset(seeds).items() if seeds else ():
+            observations[lane] = observation
+
+    assign(list(range(lanes.size)))
+    while active.any():
+        acted = act(agent, table, *(jnp.asarray(x) for x in (policy, observations, episode, time)), key)
+        actions, displacement = np.asarray(acted.action), np.asarray(acted.displacement)
+        running = [int(lane) for lane in np.flatnonzero(active)]
+        broken = [lane for lane in running if not np.isfinite(actions[lane]).all()]
+        if broken:
+            lane = broken[0]
+            raise RuntimeError(
+                f"{policies[policy[lane]].name} gave a non-finite action in episode {episode[lane]}, step {time[lane]}: "
+                "the networks have diverged."
+            )
+        finished = []
+        for lane, step in lanes.step({lane: actions[lane] for lane in running}).items():
+            at = (policy[lane], episode[lane])
+            observations[lane] = step.observation
+            time[lane] += 1
+            result.returns[at] += step.reward
+            result.displacements[at] += float(displacement[lane]) ** 2
+            if step.done:
+                result.successes[at] = step.success
+                result.lengths[at] = time[lane]
+                result.displacements[at] = np.sqrt(result.displacements[at] / time[lane])
+                active[lane] = False
+                finished.append(lane)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+        if finished:
+            assign(finished)
+    return result

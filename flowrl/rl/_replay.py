@@ -1,0 +1,122 @@
+"""Offline data on the device, ready for n-step targets."""
+
+from typing import Protocol
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+class TransitionsLike(Protocol):
+    """Arrays of transitions; `flowrl.rl.data.Transitions` is one."""
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    next_observations: np.ndarray
+    masks: np.ndarray
+    terminals: np.ndarray
+
+
+class Standardizer(eqx.Module):
+    """Observations brought to mean 0 and standard deviation 1, with constants of the training data.
+
+    Attributes:
+        mean: (obs,).
+        std: (obs,), at least 1e-3.
+    """
+
+    mean: Float[Array, " obs"]
+    std: Float[Array, " obs"]
+
+    @classmethod
+    def fit(cls, observations: np.ndarray) -> "Standardizer":
+        """Measure the constants.
+
+        Args:
+            observations: (rows, obs).
+        """
+        mean, std = observations.mean(axis=0, dtype=np.float64), observations.std(axis=0, dtype=np.float64)
+        return cls(jnp.asarray(mean, jnp.float32), jnp.asarray(np.maximum(std, 1e-3), jnp.float32))
+
+    def __call__(self, observations: Float[Array, "*batch obs"]) -> Float[Array, "*batch obs"]:
+        """Standardise.
+
+        Args:
+            observations: raw observations.
+        """
+        return (observations - jnp.broadcast_to(self.mean, observations.shape)) / jnp.broadcast_to(
+            self.std, observations.shape
+        )
+
+
+class Replay(eqx.Module):
+    """A fixed set of n-step transitions on the device.
+
+    Attributes:
+        observations: s_t, standardised, (rows, obs).
+        actions: a_t, (rows, act).
+        returns: Σ_{i<m} γ^i r_{t+i}, (rows,).
+        next_observations: s_{t+1}, standardised, (rows, obs); the bootstrap state of row t is that of row `bootstrap`.
+        bootstrap: row t + m − 1, (rows,).
+        discounts: γ^m times the mask (0 where the task ended), (rows,).
+        particles: reference samples at every row's next state, (rows, M, act), or None while they are drawn afresh.
+    """
+
+    observations: Float[Array, "rows obs"]
+    actions: Float[Array, "rows act"]
+    returns: Float[Array, " rows"]
+    next_observations: Float[Array, "rows obs"]
+    bootstrap: Int[Array, " rows"]
+    discounts: Float[Array, " rows"]
+    particles: Float[Array, "rows samples act"] | None = None
+
+
+def make_replay(
+    data: TransitionsLike, standardizer: Standardizer, *, discount: float, n_step: int = 1, reward_scale: float = 1.0
+) -> Replay:
+    """Put transitions on the device with their n-step returns.
+
+    The sum stops at the end of a trajectory (bootstrapping from its last next state) and at the end of the task (no
+    bootstrapping): m = min(n, steps left).
+
+    Args:
+        data: transitions; `masks` end the task, `terminals` end the trajectory.
+        standardizer: applied to both kinds of observations.
+        discount: γ in [0, 1].
+        n_step: n >= 1.
+        reward_scale: factor on every reward.
+
+    Returns:
+        The `Replay`, without cached particles.
+
+    Raises:
+        ValueError: `discount` or `n_step` is out of range.
+    """
+    if not 0 <= discount <= 1:
+        raise ValueError(f"discount must be in [0, 1], got {discount}.")
+    if n_step < 1:
+        raise ValueError(f"n_step must be >= 1, got {n_step}.")
+    rewards = np.asarray(data.rewards, np.float64) * reward_scale
+    rows = rewards.shape[0]
+    stops = (np.asarray(data.terminals) > 0) | (np.asarray(data.masks) == 0)
+    returns = np.zeros(rows)
+    discounts = np.ones(rows)
+    bootstrap = np.arange(rows)
+    running = np.ones(rows, bool)
+    for i in range(n_step):
+        at = np.minimum(np.arange(rows) + i, rows - 1)
+        returns += np.where(running, discounts * rewards[at], 0)
+        bootstrap = np.where(running, at, bootstrap)
+        discounts = np.where(running, discounts * discount, discounts)
+        running &= ~stops[at] & (np.arange(rows) + i + 1 < rows)
+    discounts *= np.asarray(data.masks)[bootstrap]
+    return Replay(
+        observations=standardizer(jnp.asarray(data.observations, jnp.float32)),
+        actions=jnp.asarray(data.actions, jnp.float32),
+        returns=jnp.asarray(returns, jnp.float32),
+        next_observations=standardizer(jnp.asarray(data.next_observations, jnp.float32)),
+        bootstrap=jnp.asarray(bootstrap, jnp.int32),
+        discounts=jnp.asarray(discounts, jnp.float32),
+    )

@@ -1,0 +1,343 @@
+"""Makes D4RL-style locomotion data on this machine, from small behaviour policies that ship with the library.
+
+- `*-medium-local-v0`: rollouts of one soft actor-critic policy, stopped well before it had converged, which samples
+  its actions.
+- `*-medium-replay-local-v0`: rollouts of the snapshots of that run before the one of "medium", evenly spaced from step
+  0 on, the same number of rows from each. This is a *stand-in* for D4RL's replay buffer, not one: within an interval
+  of training the policy stands still.
+
+Neither is comparable with scores published for D4RL (other simulator, environment version and policies): their label
+is "local". An episode is a function of (data set, seed, split, snapshot, index) alone, so neither the number of workers
+nor an interruption changes a byte.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from flowrl.rl.data import _episodes, _store, behaviour
+from flowrl.rl.data._extras import require
+from flowrl.rl.data._ogbench import _present
+from flowrl.rl.data._ogbench_load import validation_path
+from flowrl.rl.data._schema import DataInfo, OfflineDataset, from_dict
+from flowrl.rl.data._source import Environment, Progress, Source
+
+_ENV_IDS = {"halfcheetah": "HalfCheetah-v5", "walker2d": "Walker2d-v5"}
+#: All have gymnasium's usual time limit.
+_MAX_STEPS = 1000
+#: Generous size of a row in memory, to see beforehand whether the data will fit on the disk.
+_BYTES_PER_ROW = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+    """The endless sequence of episodes of one snapshot, of which the first `rows` rows are taken.
+
+    Attributes:
+        split: "train" or "val".
+        snapshot: file name of the policy.
+        rows: how many to take; the last episode is cut there.
+    """
+
+    split: Literal["train", "val"]
+    snapshot: str
+    rows: int
+
+    def shard(self, index: int) -> str:
+        """The file name of an episode."""
+        return f"{self.split}-{Path(self.snapshot).stem}-{index:06d}.npz"
+
+
+def generate(
+    name: str,
+    data_dir: Path,
+    /,
+    *,
+    rows: int,
+    val_rows: int,
+    seed: int,
+    workers: int | None,
+    progress: Progress | None,
+) -> Path:
+    """Makes a data set unless it is there already.
+
+    Args:
+        name: such as "halfcheetah-medium-local-v0".
+        data_dir: the folder of all data sets.
+        rows: training transitions.
+        val_rows: validation transitions.
+        seed: of the data.
+        workers: number of processes; None means one per core. It does not change the data.
+        progress: called as progress(done, total) in episodes; where episodes end early the total is an estimate.
+
+    Returns:
+        The path of the training npz; the validation npz and the manifest are beside it.
+
+    Raises:
+        ImportError: if gymnasium or mujoco is missing and the data are not there yet.
+        OSError: if the directory cannot be written to, or lacks the space.
+        RuntimeError: if a worker died.
+        ValueError: if the files there are damaged or were made from other weights.
+    """
+    folder = data_dir / name / f"local-rows{rows}-val{val_rows}-seed{seed}"
+    parameters = _parameters(name)
+    # First without the lock: data that are complete can be used from a read-only directory.
+    if not _present(folder, name, seed, rows, val_rows, parameters):
+        require("gymnasium", "mujoco")
+        _store.make_dir(folder)
+        with _store.lock(folder / ".lock"):
+            # Another process may have made them while this one waited.
+            if not _present(folder, name, seed, rows, val_rows, parameters):
+                _make(folder, name, parameters, rows, val_rows, seed, workers, progress)
+    return folder / f"{name}.npz"
+
+
+def load(
+    name: str,
+    data_dir: Path,
+    /,
+    *,
+    rows: int,
+    val_rows: int,
+    seed: int,
+    workers: int | None,
+    progress: Progress | None,
+    dataset_path: Path | None,
+) -> OfflineDataset:
+    """Loads a data set, making it first if it is missing; nothing is fetched from a network.
+
+    Args:
+        name: such as "halfcheetah-medium-local-v0".
+        data_dir: the folder of all data sets.
+        rows: as for `generate`, and so are `val_rows`, `seed`, `workers` and `progress`.
+        val_rows: see `rows`.
+        seed: see `rows`.
+        workers: see `rows`.
+        progress: see `rows`.
+        dataset_path: a training npz of the user's, with the keys of `Transitions`; `X-val.npz` stands beside `X.npz`.
+
+    Returns:
+        The data set.
+
+    Raises:
+        OSError: if a file is missing, or cannot be written.
+        ValueError: naming file and field, if a file is damaged or not of the expected form.
+    """
+    path = dataset_path or generate(
+        name, data_dir, rows=rows, val_rows=val_rows, seed=seed, workers=workers, progress=progress
+    )
+    train, validation = (from_dict(_store.read_npz(file), source=str(file)) for file in (path, validation_path(path)))
+    sha256 = _store.sha256_file(path)
+    manifest = _store.read_manifest(path.parent)
+    # Also a path given by the user may be one of ours: the checksum says so.
+    ours = manifest if manifest is not None and manifest.files.get(path.name) == sha256 else None
+    info = DataInfo(
+        name=name,
+        env_id=_env_id(name),
+        label="file" if ours is None else "local",
+        sha256=sha256,
+        versions=_store.versions() if ours is None else ours.versions,
+        success_timing=None,
+        seed=None if ours is None else ours.seed,
+        rows=len(train),
+        metric="return",
+    )
+    return OfflineDataset(train, validation, info)
+
+
+def make_env(name: str, /, *, seed: int | None) -> Environment:
+    """Makes the environment of a data set, with float32 observations and gymnasium's time limit.
+
+    Args:
+        name: such as "halfcheetah-medium-local-v0".
+        seed: of the first `reset()` that is not given one; later resets go on from there. None: not reproducible.
+
+    Returns:
+        The environment.
+
+    Raises:
+        ImportError: naming the extra to install, if gymnasium or mujoco is missing.
+    """
+    return behaviour.make(_env_id(name), seed=seed)
+
+
+def collector(name: str, seed: int, folder: str) -> Callable[..., None]:
+    """Prepares a process for collecting episodes (see `_episodes.run`).
+
+    Args:
+        name: of the data set.
+        seed: of the data set.
+        folder: where the shards go.
+
+    Returns:
+        A function of (split, snapshot, index, shard) that collects one episode and writes it to the file `shard`.
+    """
+    env = behaviour.make(_env_id(name))
+    policies: dict[str, behaviour.TanhGaussian] = {}
+
+    def collect(split: str, snapshot: str, index: int, shard: str) -> None:
+        if snapshot not in policies:
+            policies[snapshot] = behaviour.load_policy(behaviour.FOLDER / snapshot)
+        digest = hashlib.sha256(f"{name}/{seed}/{split}/{snapshot}/{index}".encode()).digest()
+        episode = behaviour.rollout(env, policies[snapshot], np.random.SeedSequence(int.from_bytes(digest, "big")))
+        # Not compressed: a shard lives until the last episode is done.
+        _store.write_npz(Path(folder) / shard, episode._asdict(), compress=False)
+
+    return collect
+
+
+def _env_id(name: str) -> str:
+    """The gymnasium id behind a data-set name."""
+    return _ENV_IDS[name.split("-")[0]]
+
+
+def _parameters(name: str) -> dict[str, Any]:
+    """All that shapes a data set beyond seed and sizes, as JSON values: the environment and the policies' checksums."""
+    env_id = _env_id(name)
+    snapshots = behaviour.provenance()[env_id]["snapshots"]
+    chosen = snapshots[:-1] if "-medium-replay-" in name else snapshots[-1:]
+    return {"env_id": env_id, "policies": {entry["file"]: entry["sha256"] for entry in chosen}}
+
+
+def _make(
+    folder: Path,
+    name: str,
+    parameters: dict[str, Any],
+    rows: int,
+    val_rows: int,
+    seed: int,
+    workers: int | None,
+    progress: Progress | None,
+) -> None:
+    """Collects what is missing and joins it; called with the folder's lock held."""
+    for file, sha256 in parameters["policies"].items():
+        found = _store.sha256_file(behaviour.FOLDER / file)
+        if found != sha256:
+            raise ValueError(
+                f"{behaviour.FOLDER / file}: SHA-256 is {found[:12]}..., but provenance.json says {sha256[:12]}...; "
+                "reinstall the package."
+            )
+    versions = _store.versions()
+    # Shards of another simulator or policy must not be mixed with new ones, so each combination has its folder.
+    key = hashlib.sha256(json.dumps([parameters, versions], sort_keys=True).encode()).hexdigest()[:12]
+    shards = folder / f".shards-{key}"
+    _store.make_dir(shards)
+    # The shards, and then the joined files beside them; the last episode of each stream is longer than needed.
+    policies = list(parameters["policies"])
+    _store.check_space(folder, 2 * (rows + val_rows + 2 * len(policies) * _MAX_STEPS) * _BYTES_PER_ROW)
+    splits = {"train": _streams("train", policies, rows), "val": _streams("val", policies, val_rows)}
+    _collect(name, seed, shards, splits["train"] + splits["val"], workers or os.cpu_count() or 1, progress)
+    files: dict[str, str] = {}
+    for file, split in ((f"{name}.npz", "train"), (f"{name}-val.npz", "val")):
+        parts = [_join(shards, stream) for stream in splits[split]]
+        _store.write_npz(folder / file, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
+        files[file] = _store.sha256_file(folder / file)
+    _store.write_manifest(
+        folder,
+        _store.Manifest(
+            name=name,
+            seed=seed,
+            rows=rows,
+            val_rows=val_rows,
+            parameters=parameters,
+            versions=versions,
+            success_timing=None,
+            files=files,
+        ),
+    )
+    for leftover in folder.glob(".shards-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _streams(split: Literal["train", "val"], policies: Sequence[str], rows: int) -> list[_Stream]:
+    """Shares rows out among policies as evenly as they divide; a policy that gets none has no stream."""
+    share, rest = divmod(rows, len(policies))
+    counts = [share + (i < rest) for i in range(len(policies))]
+    return [_Stream(split, policy, count) for policy, count in zip(policies, counts, strict=True) if count]
+
+
+def _collect(
+    name: str, seed: int, shards: Path, streams: Sequence[_Stream], workers: int, progress: Progress | None
+) -> None:
+    """Collects episodes until every stream has its rows.
+
+    How long an episode lasts is only known afterwards, so this goes in rounds; a surplus episode is not used.
+    """
+    lengths: dict[str, int] = {}
+    while True:
+        plans = [_missing(shards, stream, lengths) for stream in streams]
+        jobs = [job for plan in plans for job in plan]
+        finished, total = len(lengths), len(lengths) + len(jobs)
+
+        def report(total: int = total) -> None:
+            nonlocal finished
+            finished += 1
+            if progress is not None:
+                progress(finished, total)
+
+        if progress is not None:
+            progress(finished, total)
+        if not jobs:
+            return
+        arguments = {"name": name, "seed": seed, "folder": str(shards)}
+        _episodes.run(f"{__name__}:collector", arguments, jobs, workers, report)
+
+
+def _missing(shards: Path, stream: _Stream, lengths: dict[str, int]) -> list[dict[str, Any]]:
+    """The jobs a stream still needs, if the missing episodes are as long as those that are there are on average.
+
+    Args:
+        shards: where finished episodes stand.
+        stream: the stream.
+        lengths: shard to its number of rows; what is found is added.
+    """
+    known, missing, index = [], [], 0
+    while True:
+        guess = sum(known) / len(known) if known else _MAX_STEPS
+        if sum(known) + len(missing) * guess >= stream.rows:
+            return [
+                {"split": stream.split, "snapshot": stream.snapshot, "index": i, "shard": stream.shard(i)}
+                for i in missing
+            ]
+        shard = stream.shard(index)
+        if shard not in lengths and (shards / shard).exists():
+            lengths[shard] = _store.read_npz(shards / shard)["rewards"].shape[0]
+        if shard in lengths:
+            known.append(lengths[shard])
+        else:
+            missing.append(index)
+        index += 1
+
+
+def _join(shards: Path, stream: _Stream) -> dict[str, np.ndarray]:
+    """A stream's rows; where the last episode is cut the trajectory ends (`terminals`), but the task does not."""
+    parts, have, index = [], 0, 0
+    while have < stream.rows:
+        parts.append(_store.read_npz(shards / stream.shard(index)))
+        have += parts[-1]["rewards"].shape[0]
+        index += 1
+    joined = {key: np.concatenate([part[key] for part in parts])[: stream.rows] for key in parts[0]}
+    joined["terminals"][-1] = 1.0
+    return joined
+
+
+_NAMES = tuple(f"{env}-{kind}-local-v0" for env in _ENV_IDS for kind in ("medium", "medium-replay"))
+
+#: What the registry merges.
+SOURCES = {
+    "locomotion": Source(
+        env_names=_NAMES,
+        dataset_names=_NAMES,
+        metric="return",
+        generate=generate,
+        load=load,
+        make_env=make_env,
+    )
+}

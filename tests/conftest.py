@@ -1,0 +1,31 @@
+"""Settings that hold for every test: strict promotion, double precision, a key of its own for each test."""
+
+import os
+import zlib
+
+os.environ.setdefault("MUJOCO_GL", "disabled")  # the simulators are stepped, never drawn
+
+import hypothesis
+import jax
+import jax.random as jr
+import pytest
+
+# Double precision unless FLOWRL_TEST_X64=0. It must be set before the first array is made, so it is not a fixture.
+X64 = os.environ.get("FLOWRL_TEST_X64", "1") != "0"
+jax.config.update("jax_enable_x64", X64)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# No persistent compilation cache: without a size limit JAX writes its entries in place, and a second pytest worker can
+# read one that is half written.
+
+# Each new shape is a compilation, so few examples; derandomised, so that a failure today is a failure tomorrow.
+hypothesis.settings.register_profile("flowrl", max_examples=20, deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("flowrl")
+
+
+@pytest.fixture
+def key(request):
+    """A key made from the test's own name: the same in every run and in any order, another for every test."""
+    name = request.node.nodeid.split("@")[0]  # pytest-xdist appends "@group"
+    return jr.key(zlib.crc32(name.encode()))
