@@ -158,10 +158,10 @@ def _check_range(name: str, x: Array, ok: Array, expected: str) -> None:
 
 
 def spread(samples: ArrayLike, *, floor: float = 1e-3) -> Array:
-    """Measure the within-state spread of a reference: the unit in which a budget is best stated.
+    r"""Measure the within-state spread of a reference: the unit in which a budget is best stated.
 
     The root mean square over states of the standard deviation over particles, per coordinate:
-    $s_c = \\sqrt{\\operatorname{mean}_b \\operatorname{var}_i x_{bic}}$.
+    $s_c = \sqrt{\operatorname{mean}_b \operatorname{var}_i x_{bic}}$.
 
     Args:
         samples: reference samples `(..., n, d)`; leading axes are states, `n >= 2` samples a state.

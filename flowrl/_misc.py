@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.core
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np

@@ -4,8 +4,7 @@ The value that ranks may differ from the value that drove the flow. Particles wi
 if all values are non-finite, the first particle is, with its non-finite value.
 """
 
-from typing import NamedTuple
-
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -14,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from flowrl._custom_types import Key, Particle, Particles
 
 
-class Selected(NamedTuple):
+class Selected(eqx.Module):
     """One particle of a set.
 
     Attributes:
@@ -85,7 +84,8 @@ def uniform_select(particles: Particles, values: Float[Array, " n"], *, key: Key
         ValueError: the shapes disagree.
     """
     values = _check(particles, values)
-    return _take(particles, values, _categorical(jnp.where(jnp.isfinite(values), 0, -jnp.inf).astype(values.dtype), key))
+    logits = jnp.where(jnp.isfinite(values), 0, -jnp.inf).astype(values.dtype)
+    return _take(particles, values, _categorical(logits, key))
 
 
 def _categorical(logits: Float[Array, " n"], key: Key) -> Int[Array, ""]:

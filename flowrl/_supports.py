@@ -36,13 +36,16 @@ def supports(flow: AbstractFlow, solver: AbstractSolver, domain: AbstractDomain)
     """
     names = f"{type(flow).__name__} with {type(solver).__name__}"
     if isinstance(flow, AbstractStochasticFlow) and not solver.handles_noise:
-        return Support(False, f"{names}: this solver cannot march a stochastic flow (it would rescale its noise); use Euler().")
+        return _no(f"{names}: this solver cannot march a stochastic flow (it would rescale its noise); use Euler().")
     if domain.restricts and not solver.handles_restriction:
-        return Support(
-            False,
-            f"{type(solver).__name__} in {type(domain).__name__}: bringing particles back after a step is not an ordinary "
-            "differential equation; use Euler(), or a domain that maps.",
+        return _no(
+            f"{type(solver).__name__} in {type(domain).__name__}: bringing particles back after a step is not an "
+            "ordinary differential equation; use Euler(), or a domain that maps."
         )
     if solver.needs_energy and not flow.has_energy:
-        return Support(False, f"{names}: this solver minimises the flow's energy and {type(flow).__name__} has none.")
-    return Support(True, "")
+        return _no(f"{names}: this solver minimises the flow's energy and {type(flow).__name__} has none.")
+    return Support(supported=True, reason="")
+
+
+def _no(reason: str) -> Support:
+    return Support(supported=False, reason=reason)

@@ -109,8 +109,8 @@ class Transport(eqx.Module):
             inside = concrete(self.domain.contains(particles))
             if inside is not None and not inside.all():
                 raise ValueError(
-                    f"{int((~inside).sum())} of {inside.size} particles start outside {type(self.domain).__name__} (first: "
-                    f"index {int(np.argmin(inside))}); bring them inside first, e.g. with domain.restrict(particles)."
+                    f"{int((~inside).sum())} of {inside.size} particles start outside {type(self.domain).__name__} "
+                    f"(first: index {int(np.argmin(inside))}); bring them inside, e.g. by domain.restrict(particles)."
                 )
 
 
@@ -184,7 +184,9 @@ def _resolve(budget: Budget, particles: Particles, dtype: Any) -> Budget:
         except ValueError as error:
             shapes = jax.tree.map(lambda leaf: leaf.shape[1:], particles)
             got = jax.tree.map(jnp.shape, budget.scale)
-            raise ValueError(f"scale of shape {got} does not broadcast against one particle of shape {shapes}.") from error
+            raise ValueError(
+                f"scale of shape {got} does not broadcast against a particle of shape {shapes}."
+            ) from error
         scale = ravel(jax.tree.map(lambda leaf: leaf[None], unit))[0]
     temperature = jnp.ones((), dtype) if budget.temperature is None else budget.temperature.astype(dtype)
     cap = None if budget.max_displacement is None else budget.max_displacement.astype(dtype)

@@ -1,7 +1,7 @@
 """What a budget certifies about the distance between the start and the end of a transport.
 
-All bounds hold for the empirical measures of the two sets of particles, under the coupling of each particle with itself.
-With the Gaussian kernel k(x, y) = exp(−|x − y|²/2σ²): 0 < k <= 1 and |∇k| <= 1/(σ√e).
+All bounds hold for the empirical measures of the two sets, under the coupling of each particle with itself. With the
+Gaussian kernel k(x, y) = exp(−|x − y|²/2σ²): 0 < k <= 1 and |∇k| <= 1/(σ√e).
 
 ??? cite "Source"
     Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026, bound on MMD²(μ, π_N^L).
@@ -14,7 +14,7 @@ from flowrl._budget import Budget
 
 
 def displacement(budget: Budget, gradient_bound: ArrayLike, sigma: ArrayLike) -> Float[Array, ""]:
-    """Bound how far any particle moves: $Δ = \\sum_l ε_l (c + α_l / (σ \\sqrt{e}))$, capped by `max_displacement`.
+    r"""Bound how far any particle moves: $Δ = \sum_l ε_l (c + α_l / (σ \sqrt{e}))$, capped by `max_displacement`.
 
     For `Euler` with `SVGD(RBF(FixedBandwidth(σ)))` and |∇V| <= c along the way, also in a convex domain by projection.
     Void for `Optax`, whose steps do not scale with the gradient. In units of the budget's `scale`, if it has one.
@@ -35,9 +35,9 @@ def displacement(budget: Budget, gradient_bound: ArrayLike, sigma: ArrayLike) ->
 
 
 def mmd_squared(budget: Budget, gradient_bound: ArrayLike, sigma: ArrayLike) -> Float[Array, ""]:
-    """Bound the squared maximum mean discrepancy between start and end: the paper's theorem in this library's units.
+    r"""Bound the squared maximum mean discrepancy between start and end: the paper's theorem in this library's units.
 
-    $$\\mathrm{MMD}^2 \\le \\frac{2}{σ\\sqrt{e}} \\sum_l ε_l \\Bigl( c + \\frac{α_l}{σ\\sqrt{e}} \\Bigr)$$
+    $$\mathrm{MMD}^2 \le \frac{2}{σ\sqrt{e}} \sum_l ε_l \Bigl( c + \frac{α_l}{σ\sqrt{e}} \Bigr)$$
 
     The paper writes its step ε φ with φ = k∇V/α + ∇k; here v = α φ and `step_size` = ε/α, hence c in place of c/α.
 

@@ -22,6 +22,11 @@ class Field(eqx.Module):
     Attributes:
         temperature: α of this step.
         key: randomness of this step, or None.
+        target: the density.
+        domain: gives x = T(y).
+        scale: unit of length of each coordinate.
+        entropic: the flow has an entropy, so mapped coordinates gain the Jacobian.
+        unravel: gives back the structure of the particles.
     """
 
     temperature: Scalar

@@ -9,9 +9,9 @@ from flowrl._kernel import RBF, AbstractKernel
 
 
 class SVGD(AbstractFlow):
-    """Stein variational gradient descent, the kernelised gradient flow of the free energy −E[V] + α E[log q].
+    r"""Stein variational gradient descent, the kernelised gradient flow of the free energy −E[V] + α E[log q].
 
-    $$v(x) = \\frac{1}{n} \\sum_j k(x_j, x) ∇V(x_j) + α ∇_{x_j} k(x_j, x)$$
+    $$v(x) = \frac{1}{n} \sum_j k(x_j, x) ∇V(x_j) + α ∇_{x_j} k(x_j, x)$$
 
     The first term climbs the value, the second keeps particles apart. α = 1 with `Density` is the textbook case; α = 0
     is the form of the VGF paper's experiments. The paper's own step ε φ with φ = k∇V/α + ∇k is `step_size = ε / α`.

@@ -22,7 +22,7 @@ class AbstractKernel(eqx.Module):
 
     @abc.abstractmethod
     def stein(self, positions: Positions, gradient: Positions, alive: Mask, temperature: Scalar) -> Positions:
-        """Give the Stein direction $v_i = \\frac{1}{n} \\sum_j k(x_j, x_i) g_j + α ∇_{x_j} k(x_j, x_i)$.
+        r"""Give the Stein direction $v_i = \frac{1}{n} \sum_j k(x_j, x_i) g_j + α ∇_{x_j} k(x_j, x_i)$.
 
         Args:
             positions: x, (n, d).

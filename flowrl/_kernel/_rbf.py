@@ -35,10 +35,10 @@ class RBF(AbstractKernel):
         return jnp.exp(-squared_distances(x - shift, y - shift) / (2 * variance))
 
     def stein(self, positions: Positions, gradient: Positions, alive: Mask, temperature: Scalar) -> Positions:
-        """Give the Stein direction in closed form, by blocks of rows.
+        r"""Give the Stein direction in closed form, by blocks of rows.
 
         With ∇_{x_j} k(x_j, x_i) = k(x_j, x_i) (x_i − x_j)/σ² the sum is two matrix products,
-        $v_i = \\frac{1}{n} ( \\sum_j k_{ij} (g_j − \\frac{α}{σ²} x_j) + \\frac{α}{σ²} x_i \\sum_j k_{ij} )$.
+        $v_i = \frac{1}{n} ( \sum_j k_{ij} (g_j − \frac{α}{σ²} x_j) + \frac{α}{σ²} x_i \sum_j k_{ij} )$.
 
         Args:
             positions: x, (n, d).

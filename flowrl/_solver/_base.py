@@ -42,6 +42,7 @@ class Problem(eqx.Module):
         Args:
             step: index l = 0, 1, ...
         """
+        assert self.budget.temperature is not None  # filled in at the door
         temperature, step_size = _entry(self.budget.temperature, step), _entry(self.budget.step_size, step)
         target_key = solver_key = None
         if self.key is not None:

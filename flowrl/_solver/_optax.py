@@ -16,8 +16,8 @@ class Optax(AbstractStepSolver):
     """Steps by an optimiser: it is fed −velocity, and x ← x + ε × its update.
 
     With `optax.adam(1.0)` (the default) the steps are scale-free: a coordinate moves by about ε a step, whatever the
-    scale of the value, so after L steps it has moved about L ε. The optimiser's state starts anew in every transport and
-    belongs to one set of particles. Stochastic flows are refused: rescaling noise changes the law it samples.
+    scale of the value, so after L steps it has moved about L ε. The optimiser's state starts anew in every transport
+    and belongs to one set of particles. Stochastic flows are refused: rescaling noise changes the law it samples.
 
     Attributes:
         optimiser: a complete optax optimiser of unit learning rate; the step size belongs to the budget.

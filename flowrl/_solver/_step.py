@@ -51,7 +51,8 @@ class AbstractStepSolver(AbstractSolver):
             key: randomness of this step for stochastic flows, else None.
 
         Returns:
-            The proposed move of z (n, d), the next state, and who is still alive. Moves of frozen particles are ignored.
+            The proposed move of z (n, d), the next state, and who is still alive. Frozen particles stay, whatever is
+            proposed for them.
         """
 
     def solve(self, problem: Problem, save: Sequence[int] | None) -> March:
@@ -136,5 +137,5 @@ def _slots(save: Sequence[int] | None, bound: int) -> tuple[np.ndarray, int]:
     slots = np.asarray(tuple(save))
     fine = slots.ndim == 1 and slots.size and np.issubdtype(slots.dtype, np.integer)
     if not fine or (np.diff(slots) <= 0).any() or slots[0] < 0 or slots[-1] > bound:
-        raise ValueError(f"save must be increasing step counts between 0 and {bound}, e.g. (0, 1, {bound}); got {save}.")
+        raise ValueError(f"save must be increasing step counts between 0 and {bound}; got {save}.")
     return slots, len(slots)

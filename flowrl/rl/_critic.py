@@ -19,7 +19,7 @@ class AbstractAggregate(eqx.Module):
     """A rule that turns the members' values into one."""
 
     @abc.abstractmethod
-    def __call__(self, values: Float[Array, "members *rest"]) -> Float[Array, "*rest"]:
+    def __call__(self, values: Float[Array, "members ..."]) -> Float[Array, "..."]:
         """Aggregate over the leading axis.
 
         Args:
@@ -30,7 +30,7 @@ class AbstractAggregate(eqx.Module):
 class Mean(AbstractAggregate):
     """The mean of the members."""
 
-    def __call__(self, values: Float[Array, "members *rest"]) -> Float[Array, "*rest"]:
+    def __call__(self, values: Float[Array, "members ..."]) -> Float[Array, "..."]:
         """Give the mean over the leading axis.
 
         Args:
@@ -42,7 +42,7 @@ class Mean(AbstractAggregate):
 class Minimum(AbstractAggregate):
     """The smallest of the members (clipped double Q-learning)."""
 
-    def __call__(self, values: Float[Array, "members *rest"]) -> Float[Array, "*rest"]:
+    def __call__(self, values: Float[Array, "members ..."]) -> Float[Array, "..."]:
         """Give the minimum over the leading axis.
 
         Args:
@@ -60,7 +60,7 @@ class LowerConfidence(AbstractAggregate):
 
     kappa: float = 1.0
 
-    def __call__(self, values: Float[Array, "members *rest"]) -> Float[Array, "*rest"]:
+    def __call__(self, values: Float[Array, "members ..."]) -> Float[Array, "..."]:
         """Give mean − κ std over the leading axis.
 
         Args:
@@ -81,9 +81,7 @@ class Critic(eqx.Module):
 
     members: MLP
 
-    def __init__(
-        self, observation_size: int, action_size: int, hidden: Sequence[int], members: int, *, key: Key
-    ):
+    def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], members: int, *, key: Key):
         """Make the ensemble.
 
         Args:

@@ -85,15 +85,16 @@ def evaluate(
 
     assign(list(range(lanes.size)))
     while active.any():
-        acted = act(agent, table, *(jnp.asarray(x) for x in (policy, observations, episode, time)), key)
+        lane_arrays = (jnp.asarray(policy), jnp.asarray(observations), jnp.asarray(episode), jnp.asarray(time))
+        acted = act(agent, table, *lane_arrays, key)
         actions, displacement = np.asarray(acted.action), np.asarray(acted.displacement)
         running = [int(lane) for lane in np.flatnonzero(active)]
         broken = [lane for lane in running if not np.isfinite(actions[lane]).all()]
         if broken:
             lane = broken[0]
             raise RuntimeError(
-                f"{policies[policy[lane]].name} gave a non-finite action in episode {episode[lane]}, step {time[lane]}: "
-                "the networks have diverged."
+                f"{policies[policy[lane]].name} gave a non-finite action in episode {episode[lane]}, step {time[lane]}:"
+                " the networks have diverged."
             )
         finished = []
         for lane, step in lanes.step({lane: actions[lane] for lane in running}).items():

@@ -1,9 +1,10 @@
 """Environments in a few processes, stepped in lockstep.
 
-Not `gymnasium.vector`: its asynchronous form wants one process an environment (150 MB each for OGBench), and neither form
-can leave a finished lane alone, which here would cost as much as an unfinished one.
+Not `gymnasium.vector`: its asynchronous form wants one process an environment (150 MB each for OGBench), and neither
+form can leave a finished lane alone, which here would cost as much as an unfinished one.
 """
 
+import contextlib
 import multiprocessing
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -106,10 +107,8 @@ class Lanes:
     def close(self) -> None:
         """Stop the processes; safe to call twice."""
         for pipe in self._pipes:
-            try:
+            with contextlib.suppress(OSError):  # the process may be gone already
                 pipe.send(("close", {}))
-            except (BrokenPipeError, OSError):
-                pass
             pipe.close()
         self._pipes = []
         for process in self._processes:

@@ -165,7 +165,11 @@ def _act(agent: Agent, table: PolicyTable, policy: Array, state: Array, key: Key
     start = drawn[: table.flowing]
     steps, budget = table.steps[policy], agent.vgf.train_budget
     budget = Budget(
-        steps, table.step_size[policy], budget.temperature, scale=scale, max_steps=table.longest,
+        steps,
+        table.step_size[policy],
+        budget.temperature,
+        scale=scale,
+        max_steps=table.longest,
         max_displacement=budget.max_displacement,
     )
     flowed = transported(agent.vgf, networks.critic, state, start, budget).particles

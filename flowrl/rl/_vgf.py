@@ -3,7 +3,8 @@
 The policy is never a network. Particles drawn from the reference μ(·|s) are transported toward exp(Q(s, ·)/α) until a
 budget is spent; the set that arrives is the policy. Training bootstraps from it:
 
-    y = Σ_{i<m} γ^i r_{t+i} + γ^m · mean_i Q_target(s', a_i),   a_1..a_N = transport(Boltzmann(Q, s'), μ-samples, budget)
+    y = Σ_{i<m} γ^i r_{t+i} + γ^m · mean_i Q_target(s', a_i),
+    a_1, ..., a_N = transport(Boltzmann(Q, s'), samples of μ(·|s'), budget)
 
 ??? cite "Source"
     Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026 (arXiv 2604.14265), algorithm 1.
@@ -299,9 +300,7 @@ def critic_update(
     solution = jax.vmap(lambda s, a: transported(vgf, state.critic, s, a, budget))(next_observations, start)
     particles = jax.lax.stop_gradient(solution.particles)
     targets = jax.lax.stop_gradient(
-        td_target(
-            vgf, state.target_critic, replay.returns[rows], replay.discounts[rows], next_observations, particles
-        )
+        td_target(vgf, state.target_critic, replay.returns[rows], replay.discounts[rows], next_observations, particles)
     )
     loss, gradient = eqx.filter_value_and_grad(critic_loss)(
         state.critic, replay.observations[rows], replay.actions[rows], targets
@@ -356,7 +355,7 @@ def train_critic(vgf: VGF, state: VGFState, replay: Replay, updates: int) -> tup
         ValueError: the reference is frozen but its samples are not cached.
     """
     if vgf.frozen_reference and replay.particles is None:
-        raise ValueError("a frozen reference needs cached samples: replay, state = cache_particles(vgf, state, replay).")
+        raise ValueError("a frozen reference needs cached samples: call cache_particles(vgf, state, replay, key=key).")
     return _critic_interval((vgf, replay, updates), state)
 
 

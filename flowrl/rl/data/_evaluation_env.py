@@ -12,9 +12,9 @@ from flowrl.rl.data._source import Environment
 def evaluation_env(env_id: str, *, seed: int | None) -> Environment:
     """Makes a gymnasium environment whose episodes are a function of the seed.
 
-    Left alone, OGBench's are not: its robot arms take a few actions from an unseeded space at every reset, and its
-    mazes draw from NumPy's global generator, so that one environment's episodes depend on what every other one does in
-    between. Here each environment has its own stream.
+    Left alone, OGBench's are not. Its mazes draw from NumPy's global generator, so that one environment's episodes
+    depend on what every other one does in between; its robot arms draw the actions that lead to `info["goal"]` from an
+    unseeded space. Here each environment has its own stream.
 
     Args:
         env_id: gymnasium id, such as "puzzle-3x3-singletask-task1-v0".
@@ -38,7 +38,7 @@ def evaluation_env(env_id: str, *, seed: int | None) -> Environment:
             self._actions = inner.action_space
             kind = type(inner)
             if isinstance(getattr(kind, "action_space", None), property):
-                # A robot arm makes a new space at every access; give it one that can be seeded.
+                # A robot arm makes a new space (and a warning) at every access; give it one that can be seeded.
                 actions = self._actions
                 inner.__class__ = type(kind.__name__, (kind,), {"action_space": property(lambda _: actions)})
             self.action_space = self._actions

@@ -1,4 +1,4 @@
-"""Keeps the simulators' side effects (NumPy's global generator, one warning) away from the caller."""
+"""Keeps the simulators' side effects (NumPy's global generator, warnings) away from the caller."""
 
 import contextlib
 import warnings
@@ -19,7 +19,12 @@ def own_global_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drops gymnasium's remark, at every environment made, that float64 limits become float32."""
+    """Drops two remarks that say nothing about the data, and that every user would see.
+
+    Gymnasium's, at every environment made, that float64 limits become float32; and the window library's, which MuJoCo
+    brings in, that there is no display.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing", category=UserWarning)
         yield

@@ -51,18 +51,16 @@ def load(
             if dataset_path is not None:
                 check_file(path, env, name)
                 check_file(validation_path(path), env, name)
-            train, validation = ogbench.make_env_and_datasets(
-                name, dataset_path=str(path), dataset_only=True, cur_env=env
-            )
+            # With dataset_only it is always a pair of dictionaries; its type says "or many other things".
+            splits: Any = ogbench.make_env_and_datasets(name, dataset_path=str(path), dataset_only=True, cur_env=env)
             # Private, but nowhere else does an environment say it; a result row must.
             timing = getattr(env.unwrapped, "_success_timing", None)
         finally:
             env.close()
-    splits = [
-        from_dict(arrays, source=str(file)) for arrays, file in ((train, path), (validation, validation_path(path)))
-    ]
-    info = _info(name, env_id, path, splits[0], timing)
-    return OfflineDataset(splits[0], splits[1], info)
+    files = (path, validation_path(path))
+    train, validation = (from_dict(arrays, source=str(file)) for arrays, file in zip(splits, files, strict=True))
+    info = _info(name, env_id, path, train, timing)
+    return OfflineDataset(train, validation, info)
 
 
 def validation_path(path: Path) -> Path:
