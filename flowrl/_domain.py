@@ -143,8 +143,8 @@ class Box(AbstractDomain):
         self.low = jax.tree.map(jnp.asarray, low)
         self.high = jax.tree.map(jnp.asarray, high)
         for a, b in zip(jax.tree.leaves(self.low), jax.tree.leaves(self.high), strict=True):
-            ok = concrete(jnp.all(a < b))
-            if ok is not None and not ok:
+            below, above = concrete(a), concrete(b)
+            if below is not None and above is not None and not np.all(below < above):
                 raise ValueError(f"Box needs low < high in every coordinate, got low={np.asarray(a)}, high={b}.")
 
     def contains(self, particles: Particles) -> Bool[Array, " n"]:

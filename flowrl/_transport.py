@@ -75,7 +75,7 @@ class Transport(eqx.Module):
         particles = jax.tree.map(jnp.asarray, particles)
         _, dtype = check_particles(particles)
         self._check(target, particles, budget, key)
-        save = tuple(save) if isinstance(save, Sequence) else save
+        save = tuple(np.asarray(save).tolist()) if isinstance(save, Sequence | np.ndarray | jax.Array) else save
         solution = _run(self, target, particles, _resolve(budget, particles, dtype), key, save)
         if throw:
             solution = solution.result.error_if(solution, solution.result != RESULTS.successful)

@@ -60,9 +60,9 @@ def masked_median(values: Float[Array, "..."], mask: Bool[Array, "..."]) -> Floa
     total = jnp.sum(mask.astype(jnp.int32))
     ranks = jnp.stack([(total - 1) // 2, total // 2])
 
-    def refine(i: Array, low: Array) -> Array:
+    def refine(i: int | Array, low: Array) -> Array:
         # Invariant: fewer than or exactly `rank` entries lie below `low`, the answer has `low` as its leading bits.
-        trial = low | (jnp.ones((), word) << (bits - 1 - i).astype(word))
+        trial = low | (jnp.ones((), word) << jnp.asarray(bits - 1 - i, word))
         below = jax.vmap(lambda t: jnp.sum(((codes < t) & mask).astype(jnp.int32)))(trial)
         return jnp.where(below <= ranks, trial, low)
 

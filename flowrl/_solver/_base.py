@@ -8,6 +8,7 @@ import abc
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 from equinox import AbstractClassVar
@@ -97,6 +98,9 @@ class Problem(eqx.Module):
             # A few units of rounding are given away so that the certificate |x - x_0| <= D survives float arithmetic.
             shrunk = cap * (1 - 8 * jnp.finfo(start.dtype).eps)
             pulled = start + move * (shrunk / jnp.where(capped, distance, 1))[:, None]
+            # One unit in the last place back toward the start: far from the origin, rounding the sum may have added it.
+            constant = jax.lax.stop_gradient(pulled)
+            pulled = pulled + (jnp.nextafter(constant, jax.lax.stop_gradient(start)) - constant)
             # The segment lies inside a convex domain up to rounding; restricting once more only shortens the move.
             pulled = self.coordinates(domain.restrict(self.field.unravel(pulled)))
             coordinates = jnp.where(capped[:, None], pulled, coordinates)

@@ -67,6 +67,7 @@ class AbstractStepSolver(AbstractSolver):
             ValueError: `save` is not such a sequence.
         """
         bound, steps = problem.budget.bound, problem.budget.steps
+        steps = steps if isinstance(steps, int) else jnp.minimum(steps, bound)
         slots, saved = _slots(save, bound)
         start = problem.coordinates(problem.start)
         everyone = jnp.ones(start.shape[0], bool)
@@ -82,8 +83,8 @@ class AbstractStepSolver(AbstractSolver):
             trajectory=jnp.broadcast_to(start, (saved, *start.shape)),
         )
 
-        def body(l: Count, carry: _Carry) -> _Carry:
-            field, step_size, key = problem.at(l)
+        def body(l: int | Count, carry: _Carry) -> _Carry:
+            field, step_size, key = problem.at(jnp.asarray(l))
             scale = field.scale
             move, state, alive = self.step(
                 problem.flow, field, carry.coordinates / scale, carry.alive, carry.state, step_size, key

@@ -84,7 +84,7 @@ class MLP(eqx.Module):
         self.norm_shift = tuple(jnp.zeros(width, jnp.float32) for width in hidden) if layer_norm else ()
         self.activation = activation
 
-    def __call__(self, *inputs: Float[Array, " size"]) -> Float[Array, " outputs"]:
+    def __call__(self, *inputs: Float[Array, " _"]) -> Float[Array, " outputs"]:
         """Evaluate the network at one point.
 
         Args:

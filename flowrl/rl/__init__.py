@@ -1,1 +1,24 @@
 """Reinforcement learning by value gradient flow: data, references, critics, training, evaluation."""
+
+from flowrl.rl import data as data, presets as presets
+from flowrl.rl._authors import AuthorsSVGD as AuthorsSVGD
+from flowrl.rl._critic import (
+    AbstractAggregate as AbstractAggregate,
+    Critic as Critic,
+    LowerConfidence as LowerConfidence,
+    Mean as Mean,
+    Minimum as Minimum,
+)
+from flowrl.rl._evaluate import Evaluation as Evaluation, evaluate as evaluate
+from flowrl.rl._lanes import Lanes as Lanes, Stepped as Stepped
+from flowrl.rl._policy import Acted as Acted, Agent as Agent, Policy as Policy, PolicyTable as PolicyTable, act as act
+from flowrl.rl._reference import FlowReference as FlowReference
+from flowrl.rl._replay import Replay as Replay, Standardizer as Standardizer, make_replay as make_replay
+from flowrl.rl._vgf import (
+    VGF as VGF,
+    VGFState as VGFState,
+    cache_particles as cache_particles,
+    init as init,
+    train_critic as train_critic,
+    train_reference as train_reference,
+)

@@ -1,9 +1,11 @@
 """Evaluation in lockstep: every policy on the same episodes, with the same reference samples.
 
-Lanes take the next (policy, episode) pair from one queue as soon as they are free. An episode's start and randomness
-depend on its number alone, so the results of two policies are paired, and do not depend on the order of the queue.
+Lanes take the next (policy, episode) pair from their block's queue as soon as they are free. An episode's start and
+randomness depend on its number alone, so the results of two policies are paired, and do not depend on the order of the
+queues.
 """
 
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -60,11 +62,11 @@ def evaluate(
     """
     if episodes < 1:
         raise ValueError(f"episodes must be >= 1, got {episodes}.")
-    table = PolicyTable(policies)
+    table = PolicyTable(policies, lanes.size)
     key = jr.key(seed)
     total = len(policies) * episodes
-    queue = [(p, e) for e in range(episodes) for p in range(len(policies))]
-    queue.reverse()
+    waiting = [deque((p, e) for e in range(episodes) for p in block.policies) for block in table.blocks]
+    queues = {lane: queue for block, queue in zip(table.blocks, waiting, strict=True) for lane in block.lanes}
     shape = (len(policies), episodes)
     result = Evaluation(np.zeros(shape), np.zeros(shape), np.zeros(shape, int), np.zeros(shape))
     size = agent.standardizer.mean.shape[0]
@@ -76,8 +78,8 @@ def evaluate(
     def assign(free: list[int]) -> None:
         seeds = {}
         for lane in free:
-            if queue:
-                policy[lane], episode[lane] = queue.pop()
+            if queues[lane]:
+                policy[lane], episode[lane] = queues[lane].popleft()
                 time[lane], active[lane] = 0, True
                 seeds[lane] = seed * 100_000 + int(episode[lane])
         for lane, observation in lanes.reset(seeds).items() if seeds else ():

@@ -1,11 +1,11 @@
 """How a trained agent acts: candidates from the reference, transported within a test budget, one selected.
 
-All policies of one evaluation (budgets, controls, best-of-N) are rows of arrays, so one compiled program serves them
-all, and each acts on the same reference samples in the same episode at the same time.
+All policies of one evaluation (budgets, controls, best-of-N) act in one compiled call, and on the same reference
+samples in the same episode at the same time.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flowrl._budget import Budget
 from flowrl._custom_types import Key
-from flowrl._select import uniform_select
+from flowrl._select import best_of_n, uniform_select
 from flowrl.rl._replay import Standardizer
 from flowrl.rl._vgf import VGF, VGFState, transported, value
 
@@ -55,37 +55,49 @@ class Agent(eqx.Module):
     standardizer: Standardizer
 
 
-class PolicyTable(eqx.Module):
-    """Policies as arrays, one row a policy.
+class Block(NamedTuple):
+    """Lanes that share one program: the same number of candidates and of steps.
 
     Attributes:
-        candidates: (policies,).
-        steps: (policies,).
+        candidates: reference samples a state.
+        steps: L_test.
+        policies: indices of the policies that run here.
+        lanes: indices of the lanes, contiguous.
+    """
+
+    candidates: int
+    steps: int
+    policies: tuple[int, ...]
+    lanes: tuple[int, ...]
+
+
+class PolicyTable(eqx.Module):
+    """Policies as arrays, and which lanes can run them.
+
+    Lanes are divided into blocks by what their policies cost: a lane that only ranks reference samples does not pay for
+    the flow of another, nor for the samples of best-of-4N.
+
+    Attributes:
         step_size: (policies,).
         best: (policies,), select the best, else one at random.
         noise: (policies,), the control of random directions.
-        flowing: N, particles that are transported together.
-        drawn: the largest number of candidates.
-        longest: the largest number of steps.
+        blocks: the division of the lanes.
     """
 
-    candidates: Int[Array, " policies"]
-    steps: Int[Array, " policies"]
     step_size: Float[Array, " policies"]
     best: Bool[Array, " policies"]
     noise: Bool[Array, " policies"]
-    flowing: int = eqx.field(static=True)
-    drawn: int = eqx.field(static=True)
-    longest: int = eqx.field(static=True)
+    blocks: tuple[Block, ...] = eqx.field(static=True)
 
-    def __init__(self, policies: tuple[Policy, ...]):
+    def __init__(self, policies: tuple[Policy, ...], lanes: int):
         """Tabulate policies.
 
         Args:
-            policies: at least one; those with steps > 0 must have the same number of candidates.
+            policies: at least one, with different names.
+            lanes: lanes to divide, in proportion to the number of policies of each cost.
 
         Raises:
-            ValueError: no policies, equal names, a number out of range, or transported policies of different sizes.
+            ValueError: no policies, equal names, a number out of range, or fewer lanes than blocks.
         """
         if not policies:
             raise ValueError("no policies to evaluate.")
@@ -95,17 +107,23 @@ class PolicyTable(eqx.Module):
         for p in policies:
             if p.candidates < 1 or p.steps < 0 or p.step_size < 0:
                 raise ValueError(f"{p.name}: needs candidates >= 1, steps >= 0 and step_size >= 0.")
-        sizes = {p.candidates for p in policies if p.steps > 0}
-        if len(sizes) > 1:
-            raise ValueError(f"transported policies must share their number of candidates, got {sorted(sizes)}.")
-        self.candidates = jnp.asarray([p.candidates for p in policies], jnp.int32)
-        self.steps = jnp.asarray([p.steps for p in policies], jnp.int32)
         self.step_size = jnp.asarray([p.step_size for p in policies], jnp.float32)
         self.best = jnp.asarray([p.select == "best" for p in policies])
         self.noise = jnp.asarray([p.noise for p in policies])
-        self.flowing = sizes.pop() if sizes else min(p.candidates for p in policies)
-        self.drawn = max(p.candidates for p in policies)
-        self.longest = max(p.steps for p in policies)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, p in enumerate(policies):
+            groups.setdefault((p.candidates, p.steps), []).append(i)
+        if lanes < len(groups):
+            raise ValueError(f"{len(groups)} lanes or more are needed for these policies, got {lanes}.")
+        # Every block gets a lane, the rest go where most policies wait for one.
+        counts = dict.fromkeys(groups, 1)
+        for _ in range(lanes - len(groups)):
+            counts[max(groups, key=lambda g: len(groups[g]) / counts[g])] += 1
+        first, blocks = 0, []
+        for group, members in groups.items():
+            blocks.append(Block(*group, tuple(members), tuple(range(first, first + counts[group]))))
+            first += counts[group]
+        self.blocks = tuple(blocks)
 
 
 class Acted(eqx.Module):
@@ -149,42 +167,39 @@ def act(
     """
     states = agent.standardizer(observations)
 
-    def one(policy: Array, state: Array, episode: Array, time: Array) -> Acted:
-        return _act(agent, table, policy, state, jr.fold_in(jr.fold_in(key, episode), time))
+    def run(block: Block) -> Acted:
+        def one(policy: Array, state: Array, episode: Array, time: Array) -> Acted:
+            return _act(agent, table, block, policy, state, jr.fold_in(jr.fold_in(key, episode), time))
 
-    return jax.vmap(one)(policy, states, episode, time)
+        lanes = slice(block.lanes[0], block.lanes[-1] + 1)
+        return jax.vmap(one)(policy[lanes], states[lanes], episode[lanes], time[lanes])
+
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *[run(block) for block in table.blocks])
 
 
-def _act(agent: Agent, table: PolicyTable, policy: Array, state: Array, key: Key) -> Acted:
+def _act(agent: Agent, table: PolicyTable, block: Block, policy: Array, state: Array, key: Key) -> Acted:
     reference_key, direction_key, select_key = jr.split(key, 3)
     networks, scale = agent.state, agent.state.scale
-    size = scale.shape[0]
-    noise = jr.normal(reference_key, (table.drawn, size), state.dtype)
-    drawn = jax.vmap(lambda z: networks.reference.sample(state, z))(noise)
+    # One key a candidate: best-of-4N ranks the samples of best-of-N and more.
+    keys = jax.vmap(lambda i: jr.fold_in(reference_key, i))(jnp.arange(block.candidates))
+    noise = jax.vmap(lambda k: jr.normal(k, scale.shape, state.dtype))(keys)
+    start = jax.vmap(lambda z: networks.reference.sample(state, z))(noise)
 
-    start = drawn[: table.flowing]
-    steps, budget = table.steps[policy], agent.vgf.train_budget
-    budget = Budget(
-        steps,
-        table.step_size[policy],
-        budget.temperature,
-        scale=scale,
-        max_steps=table.longest,
-        max_displacement=budget.max_displacement,
-    )
-    flowed = transported(agent.vgf, networks.critic, state, start, budget).particles
-    control = _random_directions(agent.vgf, start, flowed, scale, direction_key)
-    ended = jnp.where(table.noise[policy], control, flowed)
-    candidates = jnp.concatenate([ended, drawn[table.flowing :]])
+    ended = start
+    if block.steps:
+        train = agent.vgf.train_budget
+        temperature = None if train.temperature is None else jnp.mean(train.temperature)
+        cap = train.max_displacement
+        budget = Budget(block.steps, table.step_size[policy], temperature, scale=scale, max_displacement=cap)
+        flowed = transported(agent.vgf, networks.critic, state, start, budget).particles
+        control = _random_directions(agent.vgf, start, flowed, scale, direction_key)
+        ended = jnp.where(table.noise[policy], control, flowed)
 
-    values = value(networks.critic, agent.vgf.selection, state, candidates)
-    allowed = jnp.arange(table.drawn) < table.candidates[policy]
-    values = jnp.where(allowed, values, jnp.nan)
-    at_random = uniform_select(candidates, values, key=select_key).index
-    best = jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf))
-    index = jnp.where(table.best[policy], best, at_random)
-    move = (candidates[index] - drawn[index]) / scale
-    return Acted(candidates[index], jnp.sqrt(jnp.mean(move**2)), values[index])
+    values = value(networks.critic, agent.vgf.selection, state, ended)
+    best, at_random = best_of_n(ended, values), uniform_select(ended, values, key=select_key)
+    index = jnp.where(table.best[policy], best.index, at_random.index)
+    move = (ended[index] - start[index]) / scale
+    return Acted(ended[index], jnp.sqrt(jnp.mean(move**2)), values[index])
 
 
 def _random_directions(vgf: VGF, start: Array, flowed: Array, scale: Array, key: Key) -> Array:

@@ -1,22 +1,11 @@
 """Offline data on the device, ready for n-step targets."""
 
-from typing import Protocol
-
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-
-class TransitionsLike(Protocol):
-    """Arrays of transitions; `flowrl.rl.data.Transitions` is one."""
-
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    next_observations: np.ndarray
-    masks: np.ndarray
-    terminals: np.ndarray
+from flowrl.rl.data import Transitions
 
 
 class Standardizer(eqx.Module):
@@ -74,7 +63,7 @@ class Replay(eqx.Module):
 
 
 def make_replay(
-    data: TransitionsLike, standardizer: Standardizer, *, discount: float, n_step: int = 1, reward_scale: float = 1.0
+    data: Transitions, standardizer: Standardizer, *, discount: float, n_step: int = 1, reward_scale: float = 1.0
 ) -> Replay:
     """Put transitions on the device with their n-step returns.
 

@@ -159,7 +159,7 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool = 
             member.create_system = 3
             member.external_attr = 0o600 << 16
             with archive.open(member, "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, np.ascontiguousarray(arrays[key]), allow_pickle=False)
+                np.lib.format.write_array(stream, np.asarray(arrays[key], order="C"), allow_pickle=False)
 
 
 def read_npz(path: Path, *, required: Sequence[str] = ()) -> dict[str, np.ndarray]:

@@ -1,0 +1,177 @@
+"""A run directory: what a run was, how far it got, and what it measured.
+
+`config.json` says what the run is; `checkpoint.npz` holds the state and every row of metrics up to it, so that
+`metrics.csv` can be rewritten from it: a killed run that goes on writes the very file the uninterrupted one would have.
+`timing.csv` holds what depends on the machine and is not part of that promise.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flowrl.rl._checkpoint import load_checkpoint, save_checkpoint, write_text
+
+T = TypeVar("T")
+
+
+class RunDirectory:
+    """The files of one run. A context manager: it holds a lock, so that two processes cannot share a run.
+
+    Attributes:
+        path: the directory.
+        rows: metrics so far, one dictionary an evaluation or interval.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: dict[str, Any], *, resume: bool = False):
+        """Open a directory.
+
+        Args:
+            path: the directory; made if missing.
+            config: JSON values that determine the run.
+            resume: go on with the run that is there.
+
+        Raises:
+            FileExistsError: there is a run already and `resume` is false.
+            FileNotFoundError: `resume` is true and there is no run.
+            OSError: the directory cannot be written to, or another process has it.
+            ValueError: the run there has another configuration; the message names what differs.
+        """
+        self.path = Path(path)
+        self.rows: list[dict[str, Any]] = []
+        self._config = json.loads(json.dumps(config))
+        self._stack = contextlib.ExitStack()
+        config_path = self.path / "config.json"
+        if resume and not config_path.exists():
+            raise FileNotFoundError(f"nothing to resume in {self.path}: it holds no config.json. Leave --resume out.")
+        if not resume and config_path.exists():
+            raise FileExistsError(
+                f"{self.path} holds a run already. Go on with it by --resume, or choose another directory by --out."
+            )
+        if resume:
+            self._compare(config_path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._stack.enter_context(_only_one(self.path / ".lock"))
+            if not resume:
+                write_text(config_path, json.dumps(self._config, indent=2, sort_keys=True) + "\n")
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise OSError(
+                error.errno, f"cannot write to {self.path} ({error.strerror}); choose another --out."
+            ) from error
+
+    def __enter__(self) -> "RunDirectory":
+        """Use as a context manager."""
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        """Release the lock."""
+        self._stack.close()
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state is kept."""
+        return self.path / "checkpoint.npz"
+
+    def save(self, state: Any) -> None:
+        """Write the state with all metrics so far, then `metrics.csv`.
+
+        Args:
+            state: PyTree of arrays.
+        """
+        save_checkpoint(self.checkpoint, state, {"config": self._config, "rows": self.rows})
+        self._write_metrics()
+
+    def load(self, template: T) -> T | None:
+        """Read the state and the metrics of the last checkpoint, and set `metrics.csv` back to it.
+
+        Args:
+            template: a state of the same structure.
+
+        Returns:
+            The state, or None if the run was killed before its first checkpoint.
+
+        Raises:
+            ValueError: the checkpoint is damaged, foreign, or of another configuration.
+        """
+        if not self.checkpoint.exists():
+            return None
+        state, meta = load_checkpoint(self.checkpoint, template)
+        self.rows = meta["rows"]
+        self._write_metrics()
+        return state
+
+    def write(self, name: str, text: str) -> None:
+        """Write another file of the run, whole or not at all.
+
+        Args:
+            name: file name.
+            text: its content.
+        """
+        write_text(self.path / name, text)
+
+    def append_timing(self, **row: Any) -> None:
+        """Add a row to `timing.csv`.
+
+        Args:
+            row: columns; the first call decides which there are.
+        """
+        path = self.path / "timing.csv"
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def _write_metrics(self) -> None:
+        self.write("metrics.csv", to_csv(self.rows))
+
+    def _compare(self, config_path: Path) -> None:
+        try:
+            there = json.loads(config_path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{config_path} is not JSON ({error}); the directory is damaged or foreign.") from error
+        keys = sorted(set(there) | set(self._config))
+        changed = [k for k in keys if there.get(k, "(missing)") != self._config.get(k, "(missing)")]
+        if changed:
+            lines = [
+                f"{k}: {there.get(k, '(missing)')} there, {self._config.get(k, '(missing)')} here" for k in changed
+            ]
+            raise ValueError(f"cannot resume {self.path} with another configuration; {'; '.join(lines)}.")
+
+
+def to_csv(rows: list[dict[str, Any]]) -> str:
+    """Give rows as CSV text; the columns are all keys in order of appearance, missing entries are empty.
+
+    Args:
+        rows: dictionaries of numbers and strings. Floats are written so that they read back exactly.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+@contextlib.contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock that the kernel releases when the process ends, however it ends."""
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(error.errno, f"another process is writing to {path.parent}.") from error
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,210 @@
+"""What an evaluation showed: intervals, paired differences, a table, two plots."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from flowrl.rl._evaluate import Evaluation
+from flowrl.rl._policy import Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One policy's line.
+
+    Attributes:
+        name: the policy.
+        score: mean score: percent of episodes solved, or mean return.
+        low: lower end of the 95 % interval.
+        high: upper end.
+        difference: mean paired difference to the baseline.
+        difference_low: lower end of its 95 % interval.
+        difference_high: upper end.
+        displacement: mean root-mean-square displacement of the actions, in the budget's unit of length.
+        episodes: how many episodes count.
+    """
+
+    name: str
+    score: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    displacement: float
+    episodes: int
+
+
+def scores(evaluation: Evaluation, metric: Literal["success", "return"]) -> np.ndarray:
+    """Give the score of every episode, (policies, episodes): 0 or 100 for success, else the return.
+
+    Args:
+        evaluation: what was measured.
+        metric: how this environment is scored.
+    """
+    return 100 * evaluation.successes if metric == "success" else evaluation.returns
+
+
+def summarise(
+    policies: tuple[Policy, ...], evaluation: Evaluation, metric: Literal["success", "return"], baseline: str
+) -> list[Row]:
+    """Give every policy's mean with its interval, and its paired difference to a baseline.
+
+    Intervals: Wilson's for success, Student's for returns and for paired differences (over episodes; one training run
+    says nothing about the spread over seeds).
+
+    Args:
+        policies: as evaluated.
+        evaluation: what was measured.
+        metric: how this environment is scored.
+        baseline: name of the policy to compare with.
+
+    Returns:
+        One row a policy, in order.
+    """
+    score = scores(evaluation, metric)
+    base = score[[p.name for p in policies].index(baseline)]
+    rows = []
+    for policy, x, moved in zip(policies, score, evaluation.displacements, strict=True):
+        low, high = wilson(x / 100) if metric == "success" else student(x)
+        difference_low, difference_high = student(x - base)
+        rows.append(
+            Row(
+                name=policy.name,
+                score=float(x.mean()),
+                low=low,
+                high=high,
+                difference=float((x - base).mean()),
+                difference_low=difference_low,
+                difference_high=difference_high,
+                displacement=float(moved.mean()),
+                episodes=x.size,
+            )
+        )
+    return rows
+
+
+def wilson(successes: np.ndarray) -> tuple[float, float]:
+    """Give Wilson's 95 % interval of a rate, in percent.
+
+    Args:
+        successes: 0 or 1 an episode.
+    """
+    n, rate, z = successes.size, float(np.mean(successes)), 1.959964
+    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
+    return 100 * float(centre - half), 100 * float(centre + half)
+
+
+def student(x: np.ndarray) -> tuple[float, float]:
+    """Give Student's 95 % interval of a mean; infinite for one value.
+
+    Args:
+        x: values.
+    """
+    if x.size < 2:
+        return float("-inf"), float("inf")
+    half = _student_quantile(x.size - 1) * float(np.std(x, ddof=1)) / np.sqrt(x.size)
+    return float(np.mean(x) - half), float(np.mean(x) + half)
+
+
+def _student_quantile(freedom: int) -> float:
+    """Give the 97.5 % quantile, by bisection of the incomplete beta function (SciPy is not a dependency)."""
+    low, high = 1.9, 13.0
+    for _ in range(50):
+        t = (low + high) / 2
+        tail = float(jax.scipy.special.betainc(freedom / 2, 0.5, freedom / (freedom + t * t)))
+        low, high = (t, high) if tail > 0.05 else (low, t)
+    return (low + high) / 2
+
+
+def markdown(rows: list[Row], unit: str) -> str:
+    """Give the rows as a Markdown table.
+
+    Args:
+        rows: from `summarise`.
+        unit: heading of the score.
+    """
+    lines = [
+        f"| policy | {unit} | 95 % interval | minus baseline (paired) | moved (RMS, spreads) | episodes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row.name} | {row.score:.1f} | [{row.low:.1f}, {row.high:.1f}] | {row.difference:+.1f} "
+            f"[{row.difference_low:+.1f}, {row.difference_high:+.1f}] | {row.displacement:.3f} | {row.episodes} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot_budget(rows: list[Row], policies: tuple[Policy, ...], unit: str, title: str, path: Path) -> None:
+    """Draw score against L_test for the flow with selection, with the controls beside it.
+
+    Args:
+        rows: from `summarise`.
+        policies: the same policies.
+        unit: label of the score.
+        title: of the figure.
+        path: the PNG.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    widest = max((p.candidates for p in policies if p.steps), default=policies[0].candidates)
+    series: dict[str, list[tuple[int, Row]]] = {}
+    for policy, row in zip(policies, rows, strict=True):
+        if policy.candidates == widest:
+            kind = "best transported particle" if policy.select == "best" else "one random particle"
+            series.setdefault("random directions, best" if policy.noise else kind, []).append((policy.steps, row))
+        else:
+            series.setdefault(policy.name, []).append((policy.steps, row))
+    for name, points in series.items():
+        points.sort(key=lambda point: point[0])
+        x = np.array([steps for steps, _ in points], float)
+        y = np.array([row.score for _, row in points])
+        error = np.abs(np.array([[row.score - row.low, row.high - row.score] for _, row in points]).T)
+        axes.errorbar(x, y, yerr=np.where(np.isfinite(error), error, 0), marker="o", capsize=3, label=name)
+    axes.set(xlabel="test budget: steps L_test", ylabel=unit, title=title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def plot_learning(rows: list[dict[str, Any]], unit: str, title: str, path: Path) -> None:
+    """Draw what the critic learned: its loss, and the score where it was evaluated.
+
+    Args:
+        rows: `RunDirectory.rows`; evaluations stand in columns "score/<policy>".
+        unit: label of the score.
+        title: of the figure.
+        path: the PNG.
+    """
+    pyplot = _pyplot()
+    rows = [row for row in rows if row["phase"] == "critic"]
+    names = list(dict.fromkeys(key for row in rows for key in row if key.startswith("score/")))
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    axes[0].plot([row["step"] for row in rows], [row["td_loss"] for row in rows])
+    axes[0].set(xlabel="critic updates", ylabel="TD loss", yscale="log")
+    for name in names:
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axes[1].plot(*zip(*points, strict=True), marker="o", label=name.removeprefix("score/"))
+    axes[1].set(xlabel="critic updates", ylabel=unit)
+    if names:
+        axes[1].legend(fontsize="small")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "flowrl-transport[examples]"', name="matplotlib") from error
+    return pyplot
