@@ -38,8 +38,8 @@ Not reproduced: the paper's reward noise, networks, FlowQL settings, and the exa
 BOX = 5.5  # actions live in [-1, 1]²; lengths are reported in the units of the figure, BOX times as long
 CENTRES, WIDTHS = np.array([(2.8, -0.5), (-2.6, -0.2)], np.float32), np.array([1.0, 1.33], np.float32)
 RING = (1.2, 2.4)  # radii around both centres between which the data lie
-LOGGED, BATCH = 400, 128
-NO_STATE = np.zeros(0, np.float32)  # a bandit has no state, so networks of (state, action) get an empty one
+LOGGED, BATCH = 400, 64
+NO_STATE = jnp.zeros(0, jnp.float32)  # a bandit has no state, so networks of (state, action) get an empty one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Config:
     """N, reference samples in a decision."""
     decisions: int = 100
     """Decisions a seed."""
-    weights: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0)
+    weights: tuple[float, ...] = (1.0, 10.0, 100.0)
     """Weights of FlowQL's regulariser to report. It is the mean square distance to the reference's action, in [-1, 1]²;
     the reward is in units of its peak."""
     noise: float = 0.125
@@ -69,7 +69,7 @@ class Config:
     """Gradient updates of the reference, of the learned reward, and of each FlowQL policy."""
     width: int = 64
     """Units in each of the two hidden layers of every network."""
-    members: int = 4
+    members: int = 2
     """Networks in the ensemble of learned rewards; their mean is used."""
     learning_rate: float = 1e-3
     """Adam's rate at the first update; it falls to 0 as a cosine."""
@@ -138,8 +138,7 @@ def learn(config: Config, actions: Float[Array, "n 2"], rewards: Float[Array, " 
         values = jax.vmap(critic, (None, 0))(NO_STATE, actions[rows])
         return jnp.mean(jnp.sum((values - rewards[rows][:, None]) ** 2, axis=1))
 
-    reference = FlowReference(0, 2, hidden, steps=10, key=init_keys[0])
-    reference = fit(config, reference_loss, reference, fit_keys[0])
+    reference = fit(config, reference_loss, FlowReference(0, 2, hidden, steps=10, key=init_keys[0]), fit_keys[0])
     critic = fit(config, reward_loss, Critic(0, 2, hidden, config.members, key=init_keys[1]), fit_keys[1])
 
     def flowql(weight: Array) -> MLP:
@@ -158,14 +157,9 @@ def learn(config: Config, actions: Float[Array, "n 2"], rewards: Float[Array, " 
 # --8<-- [start:acting]
 def methods(config: Config) -> list[tuple[str, str]]:
     """Name every method, and its budget L or its weight, in the order of `candidates`."""
-    marched = ("VGF", "VGF without kernel", "random direction")
     flowql = [("FlowQL", f"weight {weight:g}") for weight in config.weights]
-    return [
-        ("best logged action", ""),
-        ("reference", ""),
-        *flowql,
-        *((m, f"L = {s}") for m in marched for s in config.steps),
-    ]
+    flows = [(n, f"L = {s}") for n in ("VGF", "VGF without kernel", "random direction") for s in config.steps]
+    return [("best logged action", ""), ("reference", "BC, best-of-N"), *flowql, *flows]
 
 
 def candidates(config: Config, logged: Array, models: Models, key: PRNGKeyArray) -> Float[Array, "methods n 2"]:
@@ -178,26 +172,25 @@ def candidates(config: Config, logged: Array, models: Models, key: PRNGKeyArray)
 
     def transported(flow: flowrl.AbstractFlow, temperature: float | None) -> Array:
         budget = flowrl.Budget(config.steps[-1], config.step_size, temperature, scale=1 / BOX)
-        method = flowrl.Transport(flow, flowrl.Optax(), box)
+        method = flowrl.Transport(flow, flowrl.Optax(), box)  # Adam, as the paper moves its particles
         return jnp.asarray(method(target, start, budget, save=config.steps, throw=False).trajectory)
 
     vgf, without_kernel = transported(flowrl.SVGD(), 0.0), transported(flowrl.Ascent(), None)
     direction = jr.normal(direction_key, vgf.shape, jnp.float32)
     length = jnp.linalg.norm(vgf - start[None], axis=-1, keepdims=True)
     control = box.restrict(start[None] + length * direction / jnp.linalg.norm(direction, axis=-1, keepdims=True))
-    same = jnp.broadcast_to(logged, start.shape)
-    return jnp.concatenate([same[None], start[None], flowql, vgf, without_kernel, control])
+    return jnp.concatenate([jnp.full_like(start, logged)[None], start[None], flowql, vgf, without_kernel, control])
 
 
 class Outcome(NamedTuple):
-    """How one seed went: means over its decisions, then its first decision, then the learned reward on the grid."""
+    """How one seed went: means over its decisions, then its first decision, then the two rewards on the grid."""
 
     one: Float[Array, " methods"]  # true reward of the first candidate, which is a random one
     best: Float[Array, " methods"]  # true reward of the candidate of the highest learned reward
     distance: Float[Array, " methods"]  # of that candidate to the nearest logged action
     particles: Float[Array, "methods n 2"]
     chosen: Float[Array, "methods 2"]
-    surface: Float[Array, "height width"]
+    surfaces: Float[Array, "true_learned height width"]
 
 
 def act(config: Config, actions: Array, rewards: Array, models: Models, key: PRNGKeyArray) -> Outcome:
@@ -212,15 +205,15 @@ def act(config: Config, actions: Array, rewards: Array, models: Models, key: PRN
     offer = functools.partial(candidates, config, actions[jnp.argmax(rewards)], models)
     offered = jax.vmap(offer)(jr.split(key, config.decisions))
     one, best, distance, chosen = jax.vmap(jax.vmap(judge))(offered)
-    return Outcome(
-        one.mean(0), best.mean(0), distance.mean(0), offered[0], chosen[0], jax.vmap(jax.vmap(value))(grid())
-    )
+    surfaces = jnp.stack([jax.vmap(jax.vmap(reward))(jnp.asarray(grid())) for reward in (true_reward, value)])
+    return Outcome(one.mean(0), best.mean(0), distance.mean(0), offered[0], chosen[0], surfaces)
 
 
 # --8<-- [end:acting]
-def grid() -> Float[Array, "height width 2"]:
-    """Give the points at which rewards are drawn, over the axes of the paper's figure."""
-    return jnp.stack(jnp.meshgrid(jnp.linspace(-5.5, 5.5, 89), jnp.linspace(-4, 4, 65)), -1).astype(jnp.float32) / BOX
+def grid() -> np.ndarray:
+    """Give the points at which rewards are drawn, (height, width, 2), over the axes of the paper's figure."""
+    points = np.stack(np.meshgrid(np.linspace(-5.5, 5.5, 89), np.linspace(-4, 4, 65)), axis=-1)
+    return (points / BOX).astype(np.float32)
 
 
 def tabulate(config: Config, outcome: Outcome) -> list[dict[str, Any]]:
@@ -240,34 +233,33 @@ def draw(config: Config, actions: Array, outcome: Outcome, rows: list[dict[str, 
     """Draw the first decision of the first seed, and the true reward against the budget over all seeds."""
     import matplotlib.pyplot as plt  # here, so that --help is quick
 
-    figure, (true, learned, lines) = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
-    x, y = np.moveaxis(BOX * np.asarray(grid()), -1, 0)
-    for axis, surface in ((true, jax.vmap(jax.vmap(true_reward))(grid())), (learned, outcome.surface[0])):
-        axis.contourf(x, y, np.asarray(surface), levels=np.linspace(-1, 1, 17), cmap="RdBu_r", extend="both")
-        axis.scatter(*BOX * np.asarray(actions[0]).T, s=3, color="grey", label="logged actions")
+    figure, (true, learned, lines) = plt.subplots(1, 3, figsize=(14, 5), layout="constrained")
+    for axis, surface in zip((true, learned), np.asarray(outcome.surfaces)[0], strict=True):
+        axis.contourf(
+            *np.moveaxis(BOX * grid(), -1, 0), surface, levels=np.linspace(-1, 1, 17), cmap="RdBu_r", extend="both"
+        )
+        axis.scatter(*BOX * np.asarray(actions[0]).T, s=3, color="grey")
         axis.set(xlabel="$a_1$", ylabel="$a_2$", aspect="equal")
     names = [row["method"] for row in rows]
-    last = names.index("VGF") + len(config.steps) - 1
-    paths = BOX * np.asarray(outcome.particles[0][names.index("VGF") : last + 1])
-    true.plot(*paths.transpose(2, 0, 1), color="purple", lw=1)
-    true.scatter(*paths[-1].T, s=12, color="purple", zorder=3, label=f"VGF particles at L = {config.steps[-1]}")
-    true.set_title("true reward / peak, paths of the VGF particles")
-    for i in (*range(2 + len(config.weights)), last):
-        label = "best-of-N" if names[i] == "reference" else f"{names[i]} {rows[i]['setting']}"
-        learned.scatter(*BOX * np.asarray(outcome.chosen[0, i]), edgecolor="black", label=label, zorder=3)
-    learned.set_title("learned reward / true peak, chosen actions")
-    for i, name in enumerate(dict.fromkeys(names)):
+    for number, name in enumerate(dict.fromkeys(names)):
+        mine, color = [i for i, other in enumerate(names) if other == name], f"C{number}"
+        if name.startswith("VGF"):
+            paths = BOX * np.asarray(outcome.particles)[0, mine]
+            true.plot(*paths.transpose(2, 0, 1), color=color)
+            true.scatter(*paths[-1].T, s=15, color=color, label=f"{name}, ends at L = {config.steps[-1]}", zorder=3)
+        chosen = np.asarray(outcome.chosen)[0, mine if name == "FlowQL" else mine[-1:]]
+        learned.scatter(*BOX * chosen.T, color=color, edgecolor="black", label=name, zorder=3)
         for column, style in (("best", "-"), ("one", ":")):
-            chosen = [row for row in rows if row["method"] == name]
-            mean, ci = (np.array([row[c] for row in chosen]) for c in (column, f"{column}_ci95"))
-            if name == "FlowQL":  # its best weight, chosen by the true reward
-                mean, ci = mean[[mean.argmax()]], ci[[mean.argmax()]]
-            mean, ci = (np.broadcast_to(v, len(config.steps)) for v in (mean, ci))
-            lines.plot(config.steps, mean, style, color=f"C{i}", label=name if style == "-" else None)
-            lines.fill_between(config.steps, mean - ci, mean + ci, color=f"C{i}", alpha=0.2)
-    lines.set(title="solid: best of N, dotted: one candidate", xlabel="L", ylabel="true reward / peak", ylim=(0, 1))
-    for axis in (true, learned, lines):
-        axis.legend(fontsize=7, loc="lower left")
+            mean, ci = (np.array([rows[i][key] for i in mine]) for key in (column, f"{column}_ci95"))
+            if len(mine) != len(config.steps) or name == "FlowQL":  # a level; of FlowQL the best weight, in hindsight
+                mean, ci = (np.full(len(config.steps), values[mean.argmax()]) for values in (mean, ci))
+            lines.plot(config.steps, mean, style, color=color, label=name if style == "-" else None)
+            lines.fill_between(config.steps, mean - ci, mean + ci, color=color, alpha=0.2)
+    lines.set(xlabel="L", ylabel="true reward / peak", ylim=(0, 1))
+    titles = "true reward and logged actions", "learned reward and chosen actions", "solid: best of N; dotted: one of N"
+    for axis, title in zip((true, learned, lines), titles, strict=True):
+        axis.set_title(title)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
@@ -275,14 +267,14 @@ def draw(config: Config, actions: Array, outcome: Outcome, rows: list[dict[str, 
 def main(config: Config) -> list[dict[str, Any]]:
     """Run everything; returns the rows of results.csv."""
     if config.seeds < 2:
-        raise SystemExit(f"--seeds must be at least 2 (an interval needs two repetitions), got {config.seeds}.")
+        raise SystemExit(f"--seeds must be at least 2, since an interval needs two repetitions; got {config.seeds}.")
+    if not config.steps or list(config.steps) != sorted(set(config.steps)) or config.steps[0] < 0:
+        raise SystemExit(f"--steps must be increasing and not negative, got {config.steps}.")
     config.out.mkdir(parents=True, exist_ok=True)
     data_keys, learn_keys, act_keys = jr.split(jr.key(config.seed), (3, config.seeds))
     each_seed = lambda f, *args: eqx.filter_jit(eqx.filter_vmap(functools.partial(f, config)))(*args)
     started = time.perf_counter()
-    with Console(stderr=True).status(
-        f"learning the reference, the reward and FlowQL for {config.seeds} seeds"
-    ) as status:
+    with Console(stderr=True).status(f"learning: reference, reward and FlowQL of {config.seeds} seeds") as status:
         actions, rewards = each_seed(log_data, data_keys)
         models = jax.block_until_ready(each_seed(learn, actions, rewards, learn_keys))
         status.update(f"learned in {time.perf_counter() - started:.0f} s, now acting by {len(methods(config))} methods")
@@ -294,9 +286,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         writer.writerows(rows)
     draw(config, actions, outcome, rows, config.out / "bandit.png")
     title = f"True reward of the action taken / peak; mean over {config.seeds} seeds ± 95 % interval"
-    table = Table(
-        "method", "", "one of N", f"best of {config.candidates}", "− best-of-N", "distance to data", title=title
-    )
+    table = Table("method", "", "one of N", f"best of {config.candidates}", "− best-of-N", "to data", title=title)
     for row in rows:
         numbers = (f"{row[c]:.3f} ± {row[f'{c}_ci95']:.3f}" for c in row if f"{c}_ci95" in row)
         table.add_row(row["method"], row["setting"], *numbers)

@@ -4,7 +4,7 @@ Soft actor-critic as in Haarnoja et al. 2018 (arXiv:1812.05905): twin critics, a
 coefficient tuned towards an entropy of minus the action dimension. The snapshots are the behaviour policies of the
 local locomotion data sets (`flowrl.rl.data`); this script made those that ship with the library:
 
-    python examples/train_behaviour.py --env HalfCheetah-v5 --steps 45000 --out flowrl/rl/data/behaviour
+    python examples/train_behaviour.py --env HalfCheetah-v5 --steps 45000 --out flowrl/rl/data/_behaviour
 """
 
 import dataclasses
@@ -28,7 +28,8 @@ import optax
 import tyro
 from jaxtyping import Array, PRNGKeyArray
 
-from flowrl.rl.data import Environment, behaviour
+# A private module: the script and the library must agree on the form of the weights, and nobody else needs to.
+from flowrl.rl.data import Environment, _behaviour
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ def init(config: Config, obs_dim: int, act_dim: int, tx: optax.GradientTransform
 def sample(actor: eqx.nn.MLP, observations: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
     """Draws one action per state: (B, obs_dim) -> actions (B, act_dim) and their log densities (B,)."""
     mean, log_std = jnp.split(jax.vmap(actor)(observations), 2, axis=-1)
-    log_std = jnp.clip(log_std, behaviour.LOG_STD_MIN, behaviour.LOG_STD_MAX)
+    log_std = jnp.clip(log_std, _behaviour.LOG_STD_MIN, _behaviour.LOG_STD_MAX)
     noise = jax.random.normal(key, mean.shape)
     raw = mean + jnp.exp(log_std) * noise
     # log(1 - tanh(x)^2), written so that it does not cancel for large |x|.
@@ -162,16 +163,16 @@ def update(statics: tuple[Config, optax.GradientTransformation], state: State, b
     return eqx.combine(arrays, static)
 
 
-def as_numpy(actor: eqx.nn.MLP) -> behaviour.TanhGaussian:
+def as_numpy(actor: eqx.nn.MLP) -> _behaviour.TanhGaussian:
     """The actor as the NumPy policy that acts and that is saved; equinox keeps (out, in) weights, it (in, out)."""
     kernels = tuple(np.ascontiguousarray(np.asarray(layer.weight).T) for layer in actor.layers)
-    return behaviour.TanhGaussian(kernels, tuple(np.asarray(layer.bias) for layer in actor.layers))
+    return _behaviour.TanhGaussian(kernels, tuple(np.asarray(layer.bias) for layer in actor.layers))
 
 
-def returns(env: Environment, policy: behaviour.TanhGaussian, episodes: int, *, stochastic: bool) -> dict[str, float]:
+def returns(env: Environment, policy: _behaviour.TanhGaussian, episodes: int, *, stochastic: bool) -> dict[str, float]:
     """Mean and standard error of the return over `episodes` episodes, and their mean length."""
     runs = [
-        behaviour.rollout(env, policy, np.random.SeedSequence(entropy=(1, i)), stochastic=stochastic)
+        _behaviour.rollout(env, policy, np.random.SeedSequence(entropy=(1, i)), stochastic=stochastic)
         for i in range(episodes)
     ]
     totals = np.array([run.rewards.sum() for run in runs], np.float64)
@@ -227,11 +228,11 @@ def train(config: Config, env: Environment, save: Any) -> int:
 
 def describe(config: Config, files: dict[int, str], seconds: float, argv: Sequence[str]) -> dict[str, Any]:
     """Measures every snapshot as it was saved, and says where it came from."""
-    env = behaviour.make(config.env)
+    env = _behaviour.make(config.env)
     snapshots = []
     for step, name in files.items():
         path = config.out / name
-        policy = behaviour.load_policy(path)
+        policy = _behaviour.load_policy(path)
         entry = {"file": name, "steps": step, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         entry["stochastic_return"] = returns(env, policy, config.eval_episodes, stochastic=True)
         entry["mode_return"] = returns(env, policy, config.eval_episodes, stochastic=False)
@@ -255,11 +256,11 @@ def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     files: dict[int, str] = {}
 
-    def save(step: int, policy: behaviour.TanhGaussian) -> None:
+    def save(step: int, policy: _behaviour.TanhGaussian) -> None:
         files[step] = f"{config.env.lower()}-{step:07d}.npz"
-        behaviour.save_policy(config.out / files[step], policy)
+        _behaviour.save_policy(config.out / files[step], policy)
 
-    env = behaviour.make(config.env)
+    env = _behaviour.make(config.env)
     box = env.action_space
     if not isinstance(box, gymnasium.spaces.Box) or not (np.all(box.low == -1) and np.all(box.high == 1)):
         raise ValueError(f"--env {config.env}: got actions in {box}, expected a box [-1, 1]; rescale the environment.")

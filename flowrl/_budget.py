@@ -39,7 +39,7 @@ class Budget(eqx.Module):
 
     def __init__(
         self,
-        steps: int | Count,
+        steps: int | np.integer | Count,
         step_size: ArrayLike | Schedule = 0.1,
         temperature: ArrayLike | Schedule | None = None,
         *,

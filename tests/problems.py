@@ -1,4 +1,4 @@
-"""What several test files share: values, comparisons, measures. Module-level, so that programs compile once a worker."""
+"""What several test files share: values, comparisons, measures. Module-level, so that programs are compiled once."""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,8 @@
 """Reinforcement learning by value gradient flow: data, references, critics, training, evaluation."""
 
-from flowrl.rl import data as data, presets as presets
+from flowrl.rl import data as data, presets as presets, report as report
 from flowrl.rl._authors import AuthorsSVGD as AuthorsSVGD
+from flowrl.rl._checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
 from flowrl.rl._critic import (
     AbstractAggregate as AbstractAggregate,
     Critic as Critic,
@@ -10,10 +11,12 @@ from flowrl.rl._critic import (
     Minimum as Minimum,
 )
 from flowrl.rl._evaluate import Evaluation as Evaluation, evaluate as evaluate
+from flowrl.rl._fit import Progress as Progress, fit as fit
 from flowrl.rl._lanes import Lanes as Lanes, Stepped as Stepped
 from flowrl.rl._policy import Acted as Acted, Agent as Agent, Policy as Policy, PolicyTable as PolicyTable, act as act
 from flowrl.rl._reference import FlowReference as FlowReference
 from flowrl.rl._replay import Replay as Replay, Standardizer as Standardizer, make_replay as make_replay
+from flowrl.rl._run import RunDirectory as RunDirectory, to_csv as to_csv
 from flowrl.rl._vgf import (
     VGF as VGF,
     VGFState as VGFState,

@@ -33,7 +33,7 @@ def save_checkpoint(path: Path, state: Any, meta: dict[str, Any]) -> None:
         OSError: the disk is full or the directory is gone; an earlier checkpoint stays as it was.
     """
     arrays = {name: _bits(leaf) for name, leaf in _named(state)}
-    text = json.dumps({"schema": SCHEMA, **meta}, sort_keys=True)
+    text = json.dumps({"schema": SCHEMA, **meta})  # in the order given: rows of metrics keep their columns
     arrays[_META] = np.frombuffer(text.encode(), np.uint8)
     write_npz(path, arrays, compress=False)
 

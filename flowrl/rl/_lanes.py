@@ -5,12 +5,17 @@ form can leave a finished lane alone, which here would cost as much as an unfini
 """
 
 import contextlib
-import multiprocessing
-from multiprocessing.connection import Connection
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from flowrl.rl.data._load import make_env
+from flowrl.rl.data._pool import Worker
 
 
 class Stepped(NamedTuple):
@@ -32,39 +37,53 @@ class Stepped(NamedTuple):
 class Lanes:
     """A fixed number of environments of one name, spread over processes. A context manager.
 
-    Construction returns at once; the environments are made while the caller goes on.
+    Construction returns at once; the environments are made while the caller goes on, and that they could not be made is
+    reported when they are first used. After an error the processes are gone, and the lanes cannot be used any more.
 
     Attributes:
         size: number of lanes.
     """
 
-    def __init__(self, env_name: str, size: int, *, workers: int = 2):
+    def __init__(
+        self, env_name: str, size: int, *, workers: int = 2, start_timeout: float = 300.0, timeout: float = 120.0
+    ):
         """Start the processes.
 
         Args:
             env_name: as for `flowrl.rl.data.make_env`.
             size: number of lanes >= 1.
             workers: number of processes >= 1.
+            start_timeout: seconds to wait for a process's first answer, which comes after its environments are made.
+            timeout: seconds to wait for each later answer.
 
         Raises:
             ValueError: a number is out of range.
         """
         if size < 1 or workers < 1:
             raise ValueError(f"size and workers must be >= 1, got {size} and {workers}.")
+        if not (start_timeout > 0 and timeout > 0):
+            raise ValueError(f"start_timeout and timeout must be > 0, got {start_timeout} and {timeout}.")
         self.size = size
+        self._name = env_name
+        self._timeout = timeout
         workers = min(workers, size)
-        context = multiprocessing.get_context("spawn")  # a fork would copy JAX's threads in an unknown state
         self._owner = [lane % workers for lane in range(size)]
-        self._pipes: list[Connection] = []
-        self._processes = []
-        for worker in range(workers):
-            ours, theirs = context.Pipe()
-            lanes = [lane for lane in range(size) if lane % workers == worker]
-            process = context.Process(target=_serve, args=(theirs, env_name, lanes), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
+        # Of each worker's next answer.
+        self._timeouts = [start_timeout] * workers
+        self._workers: list[Worker] = []
+        self._closed = ""
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flowrl-")))
+            for number in range(workers):
+                worker = Worker(
+                    f"{__name__}:environments",
+                    {"env_name": env_name, "lanes": [lane for lane in range(size) if self._owner[lane] == number]},
+                    log=folder / f"{number}.log",
+                    advice="If memory ran out, use fewer lanes.",
+                )
+                self._workers.append(stack.enter_context(contextlib.closing(worker)))
+            # Also when nobody closes them.
+            self._end = weakref.finalize(self, stack.pop_all().close)
 
     def __enter__(self) -> "Lanes":
         """Use as a context manager."""
@@ -86,9 +105,9 @@ class Lanes:
             Lane -> first observation (obs,).
 
         Raises:
-            RuntimeError: a process died or its environment raised; the message says which lane and why.
+            RuntimeError: a process died or did not answer, or an environment raised; the message says which and why.
         """
-        return self._ask("reset", seeds)
+        return self._ask("reset", {lane: int(seed) for lane, seed in seeds.items()})
 
     def step(self, actions: dict[int, np.ndarray]) -> dict[int, Stepped]:
         """Step some lanes.
@@ -100,85 +119,68 @@ class Lanes:
             Lane -> what the step gave.
 
         Raises:
-            RuntimeError: a process died or its environment raised; the message says which lane and why.
+            RuntimeError: a process died or did not answer, or an environment raised; the message says which and why.
         """
-        return self._ask("step", actions)
+        # A JAX array would make the process that unpickles it set up JAX.
+        return self._ask("step", {lane: np.asarray(action) for lane, action in actions.items()})
 
     def close(self) -> None:
         """Stop the processes; safe to call twice."""
-        for pipe in self._pipes:
-            with contextlib.suppress(OSError):  # the process may be gone already
-                pipe.send(("close", {}))
-            pipe.close()
-        self._pipes = []
-        for process in self._processes:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.terminate()
-        self._processes = []
+        self._closed = self._closed or "they were closed"
+        self._end()
 
-    def _ask(self, what: str, request: dict) -> dict:
-        answer: dict = {}
-        asked = []
-        for worker, pipe in enumerate(self._pipes):
-            part = {lane: x for lane, x in request.items() if self._owner[lane] == worker}
-            if part:
-                self._send(worker, pipe, (what, part))
-                asked.append((worker, pipe))
-        for worker, pipe in asked:
-            answer |= self._receive(worker, pipe)
+    def _ask(self, what: str, request: dict[int, Any]) -> dict[int, Any]:
+        """Hands a request out to the lanes' processes, and gathers their answers."""
+        if self._closed:
+            raise RuntimeError(f"the environments {self._name} cannot be used any more: {self._closed}.")
+        parts: dict[int, dict[int, Any]] = {}
+        for lane, argument in request.items():
+            parts.setdefault(self._owner[lane], {})[lane] = argument
+        answer: dict[int, Any] = {}
+        try:
+            for number, part in parts.items():
+                self._workers[number].send({"what": what, "request": part})
+            for number, part in parts.items():
+                label = f"{self._name}, {what} of lanes {', '.join(map(str, part))}"
+                answer |= self._workers[number].receive(label, timeout=self._timeouts[number])
+                self._timeouts[number] = self._timeout
+        except BaseException as error:
+            # Answers that were not read would be taken for those to the next request.
+            self._closed = f"{type(error).__name__} during {what}"
+            self.close()
+            raise
         return answer
 
-    def _send(self, worker: int, pipe: Connection, message: tuple) -> None:
-        try:
-            pipe.send(message)
-        except (BrokenPipeError, OSError) as error:
-            raise RuntimeError(self._death(worker)) from error
 
-    def _receive(self, worker: int, pipe: Connection) -> dict:
-        try:
-            kind, payload = pipe.recv()
-        except (EOFError, OSError) as error:
-            raise RuntimeError(self._death(worker)) from error
-        if kind == "error":
-            raise RuntimeError(f"evaluation environment: {payload}")
-        return payload
+def environments(env_name: str, lanes: list[int]) -> Callable[[str, dict[int, Any]], dict[int, Any]]:
+    """Makes the environments of some lanes, in the worker process.
 
-    def _death(self, worker: int) -> str:
-        process = self._processes[worker]
-        process.join(timeout=1)
-        return (
-            f"evaluation process {worker} died (exit code {process.exitcode}); out of memory is the usual cause: use "
-            "fewer lanes."
-        )
+    Args:
+        env_name: as for `Lanes`.
+        lanes: numbers of the lanes.
 
-
-def _serve(pipe: Connection, env_name: str, lanes: list[int]) -> None:
-    """Run in the child: make the environments, then answer until told to stop."""
-    from flowrl.rl import data
-
+    Returns:
+        A function of ("reset", lane -> seed) or ("step", lane -> action) that gives what `Lanes` does.
+    """
     try:
-        envs = {lane: data.make_env(env_name, seed=lane) for lane in lanes}
+        envs = {lane: make_env(env_name, seed=lane) for lane in lanes}
     except Exception as error:
-        pipe.send(("error", f"could not make {env_name}: {type(error).__name__}: {error}"))
-        return
-    while True:
-        try:
-            what, request = pipe.recv()
-        except EOFError:
-            return
-        if what == "close":
-            return
-        answer: dict = {}
-        lane = -1
-        try:
-            for lane, argument in request.items():
+        raise RuntimeError(f"the environment could not be made: {type(error).__name__}: {error}") from error
+    seeds: dict[int, int] = {}
+
+    def answer(what: str, request: dict[int, Any]) -> dict[int, Any]:
+        answers: dict[int, Any] = {}
+        for lane, argument in request.items():
+            try:
                 if what == "reset":
-                    answer[lane] = envs[lane].reset(seed=argument)[0]
+                    seeds[lane] = argument
+                    answers[lane] = envs[lane].reset(seed=argument)[0]
                 else:
                     observation, reward, terminated, truncated, info = envs[lane].step(argument)
                     done, success = bool(terminated or truncated), bool(info.get("success", False))
-                    answer[lane] = Stepped(observation, float(reward), done, success)
-            pipe.send(("ok", answer))
-        except Exception as error:
-            pipe.send(("error", f"{env_name}, lane {lane}, {what}: {type(error).__name__}: {error}"))
+                    answers[lane] = Stepped(observation, float(reward), done, success)
+            except Exception as error:
+                raise RuntimeError(f"lane {lane}, seed {seeds.get(lane)}: {type(error).__name__}: {error}") from error
+        return answers
+
+    return answer

@@ -20,13 +20,14 @@ class Standardizer(eqx.Module):
     std: Float[Array, " obs"]
 
     @classmethod
-    def fit(cls, observations: np.ndarray) -> "Standardizer":
+    def fit(cls, observations: Float[np.ndarray | Array, "rows obs"]) -> "Standardizer":
         """Measure the constants.
 
         Args:
             observations: (rows, obs).
         """
-        mean, std = observations.mean(axis=0, dtype=np.float64), observations.std(axis=0, dtype=np.float64)
+        rows = np.asarray(observations, np.float64)
+        mean, std = rows.mean(axis=0), rows.std(axis=0)
         return cls(jnp.asarray(mean, jnp.float32), jnp.asarray(np.maximum(std, 1e-3), jnp.float32))
 
     def __call__(self, observations: Float[Array, "*batch obs"]) -> Float[Array, "*batch obs"]:

@@ -96,7 +96,7 @@ def wilson(successes: np.ndarray) -> tuple[float, float]:
     n, rate, z = successes.size, float(np.mean(successes)), 1.959964
     centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
-    return 100 * float(centre - half), 100 * float(centre + half)
+    return 100 * max(float(centre - half), 0.0), 100 * min(float(centre + half), 1.0)
 
 
 def student(x: np.ndarray) -> tuple[float, float]:
@@ -150,8 +150,8 @@ def plot_budget(rows: list[Row], policies: tuple[Policy, ...], unit: str, title:
         title: of the figure.
         path: the PNG.
     """
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure = _figure((6, 4))
+    axes = figure.subplots()
     widest = max((p.candidates for p in policies if p.steps), default=policies[0].candidates)
     series: dict[str, list[tuple[int, Row]]] = {}
     for policy, row in zip(policies, rows, strict=True):
@@ -170,7 +170,6 @@ def plot_budget(rows: list[Row], policies: tuple[Policy, ...], unit: str, title:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def plot_learning(rows: list[dict[str, Any]], unit: str, title: str, path: Path) -> None:
@@ -182,10 +181,10 @@ def plot_learning(rows: list[dict[str, Any]], unit: str, title: str, path: Path)
         title: of the figure.
         path: the PNG.
     """
-    pyplot = _pyplot()
     rows = [row for row in rows if row["phase"] == "critic"]
     names = list(dict.fromkeys(key for row in rows for key in row if key.startswith("score/")))
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure = _figure((9, 3.6))
+    axes = figure.subplots(1, 2)
     axes[0].plot([row["step"] for row in rows], [row["td_loss"] for row in rows])
     axes[0].set(xlabel="critic updates", ylabel="TD loss", yscale="log")
     for name in names:
@@ -196,15 +195,12 @@ def plot_learning(rows: list[dict[str, Any]], unit: str, title: str, path: Path)
         axes[1].legend(fontsize="small")
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
-def _pyplot() -> Any:
+def _figure(size: tuple[float, float]) -> Any:
     try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
+        from matplotlib.figure import Figure  # not pyplot: the user's backend and figures stay as they are
     except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "flowrl-transport[examples]"', name="matplotlib") from error
-    return pyplot
+        message = 'plots need matplotlib: pip install "flowrl-transport[examples]"'
+        raise ImportError(message, name="matplotlib") from error
+    return Figure(figsize=size, layout="constrained")

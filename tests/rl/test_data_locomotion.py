@@ -2,11 +2,15 @@
 
 import dataclasses
 import hashlib
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from flowrl.rl.data import _episodes, _locomotion, _store, behaviour
+from flowrl.rl.data import _behaviour, _locomotion, _pool, _store
 
 REPLAY = "walker2d-medium-replay-local-v0"  # nine policies, the early ones of which fall over
 SIZES = {"rows": 200, "val_rows": 9, "seed": 3}
@@ -17,7 +21,7 @@ class Interrupted(Exception):
 
 
 def policy(env_id, which):
-    return behaviour.load_policy(behaviour.FOLDER / behaviour.provenance()[env_id]["snapshots"][which]["file"])
+    return _behaviour.load_policy(_behaviour.FOLDER / _behaviour.provenance()[env_id]["snapshots"][which]["file"])
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +95,10 @@ def test_info(data, folder):
 
 def test_a_fall_masks_and_a_time_limit_does_not():
     seed = np.random.SeedSequence(0)
-    fall = behaviour.rollout(behaviour.make("Walker2d-v5"), policy("Walker2d-v5", 0), seed)
+    fall = _behaviour.rollout(_behaviour.make("Walker2d-v5"), policy("Walker2d-v5", 0), seed)
     assert len(fall.rewards) < 1000
     assert fall.masks[-1] == 0
-    limit = behaviour.rollout(behaviour.make("HalfCheetah-v5"), policy("HalfCheetah-v5", 0), seed)
+    limit = _behaviour.rollout(_behaviour.make("HalfCheetah-v5"), policy("HalfCheetah-v5", 0), seed)
     assert len(limit.rewards) == 1000
     assert limit.masks[-1] == 1
     for episode in (fall, limit):
@@ -104,9 +108,9 @@ def test_a_fall_masks_and_a_time_limit_does_not():
 
 
 def test_the_shipped_policy_is_far_better_than_a_random_one():
-    env = behaviour.make("HalfCheetah-v5")
+    env = _behaviour.make("HalfCheetah-v5")
     trained, untrained = (
-        behaviour.rollout(env, policy("HalfCheetah-v5", which), np.random.SeedSequence(1)).rewards.sum()
+        _behaviour.rollout(env, policy("HalfCheetah-v5", which), np.random.SeedSequence(1)).rewards.sum()
         for which in (-1, 0)
     )
     assert untrained < 100
@@ -114,11 +118,11 @@ def test_the_shipped_policy_is_far_better_than_a_random_one():
 
 
 def test_provenance_lists_every_file_with_its_checksum():
-    known = behaviour.provenance()
+    known = _behaviour.provenance()
     files = {entry["file"]: entry["sha256"] for run in known.values() for entry in run["snapshots"]}
-    assert set(files) == {path.name for path in behaviour.FOLDER.glob("*.npz")}
+    assert set(files) == {path.name for path in _behaviour.FOLDER.glob("*.npz")}
     for file, sha256 in files.items():
-        assert hashlib.sha256((behaviour.FOLDER / file).read_bytes()).hexdigest() == sha256
+        assert hashlib.sha256((_behaviour.FOLDER / file).read_bytes()).hexdigest() == sha256
     for env_id, run in known.items():
         steps = [entry["steps"] for entry in run["snapshots"]]
         # The library takes the last one for "medium", and the others, evenly spaced, for "medium-replay".
@@ -128,9 +132,9 @@ def test_provenance_lists_every_file_with_its_checksum():
 
 
 def test_weights_that_are_not_those_of_the_provenance_are_refused(tmp_path, monkeypatch):
-    for path in behaviour.FOLDER.glob("halfcheetah*.npz"):
-        behaviour.save_policy(tmp_path / path.name, policy("HalfCheetah-v5", 0))
-    monkeypatch.setattr(behaviour, "FOLDER", tmp_path)
+    for path in _behaviour.FOLDER.glob("halfcheetah*.npz"):
+        _behaviour.save_policy(tmp_path / path.name, policy("HalfCheetah-v5", 0))
+    monkeypatch.setattr(_behaviour, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match=r"halfcheetah.*npz: SHA-256"):
         _locomotion.generate(
             "halfcheetah-medium-local-v0", tmp_path, rows=1, val_rows=1, seed=0, workers=1, progress=None
@@ -138,18 +142,18 @@ def test_weights_that_are_not_those_of_the_provenance_are_refused(tmp_path, monk
 
 
 def test_policies_are_saved_exactly_once_rounded_and_checked(tmp_path):
-    small = behaviour.TanhGaussian(
+    small = _behaviour.TanhGaussian(
         (np.full((3, 4), 0.5, np.float32), np.ones((4, 4), np.float32)), (np.zeros(4, np.float32),) * 2
     )
-    behaviour.save_policy(tmp_path / "a.npz", small)
-    loaded = behaviour.load_policy(tmp_path / "a.npz")
+    _behaviour.save_policy(tmp_path / "a.npz", small)
+    loaded = _behaviour.load_policy(tmp_path / "a.npz")
     observation = np.arange(3.0)
     np.testing.assert_array_equal(loaded(observation), small(observation))
     assert loaded(observation).shape == (2,)
     wrong = dataclasses.replace(small, kernels=(small.kernels[0], np.ones((5, 4), np.float32)))
-    behaviour.save_policy(tmp_path / "b.npz", wrong)
+    _behaviour.save_policy(tmp_path / "b.npz", wrong)
     with pytest.raises(ValueError, match=r"b.npz: kernel_1 has shape \(5, 4\)"):
-        behaviour.load_policy(tmp_path / "b.npz")
+        _behaviour.load_policy(tmp_path / "b.npz")
 
 
 def test_environment_is_float32_and_seeded():
@@ -171,6 +175,18 @@ def test_the_registry_entry():
 
 def test_a_failing_worker_is_reported():
     with pytest.raises(RuntimeError, match="not callable"):
-        _episodes.run("os:getpid", {}, [{"index": 0}, {"index": 1}, {"index": 2}], 2, lambda: None)
+        _pool.run("os:getpid", {}, [{"index": 0}, {"index": 1}, {"index": 2}], 2, lambda: None)
     with pytest.raises(RuntimeError, match="died .exit status 3."):
-        _episodes.run("os:_exit", {"status": 3}, [{"index": 0}, {"index": 1}, {"index": 2}], 2, lambda: None)
+        _pool.run("os:_exit", {"status": 3}, [{"index": 0}, {"index": 1}, {"index": 2}], 2, lambda: None)
+
+
+@pytest.mark.parametrize("name", ["halfcheetah-medium-local-v0", "puzzle-3x3-play-singletask-task1-v0"])
+def test_environments_print_nothing_and_leave_nothing(name, tmp_path):
+    """MuJoCo remarks on gymnasium's models, in a file in the working directory too; glfw on a missing display."""
+    code = f"from flowrl.rl import data; e = data.make_env({name!r}, seed=0); e.reset(seed=0); e.close()"
+    given = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "MUJOCO_GL", "WAYLAND_DISPLAY")}
+    environment = {**given, "PYTHONPATH": str(pathlib.Path(_store.__file__).parents[3]), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == done.stderr == ""
+    assert list(tmp_path.iterdir()) == []

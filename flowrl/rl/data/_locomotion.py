@@ -13,20 +13,15 @@ nor an interruption changes a byte.
 
 import dataclasses
 import hashlib
-import json
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from flowrl.rl.data import _episodes, _store, behaviour
-from flowrl.rl.data._extras import require
-from flowrl.rl.data._ogbench import _present
-from flowrl.rl.data._ogbench_load import validation_path
-from flowrl.rl.data._schema import DataInfo, OfflineDataset, from_dict
+from flowrl.rl.data import _behaviour, _store
+from flowrl.rl.data._local import build, describe, run_episodes
+from flowrl.rl.data._schema import OfflineDataset, from_dict
 from flowrl.rl.data._source import Environment, Progress, Source
 
 _ENV_IDS = {"halfcheetah": "HalfCheetah-v5", "walker2d": "Walker2d-v5"}
@@ -66,37 +61,33 @@ def generate(
     workers: int | None,
     progress: Progress | None,
 ) -> Path:
-    """Makes a data set unless it is there already.
+    """Makes a data set unless it is there already; the arguments are those of `flowrl.rl.data.generate`.
 
-    Args:
-        name: such as "halfcheetah-medium-local-v0".
-        data_dir: the folder of all data sets.
-        rows: training transitions.
-        val_rows: validation transitions.
-        seed: of the data.
-        workers: number of processes; None means one per core. It does not change the data.
-        progress: called as progress(done, total) in episodes; where episodes end early the total is an estimate.
-
-    Returns:
-        The path of the training npz; the validation npz and the manifest are beside it.
-
-    Raises:
-        ImportError: if gymnasium or mujoco is missing and the data are not there yet.
-        OSError: if the directory cannot be written to, or lacks the space.
-        RuntimeError: if a worker died.
-        ValueError: if the files there are damaged or were made from other weights.
+    Where episodes end early, the total that `progress` is told is an estimate.
     """
-    folder = data_dir / name / f"local-rows{rows}-val{val_rows}-seed{seed}"
     parameters = _parameters(name)
-    # First without the lock: data that are complete can be used from a read-only directory.
-    if not _present(folder, name, seed, rows, val_rows, parameters):
-        require("gymnasium", "mujoco")
-        _store.make_dir(folder)
-        with _store.lock(folder / ".lock"):
-            # Another process may have made them while this one waited.
-            if not _present(folder, name, seed, rows, val_rows, parameters):
-                _make(folder, name, parameters, rows, val_rows, seed, workers, progress)
-    return folder / f"{name}.npz"
+
+    def collect(shards: Path) -> Mapping[str, Iterable[dict[str, np.ndarray]]]:
+        _check_weights(parameters["policies"])
+        policies = list(parameters["policies"])
+        # The shards, and then the joined files beside them; the last episode of each stream is longer than needed.
+        needed = 2 * (rows + val_rows + 2 * len(policies) * _MAX_STEPS) * _BYTES_PER_ROW
+        _store.check_space(shards.parent, needed)
+        splits = {"train": _streams("train", policies, rows), "val": _streams("val", policies, val_rows)}
+        _collect(name, seed, shards, splits["train"] + splits["val"], workers, progress)
+        return {split: (_join(shards, stream) for stream in streams) for split, streams in splits.items()}
+
+    return build(
+        name,
+        data_dir,
+        rows=rows,
+        val_rows=val_rows,
+        seed=seed,
+        parameters=parameters,
+        success_timing=None,
+        packages=("gymnasium", "mujoco"),
+        collect=collect,
+    )
 
 
 def load(
@@ -111,44 +102,16 @@ def load(
     progress: Progress | None,
     dataset_path: Path | None,
 ) -> OfflineDataset:
-    """Loads a data set, making it first if it is missing; nothing is fetched from a network.
+    """Loads (and if need be makes) a data set; the arguments are those of `flowrl.rl.data.load`.
 
-    Args:
-        name: such as "halfcheetah-medium-local-v0".
-        data_dir: the folder of all data sets.
-        rows: as for `generate`, and so are `val_rows`, `seed`, `workers` and `progress`.
-        val_rows: see `rows`.
-        seed: see `rows`.
-        workers: see `rows`.
-        progress: see `rows`.
-        dataset_path: a training npz of the user's, with the keys of `Transitions`; `X-val.npz` stands beside `X.npz`.
-
-    Returns:
-        The data set.
-
-    Raises:
-        OSError: if a file is missing, or cannot be written.
-        ValueError: naming file and field, if a file is damaged or not of the expected form.
+    A file of the user's (`dataset_path`) has the keys of `Transitions`.
     """
     path = dataset_path or generate(
         name, data_dir, rows=rows, val_rows=val_rows, seed=seed, workers=workers, progress=progress
     )
-    train, validation = (from_dict(_store.read_npz(file), source=str(file)) for file in (path, validation_path(path)))
-    sha256 = _store.sha256_file(path)
-    manifest = _store.read_manifest(path.parent)
-    # Also a path given by the user may be one of ours: the checksum says so.
-    ours = manifest if manifest is not None and manifest.files.get(path.name) == sha256 else None
-    info = DataInfo(
-        name=name,
-        env_id=_env_id(name),
-        label="file" if ours is None else "local",
-        sha256=sha256,
-        versions=_store.versions() if ours is None else ours.versions,
-        success_timing=None,
-        seed=None if ours is None else ours.seed,
-        rows=len(train),
-        metric="return",
-    )
+    files = (path, _store.validation_path(path))
+    train, validation = (from_dict(_store.read_npz(file), source=str(file)) for file in files)
+    info = describe(path, name, _env_id(name), rows=len(train), success_timing=None, metric="return")
     return OfflineDataset(train, validation, info)
 
 
@@ -165,11 +128,11 @@ def make_env(name: str, /, *, seed: int | None) -> Environment:
     Raises:
         ImportError: naming the extra to install, if gymnasium or mujoco is missing.
     """
-    return behaviour.make(_env_id(name), seed=seed)
+    return _behaviour.make(_env_id(name), seed=seed)
 
 
 def collector(name: str, seed: int, folder: str) -> Callable[..., None]:
-    """Prepares a process for collecting episodes (see `_episodes.run`).
+    """Prepares a process for collecting episodes (see `_pool.run`).
 
     Args:
         name: of the data set.
@@ -179,14 +142,14 @@ def collector(name: str, seed: int, folder: str) -> Callable[..., None]:
     Returns:
         A function of (split, snapshot, index, shard) that collects one episode and writes it to the file `shard`.
     """
-    env = behaviour.make(_env_id(name))
-    policies: dict[str, behaviour.TanhGaussian] = {}
+    env = _behaviour.make(_env_id(name))
+    policies: dict[str, _behaviour.TanhGaussian] = {}
 
     def collect(split: str, snapshot: str, index: int, shard: str) -> None:
         if snapshot not in policies:
-            policies[snapshot] = behaviour.load_policy(behaviour.FOLDER / snapshot)
+            policies[snapshot] = _behaviour.load_policy(_behaviour.FOLDER / snapshot)
         digest = hashlib.sha256(f"{name}/{seed}/{split}/{snapshot}/{index}".encode()).digest()
-        episode = behaviour.rollout(env, policies[snapshot], np.random.SeedSequence(int.from_bytes(digest, "big")))
+        episode = _behaviour.rollout(env, policies[snapshot], np.random.SeedSequence(int.from_bytes(digest, "big")))
         # Not compressed: a shard lives until the last episode is done.
         _store.write_npz(Path(folder) / shard, episode._asdict(), compress=False)
 
@@ -201,59 +164,20 @@ def _env_id(name: str) -> str:
 def _parameters(name: str) -> dict[str, Any]:
     """All that shapes a data set beyond seed and sizes, as JSON values: the environment and the policies' checksums."""
     env_id = _env_id(name)
-    snapshots = behaviour.provenance()[env_id]["snapshots"]
+    snapshots = _behaviour.provenance()[env_id]["snapshots"]
     chosen = snapshots[:-1] if "-medium-replay-" in name else snapshots[-1:]
     return {"env_id": env_id, "policies": {entry["file"]: entry["sha256"] for entry in chosen}}
 
 
-def _make(
-    folder: Path,
-    name: str,
-    parameters: dict[str, Any],
-    rows: int,
-    val_rows: int,
-    seed: int,
-    workers: int | None,
-    progress: Progress | None,
-) -> None:
-    """Collects what is missing and joins it; called with the folder's lock held."""
-    for file, sha256 in parameters["policies"].items():
-        found = _store.sha256_file(behaviour.FOLDER / file)
+def _check_weights(policies: Mapping[str, str]) -> None:
+    """Raises unless the shipped weights are those of the provenance; `policies` is file name to SHA-256."""
+    for file, sha256 in policies.items():
+        found = _store.sha256_file(_behaviour.FOLDER / file)
         if found != sha256:
             raise ValueError(
-                f"{behaviour.FOLDER / file}: SHA-256 is {found[:12]}..., but provenance.json says {sha256[:12]}...; "
+                f"{_behaviour.FOLDER / file}: SHA-256 is {found[:12]}..., but provenance.json says {sha256[:12]}...; "
                 "reinstall the package."
             )
-    versions = _store.versions()
-    # Shards of another simulator or policy must not be mixed with new ones, so each combination has its folder.
-    key = hashlib.sha256(json.dumps([parameters, versions], sort_keys=True).encode()).hexdigest()[:12]
-    shards = folder / f".shards-{key}"
-    _store.make_dir(shards)
-    # The shards, and then the joined files beside them; the last episode of each stream is longer than needed.
-    policies = list(parameters["policies"])
-    _store.check_space(folder, 2 * (rows + val_rows + 2 * len(policies) * _MAX_STEPS) * _BYTES_PER_ROW)
-    splits = {"train": _streams("train", policies, rows), "val": _streams("val", policies, val_rows)}
-    _collect(name, seed, shards, splits["train"] + splits["val"], workers or os.cpu_count() or 1, progress)
-    files: dict[str, str] = {}
-    for file, split in ((f"{name}.npz", "train"), (f"{name}-val.npz", "val")):
-        parts = [_join(shards, stream) for stream in splits[split]]
-        _store.write_npz(folder / file, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
-        files[file] = _store.sha256_file(folder / file)
-    _store.write_manifest(
-        folder,
-        _store.Manifest(
-            name=name,
-            seed=seed,
-            rows=rows,
-            val_rows=val_rows,
-            parameters=parameters,
-            versions=versions,
-            success_timing=None,
-            files=files,
-        ),
-    )
-    for leftover in folder.glob(".shards-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _streams(split: Literal["train", "val"], policies: Sequence[str], rows: int) -> list[_Stream]:
@@ -264,30 +188,20 @@ def _streams(split: Literal["train", "val"], policies: Sequence[str], rows: int)
 
 
 def _collect(
-    name: str, seed: int, shards: Path, streams: Sequence[_Stream], workers: int, progress: Progress | None
+    name: str, seed: int, shards: Path, streams: Sequence[_Stream], workers: int | None, progress: Progress | None
 ) -> None:
     """Collects episodes until every stream has its rows.
 
     How long an episode lasts is only known afterwards, so this goes in rounds; a surplus episode is not used.
     """
     lengths: dict[str, int] = {}
-    while True:
+    arguments = {"name": name, "seed": seed, "folder": str(shards)}
+    jobs: list[dict[str, Any]] | None = None
+    while jobs is None or jobs:
         plans = [_missing(shards, stream, lengths) for stream in streams]
         jobs = [job for plan in plans for job in plan]
-        finished, total = len(lengths), len(lengths) + len(jobs)
-
-        def report(total: int = total) -> None:
-            nonlocal finished
-            finished += 1
-            if progress is not None:
-                progress(finished, total)
-
-        if progress is not None:
-            progress(finished, total)
-        if not jobs:
-            return
-        arguments = {"name": name, "seed": seed, "folder": str(shards)}
-        _episodes.run(f"{__name__}:collector", arguments, jobs, workers, report)
+        factory = f"{__name__}:collector"
+        run_episodes(factory, arguments, jobs, finished=len(lengths), workers=workers, progress=progress)
 
 
 def _missing(shards: Path, stream: _Stream, lengths: dict[str, int]) -> list[dict[str, Any]]:

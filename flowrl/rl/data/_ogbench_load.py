@@ -1,7 +1,7 @@
 """Loads an OGBench data set for one of its single tasks, through OGBench's own loader."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -9,10 +9,11 @@ from flowrl.rl.data import _store
 from flowrl.rl.data._evaluation_env import evaluation_env
 from flowrl.rl.data._extras import require
 from flowrl.rl.data._isolation import own_global_state, quiet
+from flowrl.rl.data._local import describe
 from flowrl.rl.data._ogbench import generate
 from flowrl.rl.data._ogbench_names import env_names, split_name
 from flowrl.rl.data._recipes import RECIPES
-from flowrl.rl.data._schema import DataInfo, OfflineDataset, Transitions, from_dict
+from flowrl.rl.data._schema import OfflineDataset, from_dict
 from flowrl.rl.data._source import Environment, Progress, Source
 
 
@@ -50,22 +51,17 @@ def load(
         try:
             if dataset_path is not None:
                 check_file(path, env, name)
-                check_file(validation_path(path), env, name)
+                check_file(_store.validation_path(path), env, name)
             # With dataset_only it is always a pair of dictionaries; its type says "or many other things".
             splits: Any = ogbench.make_env_and_datasets(name, dataset_path=str(path), dataset_only=True, cur_env=env)
             # Private, but nowhere else does an environment say it; a result row must.
             timing = getattr(env.unwrapped, "_success_timing", None)
         finally:
             env.close()
-    files = (path, validation_path(path))
+    files = (path, _store.validation_path(path))
     train, validation = (from_dict(arrays, source=str(file)) for arrays, file in zip(splits, files, strict=True))
-    info = _info(name, env_id, path, train, timing)
+    info = describe(path, name, env_id, rows=len(train), success_timing=timing, metric="success")
     return OfflineDataset(train, validation, info)
-
-
-def validation_path(path: Path) -> Path:
-    """Where OGBench's loader looks for the validation split: "x-val.npz" beside "x.npz"."""
-    return path.with_name(f"{path.name.removesuffix('.npz')}-val.npz")
 
 
 def check_file(path: Path, env: Any, name: str) -> None:
@@ -110,26 +106,6 @@ def check_file(path: Path, env: Any, name: str) -> None:
     short = np.flatnonzero(np.flatnonzero(terminals) == starts)
     if short.size:
         raise ValueError(f"{path}: the trajectory at row {starts[short[0]]} has one row, expected at least 2.")
-
-
-def _info(name: str, env_id: str, path: Path, train: Transitions, timing: str | None) -> DataInfo:
-    """What is known about where the file came from."""
-    digest = _store.sha256_file(path)
-    manifest = _store.read_manifest(path.parent)
-    # Also a path given by the user may be one of ours: the checksum says so.
-    local = manifest is not None and manifest.files.get(path.name) == digest
-    label: Literal["local", "file"] = "local" if local else "file"
-    return DataInfo(
-        name=name,
-        env_id=env_id,
-        label=label,
-        sha256=digest,
-        versions=manifest.versions if manifest is not None and local else _store.versions(),
-        success_timing=timing,
-        seed=manifest.seed if manifest is not None and local else None,
-        rows=len(train),
-        metric="success",
-    )
 
 
 def make_env(name: str, /, *, seed: int | None) -> Environment:

@@ -85,7 +85,13 @@ class DataInfo:
 
 @dataclasses.dataclass(frozen=True)
 class OfflineDataset:
-    """A training split, a validation split, and where they came from."""
+    """A training split, a validation split, and where they came from.
+
+    Attributes:
+        train: what is learnt from.
+        validation: what is only measured on.
+        info: where both came from.
+    """
 
     train: Transitions
     validation: Transitions

@@ -9,11 +9,11 @@ import numpy as np
 
 from flowrl.rl.data._schema import OfflineDataset
 
-#: Called as `progress(done_episodes, total_episodes)`; the library itself never prints.
 Progress = Callable[[int, int], object]
+"""Called as `progress(done_episodes, total_episodes)`; the library itself never prints."""
 
-#: How a policy is scored in an environment: fraction of solved episodes, or undiscounted sum of rewards.
 Metric = Literal["success", "return"]
+"""How a policy is scored in an environment: fraction of solved episodes, or undiscounted sum of rewards."""
 
 
 @runtime_checkable
@@ -31,11 +31,27 @@ class Environment(Protocol):
         ...
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode; the first observation (obs,) and an information dictionary."""
+        """Starts an episode.
+
+        Args:
+            seed: of the episode; None goes on from the environment's own random state.
+            options: as the environment defines them.
+
+        Returns:
+            The first observation (obs,) and an information dictionary.
+        """
         ...
 
     def step(self, action: np.ndarray) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """One step: next observation (obs,), reward, terminated, truncated, information."""
+        """Takes one step.
+
+        Args:
+            action: (act,), within `action_space`.
+
+        Returns:
+            The next observation (obs,), reward, terminated (a true end), truncated (a time limit), and an information
+            dictionary.
+        """
         ...
 
     def close(self) -> None:
@@ -93,11 +109,17 @@ class Source:
 
     A module that adds a family exposes `SOURCES: dict[str, Source]` (key: the family's name); `_load.py` merges them.
     Names are checked by the registry before a source is called, so its functions may trust them.
+
+    Attributes:
+        env_names: every name `load` and `make_env` accept, such as "puzzle-3x3-play-singletask-task1-v0".
+        dataset_names: every name `generate` accepts, such as "puzzle-3x3-play-v0".
+        metric: how policies are scored in all these environments.
+        generate: makes a data set on this machine; what `flowrl.rl.data.generate` calls.
+        load: what `flowrl.rl.data.load` calls.
+        make_env: what `flowrl.rl.data.make_env` calls.
     """
 
-    #: Every name `load` and `make_env` accept, such as "puzzle-3x3-play-singletask-task1-v0".
     env_names: tuple[str, ...]
-    #: Every name `generate` accepts, such as "puzzle-3x3-play-v0".
     dataset_names: tuple[str, ...]
     metric: Metric
     generate: GenerateFn

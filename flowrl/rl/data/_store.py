@@ -290,6 +290,35 @@ def read_manifest(directory: Path) -> Manifest | None:
     return Manifest(**content)
 
 
+def validation_path(path: Path) -> Path:
+    """Where the validation split stands (OGBench's loader expects it there): "x-val.npz" beside "x.npz"."""
+    return path.with_name(f"{path.name.removesuffix('.npz')}-val.npz")
+
+
+def is_complete(directory: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a folder holds exactly the data set that is wanted, complete and undamaged.
+
+    Args:
+        directory: the folder of one generated data set; it need not exist.
+        wanted: some of the manifest's fields, and what they must be.
+
+    Raises:
+        ValueError: if there is another data set, or a damaged one.
+    """
+    manifest = read_manifest(directory)
+    if manifest is None:
+        return False
+    for field, value in wanted.items():
+        found = getattr(manifest, field)
+        if found != value:
+            raise ValueError(
+                f"{directory / MANIFEST_NAME}: {field} is {found}, expected {value}: the data were made by another "
+                "recipe. Delete the folder to make them again, or choose another data_dir."
+            )
+    verify(directory, manifest)
+    return True
+
+
 def verify(directory: Path, manifest: Manifest) -> None:
     """Holds the files against their checksums.
 

@@ -1,19 +1,34 @@
 """The process at the other end of `_pool.py`: it does one job after another.
 
-It speaks JSON lines: first the assignment (a factory and its arguments), then one job a line on standard input; one
-answer a line on standard output. It ends when its input does, so it cannot outlive a parent that was killed.
+Messages are pickles, exchanged by two processes of ours and nobody else. On standard input comes first the assignment
+(a factory and its arguments), then one job after another; each job is answered on standard output. The process ends
+when its input does, so it cannot outlive a parent that was killed.
 """
 
 import importlib
-import json
 import os
+import pickle
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 
-def prepare(factory: str, arguments: dict[str, Any]) -> Callable[..., object]:
+class Answer(NamedTuple):
+    """What became of a job.
+
+    Attributes:
+        value: what it returned; None if it failed.
+        failure: the exception's message and traceback; None if it did not fail.
+        errno: of an `OSError`.
+    """
+
+    value: Any = None
+    failure: tuple[str, str] | None = None
+    errno: int | None = None
+
+
+def prepare(factory: str, arguments: dict[str, Any]) -> Callable[..., Any]:
     """Calls a factory by name.
 
     Args:
@@ -30,17 +45,24 @@ def prepare(factory: str, arguments: dict[str, Any]) -> Callable[..., object]:
 def main() -> None:
     """Answers jobs until standard input ends."""
     # Only answers may go to the pipe: whatever a library prints goes to the log instead.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    assignment = json.loads(sys.stdin.readline())
-    work: Callable[..., object] | None = None
-    for line in sys.stdin:
+    factory, arguments = pickle.load(sys.stdin.buffer)
+    # Before the first job is there: whoever asks has other things to do meanwhile.
+    work = _attempt(prepare, {"factory": factory, "arguments": arguments})
+    while True:
         try:
-            if work is None:
-                work = prepare(assignment["factory"], assignment["arguments"])
-            work(**json.loads(line))
-            answer: dict[str, Any] = {"done": True}
-        except Exception as error:
-            number = error.errno if isinstance(error, OSError) else None
-            answer = {"done": False, "errno": number, "message": str(error), "traceback": traceback.format_exc()}
-        answers.write(json.dumps(answer) + "\n")
+            job = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pickle.dump(work if work.failure else _attempt(work.value, job), answers)
+        answers.flush()
+
+
+def _attempt(work: Callable[..., Any], arguments: dict[str, Any]) -> Answer:
+    """Calls a function, and turns what it raises into an answer."""
+    try:
+        return Answer(work(**arguments))
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        return Answer(None, (str(error), traceback.format_exc()), number)

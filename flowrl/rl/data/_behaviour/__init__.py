@@ -20,9 +20,9 @@ from flowrl.rl.data._extras import require
 from flowrl.rl.data._isolation import quiet
 from flowrl.rl.data._source import Environment
 
-#: Where the shipped snapshots and their provenance stand.
+# Where the shipped snapshots and their provenance stand.
 FOLDER = Path(__file__).parent
-#: Limits of the log standard deviation, before the tanh. The trainer uses the same two numbers.
+# Limits of the log standard deviation, before the tanh. The trainer uses the same two numbers.
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 

@@ -1,0 +1,345 @@
+"""Offline reinforcement learning by Value Gradient Flow, from data to table.
+
+Makes the data on this machine if they are not there, learns a reference policy by flow matching and a critic by TD on
+transported particles, and evaluates one set of weights under several test budgets, with the controls that tell what the
+flow adds: the reference alone, selection alone (best-of-N, best-of-4N), the flow alone, and random directions of the
+same length. Everything goes to `--out`: metrics.csv, results.csv, results.md, two plots, config.json, a checkpoint.
+
+    python examples/offline_rl.py --help
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.random as jr
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from flowrl.rl import (
+    VGF,
+    Agent,
+    Lanes,
+    LowerConfidence,
+    Mean,
+    Minimum,
+    Policy,
+    RunDirectory,
+    Standardizer,
+    VGFState,
+    data,
+    evaluate,
+    fit,
+    make_replay,
+    presets,
+    report,
+    to_csv,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Offline reinforcement learning by Value Gradient Flow. Defaults marked (env) depend on the environment."""
+
+    env: str = "puzzle-3x3-play-singletask-task1-v0"
+    """Environment: an OGBench single task, or e.g. halfcheetah-medium-local-v0."""
+    data_dir: Path | None = None
+    """Where generated data are kept; default: the user's cache directory."""
+    dataset_path: Path | None = None
+    """A data file to use instead of generated data (official npz layout, validation split beside it)."""
+    rows: int = 100_000
+    """Rows of generated training data."""
+    out: Path = Path("runs/offline_rl")
+    """Directory of the run."""
+    resume: bool = False
+    """Go on with the run in --out; the other options must be the same."""
+    seed: int = 0
+    """Seed of the networks and of all sampling in training."""
+
+    steps: int = 10_000
+    """Updates of the critic."""
+    reference_updates: int = 8_000
+    """Updates of the reference policy, before the critic."""
+    interval: int = 1_000
+    """Updates in one compiled call; a checkpoint follows each."""
+    batch_size: int = 128
+    """Transitions an update (env)."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers of all networks."""
+    members: int = 2
+    """Critics in the ensemble."""
+    aggregate: Literal["mean", "min", "lower"] = "mean"
+    """How critics become one number in target, drive and selection: mean, minimum, or mean - std (env)."""
+    learning_rate: float = 1e-3
+    """Adam's rate for the critic (env)."""
+    polyak: float = 0.01
+    """Rate at which the target network follows (env)."""
+    discount: float = 0.99
+    """Discount factor."""
+    n_step: int = 5
+    """Steps of the n-step return (env)."""
+
+    particles: int = 8
+    """N: particles a state, in test; best-of-N and every transported policy choose among N."""
+    train_particles: int = 4
+    """Particles a state in the TD target."""
+    train_steps: int = 0
+    """L_train: steps of the flow in the TD target (env)."""
+    train_step_size: float = 0.1
+    """Step size in training, in units of the reference's within-state spread."""
+    test_steps: tuple[int, ...] = (1, 3, 5)
+    """All L_test to report (env)."""
+    test_step_size: float = 0.3
+    """Step size in test, in units of the reference's within-state spread (env)."""
+    chosen: int = 5
+    """The L_test, fixed in advance, that the controls are matched to (env)."""
+
+    eval_episodes: int = 25
+    """Episodes of every policy at the end, the same for all."""
+    eval_seed: int = 1
+    """Seed of the evaluation's episodes."""
+    curve_points: int = 2
+    """Evaluations along the way, for the learning curve."""
+    curve_episodes: int = 8
+    """Episodes of each policy in those."""
+    lanes: int = 20
+    """Environments stepped in lockstep (env)."""
+    workers: int = os.cpu_count() or 1
+    """Processes for data and environments."""
+
+
+def defaults(env: str) -> Config:
+    """Give the defaults for an environment: sparse tasks (success) and dense rewards (return) want different ones."""
+    if data.metric(env) == "success":
+        return Config(env=env)
+    return Config(
+        env=env,
+        batch_size=256,
+        aggregate="min",
+        learning_rate=3e-4,
+        polyak=0.005,
+        n_step=1,
+        train_steps=1,
+        test_steps=(1, 3),
+        chosen=1,
+        lanes=40,
+    )
+
+
+def check(config: Config) -> None:
+    """Refuse numbers that make no sense, before anything is generated."""
+    positive = ("steps", "reference_updates", "interval", "rows", "batch_size", "members", "n_step", "particles")
+    for name in (*positive, "train_particles", "eval_episodes", "curve_episodes", "lanes", "workers"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}.")
+    for name in ("steps", "reference_updates"):
+        if getattr(config, name) % config.interval:
+            raise ValueError(f"--{name.replace('_', '-')} must be a multiple of --interval ({config.interval}).")
+    if min(config.test_steps, default=0) < 1 or len(set(config.test_steps)) < len(config.test_steps):
+        raise ValueError(f"--test-steps must be different numbers >= 1 (0 is best-of-N), got {config.test_steps}.")
+    if config.chosen not in config.test_steps:
+        raise ValueError(f"--chosen {config.chosen} must be one of --test-steps {config.test_steps}.")
+    if config.test_step_size < 0:
+        raise ValueError(f"--test-step-size must be >= 0, got {config.test_step_size}.")
+
+
+def parse(arguments: list[str]) -> Config:
+    """Read the command line; the environment decides the defaults of the rest."""
+    env = Config.env
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, joined = word.partition("=")
+        if name == "--env":
+            env = joined if equals else following
+    return tyro.cli(Config, args=arguments, default=defaults(env))
+
+
+def algorithm(config: Config) -> VGF:
+    """Turn options into the algorithm."""
+    aggregate = {"mean": Mean(), "min": Minimum(), "lower": LowerConfidence(1.0)}[config.aggregate]
+    return presets.default(
+        config.train_steps,
+        config.train_step_size,
+        particles=config.train_particles,
+        samples=max(config.particles, config.train_particles),
+        target=aggregate,
+        drive=aggregate,
+        selection=aggregate,
+        discount=config.discount,
+        polyak=config.polyak,
+        learning_rate=config.learning_rate,
+        reference_updates=config.reference_updates,
+        batch_size=config.batch_size,
+        hidden=config.hidden,
+        reference_hidden=config.hidden,
+        members=config.members,
+    )
+
+
+def test_policies(config: Config) -> tuple[Policy, ...]:
+    """List the ways to act, decided before anything is evaluated."""
+    n, size, chosen = config.particles, config.test_step_size, config.chosen
+    return (
+        Policy("BC (one random particle)", n, select="uniform"),
+        Policy(f"best-of-{n} (L=0)", n),
+        *(Policy(f"VGF L={steps}", n, steps, size) for steps in config.test_steps),
+        Policy(f"one random transported particle, L={chosen}", n, chosen, size, select="uniform"),
+        Policy(f"random directions, same length as L={chosen}, best", n, chosen, size, noise=True),
+        Policy(f"best-of-{4 * n}", 4 * n),
+    )
+
+
+def main(config: Config) -> list[report.Row]:
+    """Run the whole experiment."""
+    console = Console(stderr=True)
+    started = time.perf_counter()
+    check(config)
+    metric = data.metric(config.env)
+    unit = "success, %" if metric == "success" else "return"
+    policies = test_policies(config)
+    # What may differ when a run goes on: where things are, and how many processes work on it.
+    free = ("out", "resume", "data_dir", "workers")
+    identity = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items() if k not in free}
+
+    with RunDirectory(config.out, identity, resume=config.resume) as run, _progress(console) as bars:
+        dataset = data.load(
+            config.env,
+            config.data_dir,
+            rows=config.rows,
+            val_rows=max(config.rows // 10, 1),
+            workers=config.workers,
+            progress=_bar(bars, "data (episodes)"),
+            dataset_path=config.dataset_path,
+        )
+        run.write("data.json", dataset.info.to_json() + "\n")
+        title = f"{config.env}, {dataset.info.label} data, {dataset.info.rows:,} rows"
+        console.print(title)
+        with Lanes(config.env, config.lanes, workers=config.workers) as lanes:
+            vgf = algorithm(config)
+            standardizer = Standardizer.fit(dataset.train.observations)
+            # Dense rewards are brought to unit scale, as D4RL's are; 0/-1 rewards already are.
+            scale = 1 / float(dataset.train.rewards.std()) if metric == "return" else 1.0
+            replay = make_replay(
+                dataset.train, standardizer, discount=config.discount, n_step=config.n_step, reward_scale=scale
+            )
+            curve = tuple(p for p in policies if p.candidates == config.particles and not p.noise)
+
+            def evaluate_curve(state: VGFState, step: int) -> dict[str, Any]:
+                show = _bar(bars, f"curve at {step:,} (episodes)")
+                agent = Agent(vgf, state, standardizer)
+                measured = evaluate(agent, curve, lanes, episodes=config.curve_episodes, seed=0, progress=show)
+                means = report.scores(measured, metric).mean(axis=1)
+                return {f"score/{p.name}": float(x) for p, x in zip(curve, means, strict=True)}
+
+            state = fit(
+                vgf,
+                replay,
+                updates=config.steps,
+                interval=config.interval,
+                key=jr.key(config.seed),
+                run=run,
+                evaluate=evaluate_curve,
+                evaluate_at=_curve_steps(config),
+                progress=_training_bar(bars),
+            )
+            trained = time.perf_counter()
+            measured = evaluate(
+                Agent(vgf, state, standardizer),
+                policies,
+                lanes,
+                episodes=config.eval_episodes,
+                seed=config.eval_seed,
+                progress=_bar(bars, "evaluation (episodes)"),
+            )
+        rows = report.summarise(policies, measured, metric, baseline=policies[1].name)
+        run.write("results.csv", to_csv(_episodes(policies, measured)))
+        run.write("results.md", f"{title}\n\n{report.markdown(rows, unit)}")
+        report.plot_budget(rows, policies, unit, title, run.path / "budget_curve.png")
+        report.plot_learning(run.rows, unit, title, run.path / "learning_curve.png")
+        run.append_timing(
+            phase="evaluation", step=config.steps, seconds=time.perf_counter() - trained, updates_per_second=0.0
+        )
+    _print_table(rows, unit, title, policies[1].name)
+    seconds, platform = time.perf_counter() - started, jax.devices()[0].platform
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "equinox", "ogbench"))
+    console.print(f"{seconds:.0f} s in all on {platform} ({versions}); everything is in {config.out}")
+    return rows
+
+
+def _curve_steps(config: Config) -> tuple[int, ...]:
+    """Spread the evaluations evenly over the intervals, the last one excluded: the end has its own evaluation."""
+    intervals = config.steps // config.interval
+    points = min(config.curve_points, intervals - 1)
+    return tuple(sorted({config.interval * (intervals * (i + 1) // (points + 1)) for i in range(points)}))
+
+
+def _episodes(policies: tuple[Policy, ...], measured: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "policy": policy.name,
+            "episode": e,
+            "return": float(measured.returns[p, e]),
+            "success": int(measured.successes[p, e]),
+            "length": int(measured.lengths[p, e]),
+            "displacement": float(measured.displacements[p, e]),
+        }
+        for p, policy in enumerate(policies)
+        for e in range(measured.returns.shape[1])
+    ]
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[rate]}"), console=console)
+
+
+def _bar(bars: Progress, name: str) -> Callable[[int, int], None]:
+    """Make a progress callback that opens its bar at the first call."""
+    tasks: list[Any] = []
+
+    def show(done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(bars.add_task(name, total=total, rate=""))
+        bars.update(tasks[0], completed=done)
+
+    return show
+
+
+def _training_bar(bars: Progress) -> Callable[[Any], None]:
+    tasks: dict[str, Any] = {}
+
+    def show(progress: Any) -> None:
+        if progress.phase not in tasks:
+            tasks[progress.phase] = bars.add_task(f"{progress.phase} (updates)", total=progress.total, rate="")
+        bars.update(tasks[progress.phase], completed=progress.done, rate=f"{progress.rate:.0f} updates/s")
+
+    return show
+
+
+def _print_table(rows: list[report.Row], unit: str, title: str, baseline: str) -> None:
+    table = Table(title=title)
+    for heading in ("policy", unit, "95 % interval", f"minus {baseline}, paired", "moved (RMS, spreads)"):
+        table.add_column(heading, justify="left" if heading == "policy" else "right")
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.score:.1f}",
+            f"[{row.low:.1f}, {row.high:.1f}]",
+            f"{row.difference:+.1f} [{row.difference_low:+.1f}, {row.difference_high:+.1f}]",
+            f"{row.displacement:.3f}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse(sys.argv[1:]))
+    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

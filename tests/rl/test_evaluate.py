@@ -1,0 +1,110 @@
+"""Evaluation is paired, and independent of lanes and of the order of policies."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from rl.toys import ToyLanes
+
+from flowrl.rl import Agent, Policy, PolicyTable, Standardizer, act, evaluate, presets
+from flowrl.rl._vgf import init
+
+POLICIES = (
+    Policy("bc", 4, select="uniform"),
+    Policy("best", 4),
+    Policy("vgf", 4, 2, 0.3),
+    Policy("noise", 4, 2, 0.3, noise=True),
+    Policy("wide", 16),
+)
+
+
+@pytest.fixture(scope="module")
+def agent() -> Agent:
+    vgf = presets.default(hidden=(16,), reference_hidden=(16,))
+    state = init(vgf, 3, 2, key=jr.key(0))
+    return Agent(vgf, state, Standardizer(jnp.zeros(3, jnp.float32), jnp.ones(3, jnp.float32)))
+
+
+def test_results_do_not_depend_on_lanes_or_order(agent):
+    first = evaluate(agent, POLICIES, ToyLanes(5), episodes=4, seed=3)
+    again = evaluate(agent, POLICIES[::-1], ToyLanes(11), episodes=4, seed=3)
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_allclose(a, b[::-1], rtol=1e-5)
+    assert (first.lengths >= 3).all()
+    assert (first.lengths == first.lengths[:1]).all()  # the same episodes for all
+
+
+def test_seeds_matter(agent):
+    first = evaluate(agent, POLICIES[:2], ToyLanes(4), episodes=3, seed=3)
+    other = evaluate(agent, POLICIES[:2], ToyLanes(4), episodes=3, seed=4)
+    assert not np.allclose(first.returns, other.returns)
+
+
+def lane_arrays(n):
+    states = jnp.asarray(np.random.default_rng(0).normal(size=(n, 3)), jnp.float32)
+    return states, jnp.zeros(n, jnp.int32), jnp.zeros(n, jnp.int32)
+
+
+def test_policies_share_their_reference_samples(agent):
+    """Best-of-4N ranks the samples of best-of-N and more; the control moves each particle as far as the flow."""
+    table = PolicyTable(POLICIES, 5)
+    order = [p for block in table.blocks for p in block.policies]
+    states, episode, time = lane_arrays(5)
+    states = jnp.broadcast_to(states[:1], states.shape)
+    acted = act(agent, table, jnp.asarray(order, jnp.int32), states, episode, time, jr.key(0))
+    value = dict(zip([POLICIES[i].name for i in order], np.asarray(acted.value), strict=True))
+    assert value["wide"] >= value["best"]
+    assert value["vgf"] > value["best"]
+    displacement = dict(zip([POLICIES[i].name for i in order], np.asarray(acted.displacement), strict=True))
+    assert displacement["best"] == displacement["bc"] == displacement["wide"] == 0
+    assert displacement["vgf"] > 0.1
+
+
+def test_acting_compiles_once(agent):
+    table = PolicyTable(POLICIES, 10)
+    states, episode, time = lane_arrays(10)
+    lanes = jnp.asarray([block.policies[0] for block in table.blocks for _ in block.lanes], jnp.int32)
+    act(agent, table, lanes, states, episode, time, jr.key(0))
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        traced = []
+        from flowrl.rl import _policy
+
+        original = _policy._act
+        patch.setattr(_policy, "_act", lambda *a: traced.append(1) or original(*a))
+        act(agent, table, lanes, states + 1, episode + 1, time + 1, jr.key(1))
+    assert not traced
+
+
+@pytest.mark.parametrize(
+    ("policies", "message"),
+    [
+        ((), "no policies"),
+        ((Policy("a", 4), Policy("a", 8)), "different names"),
+        ((Policy("a", 0),), "candidates"),
+        ((Policy("a", 4, -1),), "steps"),
+    ],
+)
+def test_bad_policies(policies, message):
+    with pytest.raises(ValueError, match=message):
+        PolicyTable(policies, 8)
+
+
+def test_too_few_lanes():
+    with pytest.raises(ValueError, match="3 lanes or more"):
+        PolicyTable(POLICIES, 2)
+
+
+def test_non_finite_actions_are_an_error(agent):
+    import equinox as eqx
+
+    broken = eqx.tree_at(lambda a: a.standardizer.mean, agent, jnp.full(3, jnp.nan, jnp.float32))
+    with pytest.raises(RuntimeError, match="non-finite action in episode 0"):
+        evaluate(broken, POLICIES[:1], ToyLanes(2), episodes=1, seed=0)
+
+
+def test_environment_errors_pass_through(agent):
+    with pytest.raises(RuntimeError, match="toy broke"):
+        evaluate(agent, POLICIES[:1], ToyLanes(2, fail_at=2), episodes=2, seed=0)
+    with pytest.raises(ValueError, match="episodes"):
+        evaluate(agent, POLICIES[:1], ToyLanes(2), episodes=0, seed=0)

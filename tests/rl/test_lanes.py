@@ -1,0 +1,154 @@
+"""Lanes: the same episodes whatever lane or process plays them, and errors that say what happened."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import flowrl
+from flowrl.rl import data
+from flowrl.rl._lanes import Lanes, Stepped
+
+pytest.importorskip("ogbench")
+
+MAZE = "pointmaze-teleport-navigate-singletask-task1-v0"
+RIGHT = np.array([1.0, 0.0], np.float32)
+
+
+def _pids(lanes):
+    return [worker._process.pid for worker in lanes._workers]
+
+
+def _ended(pid):
+    """Gone, or waiting for whoever inherited it to notice."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_episodes_depend_on_the_seed_alone():
+    seeds = [3, 4, 3]
+    with Lanes(MAZE, 3, workers=2) as lanes:
+        pids = _pids(lanes)
+        first = lanes.reset(dict(enumerate(seeds)))
+        # Lane 1 is left alone; lanes 0 and 2 belong to the same process.
+        steps = [lanes.step({0: RIGHT, 2: RIGHT}) for _ in range(5)]
+        steps += [lanes.step({1: RIGHT}) for _ in range(5)]
+        # The same seed in another process.
+        again = lanes.reset({1: 3})
+        steps += [lanes.step({1: RIGHT}) for _ in range(5)]
+    assert all(map(_ended, pids))
+    assert {lane: (o.shape, o.dtype.name) for lane, o in first.items()} == dict.fromkeys(range(3), ((2,), "float32"))
+    np.testing.assert_array_equal(first[0], first[2])
+    np.testing.assert_array_equal(first[0], again[1])
+    assert not np.array_equal(first[0], first[1])
+    env = data.make_env(MAZE, seed=99)
+    np.testing.assert_array_equal(env.reset(seed=3)[0], first[0])
+    for i in range(5):
+        observation, reward, *_ = env.step(RIGHT)
+        assert steps[i].keys() == {0, 2}
+        for stepped in (steps[i][0], steps[i][2], steps[10 + i][1]):
+            assert isinstance(stepped, Stepped)
+            np.testing.assert_array_equal(stepped.observation, observation)
+            assert (stepped.reward, stepped.done, stepped.success) == (reward, False, False)
+    assert not np.array_equal(steps[5][1].observation, steps[0][0].observation)
+
+
+def test_killed_worker():
+    with Lanes(MAZE, 2, workers=2) as lanes:
+        lanes.reset({0: 0, 1: 1})
+        pids = _pids(lanes)
+        os.kill(pids[1], signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=r"exit status -9. at .*step of lanes 1\. If memory ran out, use few"):
+            lanes.step({0: RIGHT, 1: RIGHT})
+        assert all(map(_ended, pids))
+        with pytest.raises(RuntimeError, match="cannot be used any more: RuntimeError during step"):
+            lanes.reset({0: 0})
+
+
+def test_unknown_environment_is_reported_at_first_use():
+    words = "could not be made: ValueError: unknown environment"
+    with Lanes("pointmaze-nowhere-v0", 1) as lanes, pytest.raises(RuntimeError, match=words):
+        lanes.reset({0: 0})
+
+
+def test_raising_environment_names_lane_and_seed():
+    with Lanes(MAZE, 3, workers=2) as lanes:
+        lanes.reset({0: 5, 1: 6, 2: 7})
+        with pytest.raises(RuntimeError, match=rf"{MAZE}, step of lanes 0, 2: lane 2, seed 7: ValueError: operands"):
+            lanes.step({0: RIGHT, 1: RIGHT, 2: np.zeros(3, np.float32)})
+
+
+def test_stuck_worker():
+    with Lanes(MAZE, 1, timeout=0.2) as lanes:
+        lanes.reset({0: 0})  # has start_timeout, or it would never be in time
+        (pid,) = _pids(lanes)
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(RuntimeError, match=r"step of lanes 0: no answer .* within 0\.2 s.*longer timeout"):
+            lanes.step({0: RIGHT})
+        assert _ended(pid)
+
+
+def test_slow_start():
+    with Lanes(MAZE, 1, start_timeout=0.01) as lanes, pytest.raises(RuntimeError, match=r"within 0\.01 s"):
+        lanes.reset({0: 0})
+
+
+def test_closing():
+    lanes = Lanes(MAZE, 2)
+    pids = _pids(lanes)
+    lanes.close()
+    lanes.close()
+    assert all(map(_ended, pids))
+    with pytest.raises(RuntimeError, match="they were closed"):
+        lanes.reset({0: 0})
+    forgotten = Lanes(MAZE, 1)
+    (pid,) = _pids(forgotten)
+    del forgotten
+    assert _ended(pid)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("size", 0), ("workers", 0), ("timeout", 0.0), ("start_timeout", float("nan"))]
+)
+def test_wrong_numbers(name, value):
+    with pytest.raises(ValueError, match=rf"{name}.* must be >.* {value}"):
+        Lanes(MAZE, **{"size": 1, name: value})
+
+
+# No `if __name__ == "__main__"`: a worker that ran the script again would start workers without end.
+_SCRIPT = """
+print("once", flush=True)
+from flowrl.rl._lanes import Lanes
+lanes = Lanes("pointmaze-medium-navigate-singletask-task1-v0", 2)
+lanes.reset({0: 0, 1: 1})
+print(*[worker._process.pid for worker in lanes._workers], flush=True)
+input()
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_workers_neither_run_the_script_again_nor_outlive_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT)
+    root = str(pathlib.Path(flowrl.__file__).parents[1])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen([sys.executable, "-W", "error", script], **pipes, env=environment, cwd=tmp_path) as parent:
+        assert parent.stdout.readline() == "once\n"
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        parent.kill()
+        # No worker holds a copy of this pipe: it ends with the script.
+        assert parent.stdout.read() == parent.stderr.read() == ""
+    deadline = time.monotonic() + 20
+    while not all(map(_ended, pids)):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.02)
+    assert os.listdir(tmp_path) == ["script.py"]

@@ -1,0 +1,109 @@
+"""The learning rule against known values, and the budget against a known optimum."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from rl.toys import ToyLanes, bandit, chain
+
+from flowrl.rl import Agent, LowerConfidence, Mean, Minimum, Policy, Standardizer, evaluate, fit, make_replay, presets
+from flowrl.rl._vgf import value
+
+SMALL = {"hidden": (64, 64), "reference_hidden": (32, 32), "batch_size": 128, "reference_steps": 5}
+
+
+def trained(data, *, updates, n_step=1, discount=0.9, **changes):
+    vgf = presets.default(reference_updates=500, polyak=0.05, learning_rate=2e-3, **SMALL, **changes)
+    standardizer = Standardizer.fit(data.observations)
+    replay = make_replay(data, standardizer, discount=discount, n_step=n_step)
+    state = fit(vgf, replay, updates=updates, interval=500, key=jr.key(0))
+    return Agent(vgf, state, standardizer)
+
+
+def q(agent, place, action):
+    state = agent.standardizer(jnp.asarray(np.eye(4, dtype=np.float32)[place]))
+    return float(value(agent.state.critic, Mean(), state, jnp.asarray([[action]], jnp.float32))[0])
+
+
+def reference_reward(agent, place):
+    """Expected reward of the learned reference itself, so that its own error does not count."""
+    state = agent.standardizer(jnp.asarray(np.eye(4, dtype=np.float32)[place]))
+    noise = jr.normal(jr.key(5), (4000, 1), jnp.float32)
+    actions = jax.vmap(lambda z: agent.state.reference.sample(state, z))(noise)
+    return -float(jnp.mean((actions - 0.5) ** 2))
+
+
+def test_td_gives_the_value_of_the_reference():
+    """L_train = 0: the TD target bootstraps from the reference itself, and the chain's values are sums."""
+    agent = trained(chain(3000), updates=2000)
+    first, second = reference_reward(agent, 1), reference_reward(agent, 2)
+    for place, remaining in ((2, 0.0), (1, 0.9 * second), (0, 0.9 * first + 0.81 * second)):
+        for action in (-0.5, 0.5):
+            expected = -((action - 0.5) ** 2) + remaining
+            assert q(agent, place, action) == pytest.approx(expected, abs=0.12), (place, action)
+
+
+def test_n_step_returns_take_the_rewards_of_the_data():
+    """With n = 3 on a chain of three the target is the return of the data, E r = −(1/3 + 1/4) for uniform actions."""
+    agent = trained(chain(3000), updates=1500, n_step=3)
+    expected = -(0.9 + 0.81) * (1 / 3 + 1 / 4)
+    assert q(agent, 0, 0.5) == pytest.approx(expected, abs=0.15)
+
+
+def test_transported_targets_and_the_maximum_are_worth_more():
+    """The value of a state rises with what the target assumes will be done there, toward the optimum 0."""
+    mean = trained(chain(3000), updates=1500)
+    moved = trained(chain(3000), updates=1500, steps=5, step_size=0.3)
+    best = trained(chain(3000), updates=1500, over_particles="max")
+    values = [q(agent, 0, 0.5) for agent in (mean, moved, best)]
+    assert values[0] < values[1] - 0.3
+    assert values[0] < values[2] - 0.3
+    assert max(values) < 0.15
+
+
+def test_the_flow_improves_on_selection_where_the_optimum_lies_outside_the_data():
+    """Known optimum 0.6, data N(−0.2, 0.2²): BC < best-of-N < VGF; random directions of the same length do not help."""
+    agent = trained(bandit(2000), updates=1000, discount=0.0)
+    policies = (
+        Policy("bc", 8, select="uniform"),
+        Policy("best of 8", 8),
+        Policy("vgf", 8, 5, 0.5),
+        Policy("flow alone", 8, 5, 0.5, select="uniform"),
+        Policy("noise", 8, 5, 0.5, noise=True),
+        Policy("best of 32", 32),
+    )
+    measured = evaluate(agent, policies, ToyLanes(12), episodes=10, seed=0)
+    reward = dict(zip([p.name for p in policies], (measured.returns / measured.lengths).mean(axis=1), strict=True))
+    assert reward["bc"] < reward["best of 8"] - 0.2
+    assert reward["best of 8"] < reward["best of 32"]
+    assert reward["best of 8"] < reward["vgf"] - 0.1
+    assert reward["noise"] < reward["vgf"] - 0.1
+    assert reward["bc"] < reward["flow alone"] - 0.4
+    moved = measured.displacements.mean(axis=1)
+    assert moved[0] == moved[1] == moved[5] == 0
+    assert 1.0 < moved[2] < 2.6  # five Adam steps of half a spread
+    # Both select among eight particles that went equally far.
+    assert moved[4] == pytest.approx(moved[2], rel=0.35)
+
+
+def test_aggregates():
+    values = jnp.asarray([[1.0, 2.0], [3.0, 2.0]])
+    np.testing.assert_allclose(Mean()(values), [2, 2])
+    np.testing.assert_allclose(Minimum()(values), [1, 2])
+    np.testing.assert_allclose(LowerConfidence(2.0)(values), [0, 2], atol=1e-5)
+    gradient = jax.grad(lambda v: LowerConfidence(1.0)(v).sum())(jnp.ones((2, 3)))
+    assert np.isfinite(gradient).all()
+
+
+def test_members_differ_and_share_no_gradient():
+    from flowrl.rl import Critic
+
+    critic = Critic(2, 1, (8,), 3, key=jr.key(0))
+    state, action = jnp.ones(2, jnp.float32), jnp.ones(1, jnp.float32)
+    out = critic(state, action)
+    assert out.shape == (3,)
+    assert len(set(np.asarray(out).tolist())) == 3
+    grads = eqx.filter_grad(lambda c: c(state, action)[0])(critic)
+    assert not np.asarray(grads.members.layers[0].weight[1]).any()

@@ -1,0 +1,58 @@
+"""n-step returns against a loop that follows each trajectory by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rl.toys import transitions
+
+from flowrl.rl import Standardizer, make_replay
+
+
+@pytest.mark.parametrize("n_step", [1, 3, 5])
+def test_n_step_returns_follow_the_trajectory(n_step):
+    rng = np.random.default_rng(0)
+    rows, gamma = 40, 0.9
+    terminals = np.zeros(rows)
+    terminals[[6, 7, 20, rows - 1]] = 1
+    masks = np.ones(rows)
+    masks[[3, 20]] = 0  # a success in the middle of a trajectory, and a true end
+    data = transitions(
+        rng.normal(size=(rows, 2)),
+        rng.uniform(-1, 1, (rows, 1)),
+        rng.normal(size=rows),
+        rng.normal(size=(rows, 2)),
+        masks,
+        terminals,
+    )
+    replay = make_replay(
+        data,
+        Standardizer(jnp.zeros(2, jnp.float32), jnp.ones(2, jnp.float32)),
+        discount=gamma,
+        n_step=n_step,
+        reward_scale=2.0,
+    )
+    for t in range(rows):
+        total, factor, at = 0.0, 1.0, t
+        for i in range(n_step):
+            at = t + i
+            total += factor * 2.0 * data.rewards[at]
+            factor *= gamma
+            if terminals[at] or masks[at] == 0:
+                break
+        np.testing.assert_allclose(replay.returns[t], total, rtol=1e-5, atol=1e-6)
+        assert int(replay.bootstrap[t]) == at
+        np.testing.assert_allclose(replay.discounts[t], factor * masks[at], rtol=1e-6)
+
+
+def test_standardizer_gives_unit_scale_and_survives_constants():
+    x = np.random.default_rng(0).normal(3, [5, 0.1, 0], (1000, 3)).astype(np.float32)
+    z = np.asarray(Standardizer.fit(x)(jnp.asarray(x)))
+    np.testing.assert_allclose(z.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(z.std(0), [1, 1, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize(("bad", "message"), [({"discount": 1.1}, "discount"), ({"n_step": 0}, "n_step")])
+def test_bad_numbers(bad, message):
+    data = transitions(np.zeros((2, 1)), np.zeros((2, 1)), np.zeros(2), np.zeros((2, 1)), np.ones(2), np.ones(2))
+    with pytest.raises(ValueError, match=message):
+        make_replay(data, Standardizer.fit(data.observations), **({"discount": 0.9} | bad))

@@ -1,0 +1,189 @@
+"""Checkpoints and run directories: exact resume, and errors that say what to do."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from rl.toys import bandit
+
+from flowrl.rl import RunDirectory, Standardizer, fit, load_checkpoint, make_replay, presets, save_checkpoint, to_csv
+
+
+def small(**changes):
+    sizes = {"hidden": (16,), "reference_hidden": (16,), "batch_size": 16}
+    return presets.default(1, 0.1, reference_updates=40, **sizes, **changes)
+
+
+def train(run, updates=60, **options):
+    data = bandit(200)
+    replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
+    return fit(small(), replay, updates=updates, interval=20, key=jr.key(1), run=run, **options)
+
+
+class Killed(Exception):
+    """Stands for a process that ends between two intervals."""
+
+
+@pytest.mark.parametrize("intervals", [1, 2, 3, 4])
+def test_resume_is_exact(tmp_path, intervals):
+    with RunDirectory(tmp_path / "whole", {"seed": 1}) as run:
+        train(run)
+    count = 0
+
+    def stop(_):
+        nonlocal count
+        count += 1
+        if count > intervals:
+            raise Killed
+
+    with RunDirectory(tmp_path / "cut", {"seed": 1}) as run, pytest.raises(Killed):
+        train(run, progress=stop)
+    with RunDirectory(tmp_path / "cut", {"seed": 1}, resume=True) as run:
+        train(run)
+    for name in ("metrics.csv", "checkpoint.npz", "config.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_sigkill_and_resume(tmp_path):
+    """The real thing: a process killed while it trains, then started again."""
+    script = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from rl.test_run import RunDirectory, train
+        resume = Path(sys.argv[1], "config.json").exists()
+        with RunDirectory(sys.argv[1], {"seed": 1}, resume=resume) as run:
+            train(run, updates=400)
+        """
+    )
+    paths = [str(p) for p in sys.path if p]
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n" + script]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    process = subprocess.Popen([*command, str(tmp_path / "cut")])
+    metrics = tmp_path / "cut" / "metrics.csv"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 4) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert metrics.read_text().count("\n") < 23, "it ended before it could be killed"
+    subprocess.run([*command, str(tmp_path / "cut")], check=True)
+    for name in ("metrics.csv", "checkpoint.npz"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_another_configuration_is_refused(tmp_path):
+    with RunDirectory(tmp_path, {"seed": 1, "hidden": (8, 8)}):
+        pass
+    with pytest.raises(ValueError, match=r"cannot resume .* seed: 1 there, 2 here"):
+        RunDirectory(tmp_path, {"seed": 2, "hidden": (8, 8)}, resume=True)
+    with pytest.raises(FileExistsError, match="--resume"):
+        RunDirectory(tmp_path, {"seed": 1})
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        RunDirectory(tmp_path / "none", {}, resume=True)
+
+
+def test_a_run_is_not_shared(tmp_path):
+    with RunDirectory(tmp_path, {}), pytest.raises(BlockingIOError, match="another process"):
+        RunDirectory(tmp_path, {}, resume=True)
+
+
+def test_unwritable_directory(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="cannot write"):
+        RunDirectory(tmp_path / "file" / "run", {})
+
+
+def test_damaged_configuration(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        RunDirectory(tmp_path, {}, resume=True)
+
+
+def test_checkpoint_round_trip(tmp_path):
+    state = {
+        "a": jnp.arange(3.0, dtype=jnp.float32),
+        "key": jr.key(3),
+        "step": jnp.asarray(4, jnp.int32),
+        "name": "static",
+    }
+    save_checkpoint(tmp_path / "c.npz", state, {"x": [1.5]})
+    template = {"a": jnp.zeros(3, jnp.float32), "key": jr.key(0), "step": jnp.asarray(0, jnp.int32), "name": "static"}
+    loaded, meta = load_checkpoint(tmp_path / "c.npz", template)
+    assert meta == {"x": [1.5]}
+    assert jr.key_data(loaded["key"]).tolist() == jr.key_data(state["key"]).tolist()
+    assert loaded["step"].shape == ()
+    np.testing.assert_array_equal(loaded["a"], state["a"])
+
+
+def test_checkpoints_that_do_not_fit(tmp_path):
+    path = tmp_path / "c.npz"
+    save_checkpoint(path, {"a": jnp.zeros(3)}, {})
+    with pytest.raises(ValueError, match=r"c\.npz: \['a'\] is .*\[3\], expected .*\[4\]"):
+        load_checkpoint(path, {"a": jnp.zeros(4)})
+    with pytest.raises(ValueError, match=r"missing \[\"\['b'\]\"\]"):
+        load_checkpoint(path, {"a": jnp.zeros(3), "b": jnp.zeros(1)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"c\.npz"):
+        load_checkpoint(path, {"a": jnp.zeros(3)})
+    np.savez(path, a=np.zeros(3))
+    with pytest.raises(ValueError, match="missing __meta__"):
+        load_checkpoint(path, {"a": jnp.zeros(3)})
+    save_checkpoint(path, {"a": jnp.zeros(3)}, {"schema": 99})
+    with pytest.raises(ValueError, match="schema 99"):
+        load_checkpoint(path, {"a": jnp.zeros(3)})
+
+
+def test_divergence_is_reported_and_the_checkpoint_kept(tmp_path):
+    data = bandit(200)
+    replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
+    config = {"seed": 1}
+    with RunDirectory(tmp_path, config) as run:
+        vgf = small(learning_rate=1e30)
+        with pytest.raises(FloatingPointError, match="critic diverged before update 20"):
+            fit(vgf, replay, updates=60, interval=20, key=jr.key(1), run=run)
+    assert json.loads((tmp_path / "config.json").read_text()) == config
+    assert (tmp_path / "metrics.csv").read_text().count("reference") > 1
+
+
+def test_fit_refuses_numbers_that_do_not_fit():
+    data = bandit(50)
+    replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
+    for options, message in (
+        ({"updates": 0, "interval": 10}, "positive multiple"),
+        ({"updates": 25, "interval": 10}, "positive multiple"),
+        ({"updates": 30, "interval": 30}, "reference_updates"),
+        ({"updates": 40, "interval": 20, "evaluate_at": (30,)}, "evaluate_at"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(small(), replay, key=jr.key(0), **options)
+
+
+def test_csv_keeps_columns_of_all_rows():
+    text = to_csv([{"a": 1, "b": 0.1}, {"a": 2, "c": "x"}])
+    assert text == "a,b,c\n1,0.1,\n2,,x\n"
+
+
+def test_training_traces_once_per_interval_length():
+    data = bandit(200)
+    replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
+    from flowrl.rl import _vgf
+
+    traced = []
+    original = _vgf.critic_update
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_vgf, "critic_update", lambda *a: traced.append(1) or original(*a))
+        fit(small(particles=3), replay, updates=80, interval=20, key=jr.key(1))
+    assert len(traced) == 1
+    assert jax.devices()

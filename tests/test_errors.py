@@ -1,0 +1,198 @@
+"""Misuse is refused at the door, in words that say what was got, what was expected and how to mend it.
+
+The calls run in one process without the type checker of these tests, so the errors are those a user sees.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+PRELUDE = """
+import dataclasses
+import flowrl
+import jax, jax.numpy as jnp, numpy as np, optax
+from flowrl import Ascent, Boltzmann, Box, Budget, Density, Score, ValueGradient, transport
+
+def log_normal(x):
+    return -0.5 * jnp.sum(x**2)
+
+class Noise(flowrl.AbstractStochasticFlow):
+    entropic = True
+    has_energy = False
+    velocity = noise = energy = lambda self, *args: None
+
+class Adaptive(flowrl.AbstractSolver):
+    handles_noise = False
+    handles_restriction = False
+    needs_energy = False
+    solve = lambda self, *args: None
+
+class Proximal(flowrl.AbstractSolver):
+    handles_noise = False
+    handles_restriction = True
+    needs_energy = True
+    solve = lambda self, *args: None
+
+normal, x, budget = Density(log_normal), jnp.ones((4, 2)), Budget(2)
+"""
+
+# A call, the error, and words that its message must hold.
+CASES = {
+    # Particles
+    "scalar": ("transport(normal, jnp.ones(()), budget)", ValueError, ["scalar", "leading axis n", "(n, d)"]),
+    "empty tree": ("transport(normal, {}, budget)", ValueError, ["no array leaves", "(n, d)"]),
+    "no particle": ("transport(normal, jnp.ones((0, 2)), budget)", ValueError, ["n = 0", "vmap"]),
+    "sizes": ("transport(normal, {'a': x, 'b': x[:3]}, budget)", ValueError, ["disagree", "['a']", "4", "3"]),
+    "integers": ("transport(normal, jnp.ones((4, 2), int), budget)", TypeError, ["int32", "Boltzmann(value, tokens)"]),
+    "booleans": ("transport(normal, {'mask': jnp.ones((4, 2), bool)}, budget)", TypeError, ["['mask']", "bool"]),
+    "complex": ("transport(normal, x.astype(complex), budget)", TypeError, ["complex64", "floating"]),
+    "dtypes": (
+        "transport(normal, {'a': x, 'b': x.astype(jnp.float16)}, budget)",
+        TypeError,
+        ["different dtypes", "float16"],
+    ),
+    "keys": ("transport(normal, jax.random.split(jax.random.key(0), 4), budget)", TypeError, ["floating"]),
+    "nan": ("transport(normal, x.at[1, 1].set(jnp.nan), budget)", ValueError, ["NaN or infinity", "repair"]),
+    "infinity": ("transport(normal, x.at[1, 1].set(jnp.inf), budget)", ValueError, ["NaN or infinity"]),
+    "lists": ("transport(normal, [[1.0, 2.0], [3.0, 4.0]], budget)", ValueError, ["scalar", "leading axis"]),
+    # Targets
+    "unwrapped target": ("transport(log_normal, x, budget)", TypeError, ["Boltzmann(value)", "Density(log_prob)"]),
+    "swapped": ("transport(x, normal, budget)", TypeError, []),
+    "vector value": ("transport(Boltzmann(lambda x: x**2), x, budget)", ValueError, ["(2,)", "one scalar", "sum over"]),
+    "vector log density": ("transport(Density(lambda x: x), x, budget)", ValueError, ["log_prob", "(2,)"]),
+    "ensemble": ("transport(Boltzmann(lambda x: x.sum()[None]), x, budget)", ValueError, ["(1,)", "ensemble"]),
+    "score shape": ("transport(Score(lambda x: x.sum()), x, budget)", ValueError, ["score", "()", "(2,)"]),
+    "gradient shape": (
+        "transport(ValueGradient(lambda x: jnp.ones(3)), x, budget)",
+        ValueError,
+        ["value_gradient", "(3,)", "(2,)"],
+    ),
+    "score structure": ("transport(Score(lambda x: x['a']), {'a': x}, budget)", ValueError, ["score", "must be equal"]),
+    "value of a score": ("Score(jnp.negative).value(x[0])", TypeError, ["only a gradient", "Density(log_prob)"]),
+    "value of a gradient": (
+        "ValueGradient(jnp.negative).potential(x[0], 1.0, key=None)",
+        TypeError,
+        ["only a gradient", "Boltzmann(value)"],
+    ),
+    "cold density": (
+        "transport(normal, x, Budget(2, 0.1, 0.0))",
+        ValueError,
+        ["Density", "temperature 0", "Boltzmann"],
+    ),
+    "cold at one step": (
+        "transport(Score(jnp.negative), x, Budget(2, 0.1, [1, 0]))",
+        ValueError,
+        ["Score", "Ascent()"],
+    ),
+    # Budgets
+    "budget of another kind": ("transport(normal, x, 10)", TypeError, ["flowrl.Budget", "int"]),
+    "negative steps": ("Budget(-1)", ValueError, ["steps must be >= 0", "-1"]),
+    "bool steps": ("Budget(True)", TypeError, ["Python int", "True"]),
+    "float steps": ("Budget(10.0)", TypeError, ["Python int", "10.0"]),
+    "word steps": ("Budget('10')", TypeError, ["Python int", "'10'"]),
+    "float array steps": ("Budget(jnp.ones(()), max_steps=3)", TypeError, ["integer scalar", "float32"]),
+    "vector steps": ("Budget(jnp.arange(3), max_steps=3)", TypeError, ["integer scalar", "[3]"]),
+    "array steps without bound": ("Budget(jnp.asarray(3))", ValueError, ["bound", "max_steps=10"]),
+    "array steps beyond bound": ("Budget(jnp.asarray(5), max_steps=3)", ValueError, ["max_steps=3", "5"]),
+    "bound of static steps": ("Budget(3, max_steps=5)", ValueError, ["leave it out"]),
+    "negative step size": ("Budget(3, -0.1)", ValueError, ["step_size", ">= 0", "-0.1"]),
+    "nan step size": ("Budget(3, float('nan'))", ValueError, ["step_size", "finite", "nan"]),
+    "a step size too few": ("Budget(3, [0.1, 0.2])", ValueError, ["step_size", "(3,)", "(2,)"]),
+    "word step size": ("Budget(3, 'large')", TypeError, ["step_size", "number", "'large'"]),
+    "complex step size": ("Budget(3, 1j)", TypeError, ["step_size", "real"]),
+    "negative schedule": ("Budget(3, lambda l: 1.0 - l)", ValueError, ["step_size", ">= 0", "-1"]),
+    "negative temperature": ("Budget(3, 0.1, -1)", ValueError, ["temperature", ">= 0", "-1"]),
+    "temperature matrix": ("Budget(1, 0.1, [[1.0]])", ValueError, ["temperature", "(1, 1)"]),
+    "negative displacement": ("Budget(3, max_displacement=-1)", ValueError, ["max_displacement", ">= 0", "-1"]),
+    "nan displacement": ("Budget(3, max_displacement=float('nan'))", ValueError, ["max_displacement", "nan"]),
+    "displacements": ("Budget(3, max_displacement=[1, 2])", ValueError, ["max_displacement", "one number", "(2,)"]),
+    "zero scale": ("Budget(3, scale=[1.0, 0.0])", ValueError, ["scale", "> 0", "0."]),
+    "negative scale": ("Budget(3, scale=-1.0)", ValueError, ["scale", "> 0", "-1"]),
+    "infinite scale": ("Budget(3, scale=jnp.inf)", ValueError, ["scale", "finite"]),
+    "scale shape": ("transport(normal, x, Budget(2, scale=jnp.ones(3)))", ValueError, ["scale", "(3,)", "(2,)"]),
+    "temperature of ascent": (
+        "transport(Boltzmann(log_normal), x, Budget(2, 0.1, 1.0), flow=Ascent())",
+        ValueError,
+        ["Ascent has no entropy", "temperature=None"],
+    ),
+    "spread of one sample": ("flowrl.spread(jnp.ones((1, 3)))", ValueError, ["(1, 3)", "n >= 2"]),
+    "spread floor": ("flowrl.spread(x, floor=0.0)", ValueError, ["floor", "> 0"]),
+    # Domains
+    "low above high": ("Box(1, -1)", ValueError, ["low < high", "low=1", "high=-1"]),
+    "low equal to high": ("Box([0, 0], [1, 0])", ValueError, ["low < high"]),
+    "nan face": ("Box(float('nan'), 1)", ValueError, ["low < high", "nan"]),
+    "outside": (
+        "transport(normal, x.at[2:].set(3.0), budget, domain=Box(-1, 1))",
+        ValueError,
+        ["2 of 4 particles", "Box", "index 2", "restrict"],
+    ),
+    "bandwidth": ("flowrl.FixedBandwidth(0.0)", ValueError, ["sigma", "positive", "0"]),
+    "bandwidths": ("flowrl.FixedBandwidth([1.0, 2.0])", ValueError, ["one positive number"]),
+    # Trajectories
+    "save out of order": ("transport(normal, x, budget, save=(1, 0))", ValueError, ["increasing", "0 and 2", "(1, 0)"]),
+    "save twice": ("transport(normal, x, budget, save=(1, 1))", ValueError, ["increasing"]),
+    "save beyond the end": ("transport(normal, x, budget, save=[0, 3])", ValueError, ["between 0 and 2", "3"]),
+    "save before the start": ("transport(normal, x, budget, save=(-1, 0))", ValueError, ["between 0 and 2", "-1"]),
+    "save nothing": ("transport(normal, x, budget, save=())", ValueError, ["increasing step counts"]),
+    "save fractions": ("transport(normal, x, budget, save=(0.5, 1.0))", ValueError, ["step counts", "0.5"]),
+    # Combinations
+    "noise by optax": (
+        "transport(normal, x, budget, flow=Noise(), solver=flowrl.Optax())",
+        ValueError,
+        ["Noise with Optax", "stochastic", "Euler()"],
+    ),
+    "projection by an integrator": (
+        "transport(normal, x, budget, solver=Adaptive(), domain=Box(-1, 1))",
+        ValueError,
+        ["Adaptive in Box", "not an ordinary differential equation", "Euler()"],
+    ),
+    "no energy to descend": (
+        "transport(normal, x, budget, solver=Proximal())",
+        ValueError,
+        ["SVGD with Proximal", "energy", "has none"],
+    ),
+    "no key": ("transport(normal, x, budget, flow=Noise())", ValueError, ["Noise", "stochastic", "jax.random.key"]),
+    "unknown option": ("transport(normal, x, budget, steps=3)", TypeError, ["steps"]),
+    # Selection
+    "values of other shape": ("flowrl.best_of_n(x, jnp.ones(3))", ValueError, ["(3,)", "(4,)"]),
+    "values of many sets": ("flowrl.best_of_n(jnp.ones((2, 4, 3)), jnp.ones((2, 4)))", ValueError, ["(2, 4)", "vmap"]),
+}
+
+RUNNER = """
+import json, sys
+sys.path[:0] = json.loads(sys.argv[1])
+space = {}
+exec(sys.argv[2], space)
+for call in json.load(sys.stdin):
+    try:
+        eval(call, space)
+        answer = ["nothing", [], ""]
+    except Exception as error:
+        answer = [type(error).__name__, [base.__name__ for base in type(error).__mro__], str(error)]
+    print(json.dumps(answer))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """The error of every call, from one fresh process that treats warnings as errors."""
+    calls = [call for call, _, _ in CASES.values()]
+    command = [sys.executable, "-W", "error", "-c", RUNNER, json.dumps([str(ROOT)]), PRELUDE]
+    done = subprocess.run(command, input=json.dumps(calls), capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(CASES, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_misuse_is_refused_in_words(name, answers):
+    call, kind, words = CASES[name]
+    got, bases, message = answers[name]
+    assert kind.__name__ in bases, f"{call} gave {got}: {message}"
+    missing = [word for word in words if word not in message]
+    assert not missing, f"{call} says {message!r}, without {missing}"
+    assert "Traceback" not in message

@@ -1,0 +1,73 @@
+"""The three programs of the README and the docs: short, and they do what they are said to do."""
+
+import ast
+import pathlib
+import runpy
+
+import numpy as np
+import pytest
+from problems import distances
+
+SNIPPETS = pathlib.Path(__file__).resolve().parents[1] / "docs" / "snippets"
+PROGRAMS = ["posterior", "acting", "tokens"]
+
+
+def _run(name):
+    return runpy.run_path(str(SNIPPETS / f"{name}.py"))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_has_at_most_15_lines_of_code(name):
+    source = (SNIPPETS / f"{name}.py").read_text()
+    first = ast.parse(source).body[1].lineno  # below the docstring
+    lines = source.splitlines()
+    assert len([line for line in lines[first - 1 :] if line.strip() and not line.strip().startswith("#")]) <= 15
+    assert all(len(line) <= 120 for line in lines)
+
+
+def test_every_program_is_tested():
+    assert sorted(path.stem for path in SNIPPETS.glob("*.py")) == sorted(PROGRAMS)
+
+
+def test_posterior_has_the_mean_and_deviation_of_a_quadrature():
+    program = _run("posterior")
+    inputs, labels = np.asarray(program["inputs"], np.float64), np.asarray(program["labels"])
+    axis = np.linspace(-4, 6, 301)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+    margins = np.where(labels, 1, -1) * (grid @ inputs.T)
+    log_density = -np.logaddexp(0, -margins).sum(axis=1) - 0.5 * np.sum(grid**2, axis=1)
+    weight = np.exp(log_density - log_density.max())
+    weight /= weight.sum()
+    mean = weight @ grid
+    deviation = np.sqrt(weight @ (grid - mean) ** 2)
+    np.testing.assert_allclose(program["mean"], mean, atol=0.02)
+    np.testing.assert_allclose(program["deviation"], deviation, rtol=0.05)
+
+
+def test_acting_improves_actions_in_one_compiled_program():
+    program = _run("acting")
+    assert program["act"]._cache_size() == 1
+    best = np.tanh(np.asarray(program["states"]))
+    start = np.asarray(program["candidates"])
+
+    def regret(actions):
+        return np.mean(np.sum((np.asarray(actions) - best) ** 2, axis=-1))
+
+    best_of_8 = np.mean(np.min(np.sum((start - best[:, None]) ** 2, axis=-1), axis=1))
+    assert regret(program["bold"]) < 0.1 * regret(program["cautious"]) < 0.1 * best_of_8
+    assert np.abs(program["bold"]).max() <= 1
+
+
+def test_tokens_gain_reward_within_the_budget():
+    program = _run("tokens")
+    reference, moved = np.asarray(program["reference"]), np.asarray(program["solution"].particles)
+    score = np.asarray(program["embedding"] @ program["wish"])  # of each token
+
+    def reward(tokens):
+        return score[tokens].sum(axis=-1)
+
+    assert program["tokens"].shape == (6,)
+    best_of_n = reward(reference.argmax(axis=-1)).max()
+    assert best_of_n < reward(np.asarray(program["tokens"])) <= 6 * score.max()
+    assert reward(moved.argmax(axis=-1)).mean() > reward(reference.argmax(axis=-1)).mean()
+    assert distances(reference, moved).max() <= 8

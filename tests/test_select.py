@@ -1,0 +1,94 @@
+"""Selection: which particle of a set is taken, and how often."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from problems import FLOAT, draw, same_bits
+
+import flowrl
+
+VALUES = np.array([0.5, -1.0, 2.0, 1.5, np.nan, -np.inf, np.inf])
+FINITE = np.array([0, 1, 2, 3])
+DRAWS = 8000
+
+
+def _particles():
+    return {"a": draw(0, (7, 3)), "b": draw(1, (7, 2, 2))}
+
+
+def _frequencies(select, key):
+    """How often each index comes out, over many keys at once."""
+    index = jax.jit(jax.vmap(lambda k: select(k).index))(jr.split(key, DRAWS))
+    return np.bincount(np.asarray(index), minlength=7) / DRAWS
+
+
+def _assert_law(frequencies, law):
+    # 4.5 standard deviations of each frequency; entries of probability zero must never come out.
+    assert np.all(np.abs(frequencies - law) <= 4.5 * np.sqrt(law * (1 - law) / DRAWS))
+
+
+def test_best_of_n_takes_the_highest_finite_value_bit_for_bit():
+    particles = _particles()
+    chosen = flowrl.best_of_n(particles, jnp.asarray(VALUES, FLOAT))
+    assert int(chosen.index) == 2
+    assert float(chosen.value) == 2.0
+    assert same_bits(chosen.particle, {"a": particles["a"][2], "b": particles["b"][2]})
+
+
+def test_ties_go_to_the_first():
+    assert int(flowrl.best_of_n(draw(0, (4, 1)), jnp.asarray([0.0, 3.0, 3.0, 1.0])).index) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_softmax_select_has_the_frequencies_of_the_softmax(temperature, key):
+    particles, values = _particles(), jnp.asarray(VALUES, FLOAT)
+    weights = np.exp(VALUES[FINITE] / temperature)
+    law = np.zeros(7)
+    law[FINITE] = weights / weights.sum()
+    _assert_law(_frequencies(lambda k: flowrl.softmax_select(particles, values, temperature, key=k), key), law)
+
+
+def test_uniform_select_is_uniform_over_finite_values(key):
+    particles, values = _particles(), jnp.asarray(VALUES, FLOAT)
+    law = np.zeros(7)
+    law[FINITE] = 1 / 4
+    _assert_law(_frequencies(lambda k: flowrl.uniform_select(particles, values, key=k), key), law)
+
+
+def test_a_cold_softmax_is_best_of_n_and_huge_values_do_not_overflow(key):
+    particles, values = _particles(), jnp.asarray([1e30, -1e30, 9e30, 0, 0, 0, 0], FLOAT)
+    for temperature in (1.0, 1e-3):
+        chosen = flowrl.softmax_select(particles, values, temperature, key=key)
+        assert int(chosen.index) == 2
+
+
+def test_the_draw_returns_the_particle_and_value_of_its_index(key):
+    particles, values = _particles(), jnp.asarray(VALUES, FLOAT)
+    for chosen in (
+        flowrl.softmax_select(particles, values, 1.0, key=key),
+        flowrl.uniform_select(particles, values, key=key),
+    ):
+        index = int(chosen.index)
+        assert same_bits(chosen.particle, {"a": particles["a"][index], "b": particles["b"][index]})
+        assert float(chosen.value) == VALUES[index]
+
+
+def test_nothing_finite_gives_the_first_with_its_value(key):
+    particles, values = draw(0, (3, 1)), jnp.full(3, jnp.nan)
+    for chosen in (
+        flowrl.best_of_n(particles, values),
+        flowrl.softmax_select(particles, values, 1.0, key=key),
+        flowrl.uniform_select(particles, values, key=key),
+    ):
+        assert int(chosen.index) == 0
+        assert np.isnan(chosen.value)
+
+
+def test_many_sets_by_vmap_without_new_rules():
+    particles, values = draw(2, (5, 4, 3)), draw(3, (5, 4))
+    chosen = jax.vmap(flowrl.best_of_n)(particles, values)
+    best = np.argmax(np.asarray(values), axis=1)
+    np.testing.assert_array_equal(chosen.index, best)
+    np.testing.assert_array_equal(chosen.particle, np.asarray(particles)[np.arange(5), best])
