@@ -172,7 +172,7 @@ def candidates(config: Config, logged: Array, models: Models, key: PRNGKeyArray)
 
     def transported(flow: flowrl.AbstractFlow, temperature: float | None) -> Array:
         budget = flowrl.Budget(config.steps[-1], config.step_size, temperature, scale=1 / BOX)
-        method = flowrl.Transport(flow, flowrl.Optax(), box)  # Adam, as the paper moves its particles
+        method = flowrl.Transport(flow, flowrl.Optax(), box)  # by Adam, as in the authors' code
         return jnp.asarray(method(target, start, budget, save=config.steps, throw=False).trajectory)
 
     vgf, without_kernel = transported(flowrl.SVGD(), 0.0), transported(flowrl.Ascent(), None)

@@ -1,5 +1,12 @@
 """flowrl: probabilistic inference by general particle flows, with a transport budget."""
 
+from pathlib import Path as _Path
+
+from flowrl import _distribution
+
+_distribution.refuse_foreign(_Path(__file__).parent)  # before anything of a mixed folder is imported
+
+# ruff: noqa: E402
 from flowrl import bounds as bounds
 from flowrl._budget import Budget as Budget, spread as spread
 from flowrl._domain import AbstractDomain as AbstractDomain, Box as Box, Unbounded as Unbounded
@@ -43,3 +50,5 @@ from flowrl._target import (
     ValueGradient as ValueGradient,
 )
 from flowrl._transport import Transport as Transport, transport as transport
+
+__version__: str = _distribution.version()

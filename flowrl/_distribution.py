@@ -1,0 +1,39 @@
+"""The version, and a guard against another distribution that writes to the same folder.
+
+PyPI holds an unrelated project called `flowrl`, whose import name is `flowrl` too. Installed side by side, the two mix
+their files in one folder, and which file wins depends on the order.
+"""
+
+import importlib.metadata
+from pathlib import Path
+
+NAME = "flowrl-transport"
+
+
+def version() -> str:
+    """Give the version of the installed distribution, or "0+unknown" when run from a plain checkout."""
+    try:
+        return importlib.metadata.version(NAME)
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+def refuse_foreign(package: Path) -> None:
+    """Refuse to run from a folder that the unrelated `flowrl` distribution writes to as well.
+
+    Args:
+        package: the folder of this package.
+
+    Raises:
+        ImportError: the unrelated distribution is installed in the same place.
+    """
+    try:
+        foreign = importlib.metadata.distribution("flowrl")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if Path(str(foreign.locate_file("flowrl"))).resolve() == package.resolve():
+        raise ImportError(
+            f"another distribution, flowrl {foreign.version}, is installed in the same folder ({package}) and their "
+            f"files are mixed. Run: pip uninstall -y flowrl {NAME} && pip install {NAME}",
+            name="flowrl",
+        )

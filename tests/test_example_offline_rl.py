@@ -1,0 +1,142 @@
+"""The main example as a user runs it, at a size of seconds: plumbing, resume after SIGKILL, and its messages."""
+
+import csv
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import offline_rl
+import pytest
+
+EXAMPLE = Path(offline_rl.__file__)
+ENV = "pointmaze-medium-navigate-singletask-task1-v0"
+TINY = {
+    "--rows": "2000",
+    "--steps": "40",
+    "--reference-updates": "40",
+    "--interval": "20",
+    "--hidden": "16",
+    "--batch-size": "16",
+    "--eval-episodes": "1",
+    "--curve-points": "1",
+    "--curve-episodes": "1",
+    "--test-steps": "1",
+    "--chosen": "1",
+    "--lanes": "5",
+    "--workers": "2",
+}
+
+
+def arguments(**changes: str) -> list[str]:
+    options = TINY | {"--env": ENV} | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+    return [word for option in options.items() for word in option]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("data"))
+
+
+def run(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(EXAMPLE), *words], capture_output=True, text=True, check=False)
+
+
+def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, data_dir):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = run(*arguments(data_dir=data_dir, out=str(whole)))
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in whole.iterdir()} - {".lock"}
+    assert names == {
+        *("config.json", "data.json", "metrics.csv", "timing.csv", "results.csv", "results.md"),
+        *("checkpoint.npz", "learning_curve.png", "budget_curve.png"),
+    }
+    assert '"label": "local"' in (whole / "data.json").read_text()
+    rows = list(csv.DictReader((whole / "results.csv").open()))
+    assert len(rows) == 6
+    assert {row["length"] for row in rows} <= {str(n) for n in range(1, 1001)}
+    # The control goes as far as the flow; what does not flow does not move.
+    moved = {row["policy"]: float(row["displacement"]) for row in rows}
+    assert moved["BC (one random particle)"] == moved["best-of-8 (L=0)"] == moved["best-of-32"] == 0
+    assert moved["VGF L=1"] > 0.1
+
+    process = subprocess.Popen(
+        [sys.executable, str(EXAMPLE), *arguments(data_dir=data_dir, out=str(cut))],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (cut / "checkpoint.npz").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (cut / "results.csv").exists(), "it ended before it could be killed"
+    done = run(*arguments(data_dir=data_dir, out=str(cut)), "--resume")
+    assert done.returncode == 0, done.stderr
+    for name in ("metrics.csv", "results.csv", "checkpoint.npz", "config.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+    again = run(*arguments(data_dir=data_dir, out=str(whole)))
+    assert again.returncode != 0
+    assert "holds a run already" in again.stderr
+    changed = run(*arguments(data_dir=data_dir, out=str(whole), seed="5"), "--resume")
+    assert changed.returncode != 0
+    assert "seed: 0 there, 5 here" in changed.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": "0"}, "--steps must be at least 1"),
+        ({"steps": "30"}, "multiple of --interval"),
+        ({"chosen": "2"}, "--chosen 2 must be one of"),
+        ({"test_steps": "-1", "chosen": "-1"}, "--test-steps must be different numbers >= 1"),
+        ({"test_step_size": "-0.1"}, "--test-step-size must be >= 0"),
+        ({"train_steps": "-1"}, "steps must be >= 0"),
+        ({"train_step_size": "-0.5"}, "step_size must be >= 0"),
+    ],
+)
+def test_bad_numbers_are_refused_before_anything_is_made(tmp_path, changes, message):
+    config = offline_rl.parse(arguments(data_dir=str(tmp_path / "data"), out=str(tmp_path / "out"), **changes))
+    with pytest.raises(ValueError, match=message):
+        offline_rl.main(config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_environment_suggests_near_names():
+    done = run("--env", "puzle-3x3-play-singletask-task1-v0")
+    assert done.returncode != 0
+    assert "did you mean puzzle-3x3-play-singletask" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_typo_in_an_option_is_explained():
+    done = run("--evl-episodes", "3")
+    assert done.returncode != 0
+    assert "--eval-episodes" in done.stdout + done.stderr
+
+
+def test_every_option_is_explained():
+    text = run("--help").stdout
+    for field in dataclasses.fields(offline_rl.Config):
+        assert f"--{field.name.replace('_', '-')}" in text
+    sparse = offline_rl.parse(["--env=puzzle-3x3-play-singletask-task1-v0"])
+    assert (sparse.aggregate, sparse.n_step) == ("mean", 5)
+    assert offline_rl.parse(["--env", "puzzle-3x3-play-singletask-task1-v0", "--n-step", "2"]).n_step == 2
+
+
+def test_a_damaged_data_file_is_named(tmp_path):
+    file = tmp_path / "mine.npz"
+    file.write_bytes(b"not an npz")
+    (tmp_path / "mine-val.npz").write_bytes(b"not an npz")
+    done = run(*arguments(dataset_path=str(file), out=str(tmp_path / "out")))
+    assert done.returncode != 0
+    assert "mine.npz: not an npz file" in done.stderr
+
+
+def test_the_output_must_be_writable(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = run(*arguments(out=str(tmp_path / "file" / "run")))
+    assert done.returncode != 0
+    assert "choose another --out" in done.stderr
