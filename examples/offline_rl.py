@@ -161,6 +161,7 @@ def parse(arguments: list[str]) -> Config:
     return tyro.cli(Config, args=arguments, default=defaults(env))
 
 
+# --8<-- [start:algorithm]
 def algorithm(config: Config) -> VGF:
     """Turn options into the algorithm."""
     aggregate = {"mean": Mean(), "min": Minimum(), "lower": LowerConfidence(1.0)}[config.aggregate]
@@ -181,6 +182,9 @@ def algorithm(config: Config) -> VGF:
         reference_hidden=config.hidden,
         members=config.members,
     )
+
+
+# --8<-- [end:algorithm]
 
 
 def test_policies(config: Config) -> tuple[Policy, ...]:

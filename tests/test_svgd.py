@@ -185,6 +185,12 @@ def test_the_median_is_exact(values, mask, dtype):
     assert float(got) == (np.median(values[mask]) if mask.any() else 0)
 
 
+def test_the_median_can_be_interpreted():
+    values = jnp.asarray([3.0, 1.0, 2.0, 9.0], FLOAT)
+    with jax.disable_jit():
+        assert float(masked_median(values, values < 5)) == 2
+
+
 def test_above_512_particles_the_median_is_taken_over_a_fixed_subset():
     rule, particles = flowrl.MedianBandwidth(), draw(4, (600, 2))
     everyone = jnp.ones(600, bool)
@@ -205,6 +211,9 @@ def test_rows_in_blocks_give_the_same_direction(n):
     blocks = flowrl.RBF(rule, 64).stein(x, gradient, alive, temperature)
     assert_close(blocks, dense, rtol=tolerance(1e-10, 1e-3), atol=tolerance(1e-12, 1e-5))
     assert np.all(np.asarray(dense)[~alive] == 0)
+    # What stands at a particle that does not count has no part in the sums.
+    loud = jnp.where(alive[:, None], gradient, 1e3)
+    assert same_bits(flowrl.RBF(rule).stein(x, loud, alive, temperature), dense)
 
 
 def _sizes(jaxpr):

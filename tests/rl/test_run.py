@@ -51,6 +51,21 @@ def test_resume_is_exact(tmp_path, intervals):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+def test_a_reference_trained_along_resumes_exactly_too(tmp_path):
+    data = bandit(200)
+    replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
+    vgf = small(frozen_reference=False)
+    for name, parts in (("whole", (60,)), ("cut", (20, 60))):
+        for i, updates in enumerate(parts):
+            with RunDirectory(tmp_path / name, {}, resume=i > 0) as run:
+                state = fit(vgf, replay, updates=updates, interval=20, key=jr.key(1), run=run)
+    assert int(state.reference_step) == 60
+    rows = run.rows
+    assert rows[-1]["reference_loss"] < rows[0]["reference_loss"]
+    for name in ("metrics.csv", "checkpoint.npz"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
 def test_sigkill_and_resume(tmp_path):
     """The real thing: a process killed while it trains, then started again."""
     script = textwrap.dedent(
