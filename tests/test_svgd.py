@@ -132,8 +132,8 @@ def test_a_wide_kernel_moves_all_by_the_mean_score():
 
 def test_a_narrow_kernel_leaves_each_its_own_score_over_n():
     particles = draw(3, (9, 2))
-    velocity = _one_step(NORMAL, particles, 1.0, _svgd(flowrl.FixedBandwidth(1e-3)))
-    np.testing.assert_allclose(velocity, -particles / 9, atol=tolerance(1e-12, 1e-5))
+    velocity = _one_step(NORMAL, particles, 1.0, _svgd(flowrl.FixedBandwidth(1e-2)))
+    np.testing.assert_allclose(velocity, -particles / 9, atol=tolerance(1e-9, 5e-3))
 
 
 @pytest.mark.parametrize("name", ["fixed", "median", "log-n"])
