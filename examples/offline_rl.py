@@ -10,6 +10,7 @@ same length. Everything goes to `--out`: metrics.csv, results.csv, results.md, t
 
 import dataclasses
 import importlib.metadata
+import itertools
 import os
 import sys
 import time
@@ -154,7 +155,7 @@ def check(config: Config) -> None:
 def parse(arguments: list[str]) -> Config:
     """Read the command line; the environment decides the defaults of the rest."""
     env = Config.env
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*arguments, ""]):
         name, equals, joined = word.partition("=")
         if name == "--env":
             env = joined if equals else following

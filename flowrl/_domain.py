@@ -138,10 +138,15 @@ class Box(AbstractDomain):
             high: upper faces, likewise; > `low`. Infinite faces are allowed.
 
         Raises:
-            ValueError: a concrete `low` is not below `high`, or a face is NaN.
+            ValueError: a concrete `low` is not below `high`, a face is NaN, or the faces differ in structure.
         """
         self.low = jax.tree.map(jnp.asarray, low)
         self.high = jax.tree.map(jnp.asarray, high)
+        if jax.tree.structure(self.low) != jax.tree.structure(self.high):
+            raise ValueError(
+                f"the faces of Box need the same structure, got {jax.tree.structure(self.low)} for low and "
+                f"{jax.tree.structure(self.high)} for high."
+            )
         for a, b in zip(jax.tree.leaves(self.low), jax.tree.leaves(self.high), strict=True):
             below, above = concrete(a), concrete(b)
             if below is not None and above is not None and not np.all(below < above):
@@ -197,5 +202,13 @@ class Box(AbstractDomain):
             faces = (jnp.broadcast_to(face.astype(leaf.dtype), leaf.shape[1:])[None] for face in (low, high))
             return function(leaf, *faces)
 
-        low, high = (jax.tree.broadcast(face, particles) for face in (self.low, self.high))
-        return jax.tree.map(at, particles, low, high)
+        try:
+            low, high = (jax.tree.broadcast(face, particles) for face in (self.low, self.high))
+            return jax.tree.map(at, particles, low, high)
+        except ValueError as error:
+            shapes = [jax.tree.map(jnp.shape, face) for face in (self.low, self.high)]
+            one = jax.tree.map(lambda leaf: leaf.shape[1:], particles)
+            raise ValueError(
+                f"the faces of Box, of shapes {shapes[0]} and {shapes[1]}, do not broadcast against a particle of "
+                f"shape {one}."
+            ) from error

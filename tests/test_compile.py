@@ -168,3 +168,19 @@ def test_half_precision_runs():
     )
     assert solution.particles.dtype == jnp.bfloat16
     assert bool(jnp.all(jnp.isfinite(solution.particles)))
+
+
+def test_new_python_floats_among_the_arguments_do_not_retrace():
+    count = []
+
+    def value(centre, x):
+        count.append(1)
+        return -jnp.sum((x - centre) ** 2)
+
+    particles = jnp.zeros((3, 2), jnp.float32)
+    first = flowrl.transport(flowrl.Boltzmann(value, 0.5), particles, flowrl.Budget(2, 0.1), flow=flowrl.Ascent())
+    traced = len(count)
+    second = flowrl.transport(flowrl.Boltzmann(value, 0.7), particles, flowrl.Budget(2, 0.1), flow=flowrl.Ascent())
+    assert len(count) == traced
+    assert second.particles.dtype == jnp.float32
+    assert (second.particles > first.particles).all()

@@ -103,6 +103,13 @@ CASES = {
     "negative step size": ("Budget(3, -0.1)", ValueError, ["step_size", ">= 0", "-0.1"]),
     "nan step size": ("Budget(3, float('nan'))", ValueError, ["step_size", "finite", "nan"]),
     "a step size too few": ("Budget(3, [0.1, 0.2])", ValueError, ["step_size", "(3,)", "(2,)"]),
+    "save a number": ("transport(normal, x, budget, save=3)", ValueError, ["increasing step counts", "0 and 2", "3"]),
+    "box structures": ("Box({'a': -1.0}, 1.0)", ValueError, ["same structure", "low", "high"]),
+    "box faces": (
+        "transport(normal, x, budget, domain=Box(jnp.zeros(3), jnp.ones(3)))",
+        ValueError,
+        ["faces of Box", "(3,)", "(2,)"],
+    ),
     "word step size": ("Budget(3, 'large')", TypeError, ["step_size", "number", "'large'"]),
     "complex step size": ("Budget(3, 1j)", TypeError, ["step_size", "real"]),
     "negative schedule": ("Budget(3, lambda l: 1.0 - l)", ValueError, ["step_size", ">= 0", "-1"]),

@@ -123,6 +123,7 @@ def test_every_option_is_explained():
     text = run("--help").stdout
     for field in dataclasses.fields(offline_rl.Config):
         assert f"--{field.name.replace('_', '-')}" in text
+    assert offline_rl.parse([]) == offline_rl.Config()
     sparse = offline_rl.parse(["--env=puzzle-3x3-play-singletask-task1-v0"])
     assert (sparse.aggregate, sparse.n_step) == ("mean", 5)
     assert offline_rl.parse(["--env", "puzzle-3x3-play-singletask-task1-v0", "--n-step", "2"]).n_step == 2

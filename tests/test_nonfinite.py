@@ -148,3 +148,17 @@ def test_score_and_density_and_value_gradient_move_alike():
     value = flowrl.transport(flowrl.Boltzmann(linear, slope), particles, budget, flow=FIXED)
     given = flowrl.transport(flowrl.ValueGradient(lambda w, _: w, slope), particles, budget, flow=FIXED)
     assert_close(given.particles, value.particles)
+
+
+def test_an_overflow_inside_a_box_freezes_instead_of_reaching_a_face():
+    def steep(x):
+        return 1e30 * jnp.sum(x)
+
+    start = jnp.zeros((3, 2), jnp.float32)
+    budget = flowrl.Budget(1, jnp.asarray(1e30, jnp.float32))
+    got = flowrl.transport(
+        flowrl.Boltzmann(steep), start, budget, flow=flowrl.Ascent(), domain=flowrl.Box(-1, 1), throw=False
+    )
+    assert (got.particles == start).all()
+    assert int(got.stats["nonfinite"]) == 3
+    assert got.result == flowrl.RESULTS.nonfinite_score

@@ -89,7 +89,10 @@ class AbstractStepSolver(AbstractSolver):
             move, state, alive = self.step(
                 problem.flow, field, carry.coordinates / scale, carry.alive, carry.state, step_size, key
             )
-            proposed, clipped, capped = problem.restrict(carry.coordinates + scale * move)
+            proposed = carry.coordinates + scale * move
+            # Asked before the domain is: a projection would turn an overflow into a point on a face.
+            alive = alive & jnp.all(jnp.isfinite(proposed), axis=1)
+            proposed, clipped, capped = problem.restrict(proposed)
             alive = alive & jnp.all(jnp.isfinite(proposed), axis=1)
             coordinates = jnp.where(alive[:, None], proposed, carry.coordinates)
             moved = jax.lax.stop_gradient(row_norm((coordinates - carry.coordinates) / scale))
@@ -135,7 +138,7 @@ class _Carry(eqx.Module):
 def _slots(save: Sequence[int] | None, bound: int) -> tuple[np.ndarray, int]:
     if save is None:
         return np.zeros(0, int), 0
-    slots = np.asarray(tuple(save))
+    slots = np.asarray(save)
     fine = slots.ndim == 1 and slots.size and np.issubdtype(slots.dtype, np.integer)
     if not fine or (np.diff(slots) <= 0).any() or slots[0] < 0 or slots[-1] > bound:
         raise ValueError(f"save must be increasing step counts between 0 and {bound}; got {save}.")

@@ -5,8 +5,11 @@ everywhere: `Boltzmann` has U = V(x), law ∝ exp(V/α); `Density` has U = α lo
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from equinox import AbstractClassVar
 from jaxtyping import Array, Float
 
@@ -62,3 +65,12 @@ class AbstractTarget(eqx.Module):
         Raises:
             TypeError: the target only knows its gradient.
         """
+
+
+def as_arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Turn Python floats among a target's arguments into (weakly typed) arrays, so that a new number never recompiles.
+
+    Args:
+        args: any PyTrees. Integers, strings and functions stay static.
+    """
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, args)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl._custom_types import Key, Particle, Scalar
-from flowrl._target._base import AbstractTarget
+from flowrl._target._base import AbstractTarget, as_arguments
 
 
 class Score(AbstractTarget):
@@ -27,7 +27,7 @@ class Score(AbstractTarget):
             args: leading arguments of `score`; any PyTrees.
         """
         self.function = score
-        self.args = args
+        self.args = as_arguments(args)
 
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
         """Give α s(x).
@@ -89,7 +89,7 @@ class ValueGradient(AbstractTarget):
             args: leading arguments of `value_gradient`; any PyTrees.
         """
         self.function = value_gradient
-        self.args = args
+        self.args = as_arguments(args)
 
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
         """Give ∇V(x), whatever α.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key, Particle, Scalar
-from flowrl._target._base import AbstractTarget
+from flowrl._target._base import AbstractTarget, as_arguments
 
 
 class AbstractValueTarget(AbstractTarget):
@@ -71,7 +71,7 @@ class Boltzmann(AbstractValueTarget):
             args: leading arguments of `value`: states, prompts, masks; any PyTrees.
         """
         self.function = value
-        self.args = args
+        self.args = as_arguments(args)
 
     def value(self, particle: Particle) -> Float[Array, ""]:
         """Give V(x).
@@ -119,7 +119,7 @@ class Density(AbstractValueTarget):
             args: leading arguments of `log_prob`: data, hyperparameters; any PyTrees.
         """
         self.function = log_prob
-        self.args = args
+        self.args = as_arguments(args)
 
     def value(self, particle: Particle) -> Float[Array, ""]:
         """Give log p(x).
