@@ -11,6 +11,7 @@ same length. Everything goes to `--out`: metrics.csv, results.csv, results.md, t
 import dataclasses
 import importlib.metadata
 import itertools
+import json
 import os
 import sys
 import time
@@ -33,6 +34,7 @@ from flowrl.rl import (
     Mean,
     Minimum,
     Policy,
+    PolicyTable,
     RunDirectory,
     Standardizer,
     VGFState,
@@ -51,7 +53,8 @@ class Config:
     """Offline reinforcement learning by Value Gradient Flow. Defaults marked (env) depend on the environment."""
 
     env: str = "halfcheetah-medium-local-v0"
-    """Environment: local locomotion, or an OGBench single task such as puzzle-3x3-play-singletask-task1-v0."""
+    """Environment: {halfcheetah,walker2d}-medium[-replay]-local-v0, or an OGBench single task such as
+    puzzle-3x3-play-singletask-task1-v0; a wrong name lists near ones."""
     data_dir: Path | None = None
     """Where generated data are kept; default: the user's cache directory."""
     dataset_path: Path | None = None
@@ -61,7 +64,7 @@ class Config:
     out: Path = Path("runs/offline_rl")
     """Directory of the run."""
     resume: bool = False
-    """Go on with the run in --out; the other options must be the same."""
+    """Go on with the run in --out; what determines training must be the same."""
     seed: int = 0
     """Seed of the networks and of all sampling in training."""
 
@@ -99,17 +102,17 @@ class Config:
     test_steps: tuple[int, ...] = (1, 3)
     """All L_test to report (env)."""
     test_step_size: float = 0.3
-    """Step size in test, in units of the reference's within-state spread (env)."""
+    """Step size in test, in units of the reference's within-state spread."""
     chosen: int = 1
     """The L_test, fixed in advance, that the controls are matched to (env)."""
 
-    eval_episodes: int = 25
+    eval_episodes: int = 16
     """Episodes of every policy at the end, the same for all."""
     eval_seed: int = 1
     """Seed of the evaluation's episodes."""
-    curve_points: int = 2
+    curve_points: int = 1
     """Evaluations along the way, for the learning curve."""
-    curve_episodes: int = 8
+    curve_episodes: int = 4
     """Episodes of each policy in those."""
     lanes: int = 40
     """Environments stepped in lockstep (env)."""
@@ -148,8 +151,15 @@ def check(config: Config) -> None:
         raise ValueError(f"--test-steps must be different numbers >= 1 (0 is best-of-N), got {config.test_steps}.")
     if config.chosen not in config.test_steps:
         raise ValueError(f"--chosen {config.chosen} must be one of --test-steps {config.test_steps}.")
-    if config.test_step_size < 0:
-        raise ValueError(f"--test-step-size must be >= 0, got {config.test_step_size}.")
+    if min(config.eval_seed, config.seed, config.curve_points) < 0:
+        raise ValueError("--seed, --eval-seed and --curve-points must be >= 0.")
+    if not 0 <= config.discount <= 1:
+        raise ValueError(f"--discount must be in [0, 1], got {config.discount}.")
+    if not config.hidden or min(config.hidden) < 1:
+        raise ValueError(f"--hidden must be widths >= 1, got {config.hidden}.")
+    # These say themselves what is wrong with the rest: step sizes, rates, too few lanes for the policies.
+    algorithm(config)
+    PolicyTable(test_policies(config), config.lanes)
 
 
 def parse(arguments: list[str]) -> Config:
@@ -174,7 +184,6 @@ def algorithm(config: Config) -> VGF:
         target=aggregate,
         drive=aggregate,
         selection=aggregate,
-        discount=config.discount,
         polyak=config.polyak,
         learning_rate=config.learning_rate,
         reference_updates=config.reference_updates,
@@ -210,11 +219,11 @@ def main(config: Config) -> list[report.Row]:
     metric = data.metric(config.env)
     unit = "success, %" if metric == "success" else "return"
     policies = test_policies(config)
-    # What may differ when a run goes on: where things are, and how many processes work on it.
-    free = ("out", "resume", "data_dir", "workers")
-    identity = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items() if k not in free}
+    # What may differ when a run goes on: where things are, who works on it, and how long the last evaluation is.
+    free = ("out", "resume", "data_dir", "workers", "lanes", "eval_episodes", "eval_seed")
+    identity = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
 
-    with RunDirectory(config.out, identity, resume=config.resume) as run, _progress(console) as bars:
+    with RunDirectory(config.out, identity, resume=config.resume, free=free) as run, _progress(console) as bars:
         dataset = data.load(
             config.env,
             config.data_dir,
@@ -224,13 +233,14 @@ def main(config: Config) -> list[report.Row]:
             progress=_bar(bars, "data (episodes)"),
             dataset_path=config.dataset_path,
         )
-        run.write("data.json", dataset.info.to_json() + "\n")
+        _same_data(run, dataset.info.to_json() + "\n")
         title = f"{config.env}, {dataset.info.label} data, {dataset.info.rows:,} rows"
         console.print(title)
         with Lanes(config.env, config.lanes, workers=config.workers) as lanes:
             standardizer = Standardizer.fit(dataset.train.observations)
             # Dense rewards are brought to unit scale, as D4RL's are; 0/-1 rewards already are.
-            scale = 1 / float(dataset.train.rewards.std()) if metric == "return" else 1.0
+            spread = float(dataset.train.rewards.std())
+            scale = 1 / spread if metric == "return" and spread > 0 else 1.0
             replay = make_replay(
                 dataset.train, standardizer, discount=config.discount, n_step=config.n_step, reward_scale=scale
             )
@@ -273,9 +283,19 @@ def main(config: Config) -> list[report.Row]:
         )
     _print_table(rows, unit, title, policies[1].name)
     seconds, platform = time.perf_counter() - started, jax.devices()[0].platform
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "equinox", "ogbench"))
-    console.print(f"{seconds:.0f} s in all on {platform} ({versions}); everything is in {config.out}")
+    version = importlib.metadata.version("jax")
+    console.print(f"{seconds:.0f} s in all on {platform} (jax {version}); everything is in {config.out}")
     return rows
+
+
+def _same_data(run: RunDirectory, description: str) -> None:
+    """Write down which data these are; a run does not go on with others."""
+    path = run.path / "data.json"
+    if run.checkpoint.exists() and path.exists():
+        there, here = (json.loads(text)["sha256"] for text in (path.read_text(), description))
+        if there != here:
+            raise ValueError(f"cannot resume {run.path} on other data: checksum {there[:12]} there, {here[:12]} here.")
+    run.write("data.json", description)
 
 
 def _curve_steps(config: Config) -> tuple[int, ...]:

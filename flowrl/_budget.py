@@ -4,16 +4,18 @@ A flow is marched for `steps` L steps of size ε (`step_size`) at temperature α
 displacement turns the budget into a certificate: no particle ends further than D from where it started.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from flowrl._custom_types import Count, Schedule
-from flowrl._misc import concrete
+from flowrl._misc import concrete, numbers_to_array
 
 
 class Budget(eqx.Module):
@@ -22,7 +24,6 @@ class Budget(eqx.Module):
     Numbers become arrays on construction, so changing them never recompiles; only a Python-int `steps` is static.
 
     Attributes:
-        steps: number of steps L.
         step_size: ε, an array `()` or `(steps,)`.
         temperature: α, an array `()` or `(steps,)`, or None.
         max_displacement: cap D, an array `()`, or None.
@@ -30,12 +31,14 @@ class Budget(eqx.Module):
         max_steps: static bound on a traced `steps`, or None.
     """
 
-    steps: int | Count
     step_size: Array
     temperature: Array | None
     max_displacement: Array | None
     scale: PyTree[Array] | None
     max_steps: int | None = eqx.field(static=True)
+    # Two fields, so that a Python int stays static under any transformation, not under Equinox's alone.
+    _static_steps: int | None = eqx.field(static=True)
+    _traced_steps: Count | None
 
     def __init__(
         self,
@@ -61,7 +64,8 @@ class Budget(eqx.Module):
             scale: unit of length of each coordinate, > 0: a number, an array that broadcasts against one particle, or
                 a PyTree of such. The flow runs in z = x / scale, so an Euler step moves x by scale² ε ∇V, an Adam
                 step by scale · ε. See `flowrl.spread`. None means 1.
-            max_steps: bound on `steps`, required when `steps` is an array; larger counts stop there.
+            max_steps: bound on `steps`, required when `steps` is an array; larger counts stop there with the
+                result `max_steps_reached`.
 
         Raises:
             TypeError: `steps` is not an integer.
@@ -71,6 +75,7 @@ class Budget(eqx.Module):
             raise TypeError(f"steps must be a Python int or an integer array, got {steps!r}.")
         if isinstance(steps, int | np.integer):
             steps = int(steps)
+            self._static_steps, self._traced_steps = steps, None
             if steps < 0:
                 raise ValueError(f"steps must be >= 0, got {steps}.")
             if max_steps is not None:
@@ -86,27 +91,27 @@ class Budget(eqx.Module):
             if value is not None and not 0 <= int(value) <= max_steps:
                 raise ValueError(f"steps must be in [0, max_steps={max_steps}], got {int(value)}.")
             length = max_steps
-        self.steps = steps
+            self._static_steps, self._traced_steps = None, steps
         self.max_steps = max_steps
         self.step_size = _per_step("step_size", step_size, length)
         self.temperature = None if temperature is None else _per_step("temperature", temperature, length)
         self.max_displacement = None
         if max_displacement is not None:
-            cap = _float_array("max_displacement", max_displacement)
+            cap = _float_array("max_displacement", max_displacement, lambda x: x >= 0, ">= 0")
             if cap.ndim != 0:
                 raise ValueError(f"max_displacement must be one number, got shape {cap.shape}.")
-            _check_range("max_displacement", cap, cap >= 0, ">= 0")
             self.max_displacement = cap
-        self.scale = None
-        if scale is not None:
-            self.scale = jax.tree.map(lambda leaf: _float_array("scale", leaf), scale)
-            for leaf in jax.tree.leaves(self.scale):
-                _check_range("scale", leaf, (leaf > 0) & (leaf < jnp.inf), "> 0 and finite")
+        self.scale = None if scale is None else _scale(scale)
+
+    @property
+    def steps(self) -> int | Count:
+        """Number of steps L: a Python int, or an integer array."""
+        return self._static_steps if self._traced_steps is None else self._traced_steps  # pyright: ignore[reportReturnType]
 
     @property
     def bound(self) -> int:
         """The static number of steps: `steps` if it is a Python int, else `max_steps`."""
-        return self.steps if isinstance(self.steps, int) else self.max_steps  # pyright: ignore[reportReturnType]
+        return self.max_steps if self._static_steps is None else self._static_steps  # pyright: ignore[reportReturnType]
 
     def rescaled(self, scale: PyTree[ArrayLike]) -> "Budget":
         """Give the same numbers in another unit of length.
@@ -114,8 +119,7 @@ class Budget(eqx.Module):
         Args:
             scale: the new `scale`, e.g. `flowrl.spread(samples)`; > 0.
         """
-        scale = jax.tree.map(lambda leaf: _float_array("scale", leaf), scale)
-        return eqx.tree_at(lambda budget: budget.scale, self, scale, is_leaf=lambda x: x is None)
+        return eqx.tree_at(lambda budget: budget.scale, self, _scale(scale), is_leaf=lambda x: x is None)
 
     def valid(self) -> Bool[Array, ""]:
         """Whether all numbers are in range; for budgets whose numbers were traced when they were made."""
@@ -128,7 +132,7 @@ class Budget(eqx.Module):
         return jnp.all(jnp.stack(checks))
 
 
-def _float_array(name: str, x: Any) -> Array:
+def _float_array(name: str, x: Any, ok: Callable[[np.ndarray], Any], expected: str) -> Array:
     try:
         array = jnp.asarray(x)
     except (TypeError, ValueError) as error:
@@ -137,24 +141,30 @@ def _float_array(name: str, x: Any) -> Array:
         array = array.astype(jnp.result_type(float))
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must be a real number, got dtype {array.dtype}.")
-    return array
+    # The number as it was given: inside a jitted function even a constant array is traced.
+    value = concrete(x)
+    if value is not None and not np.all(ok(value)):
+        raise ValueError(f"{name} must be {expected}, got {value}.")
+    # A strong dtype: a Python float and an array of the same value are then the same program.
+    return jax.lax.convert_element_type(array, array.dtype)
 
 
 def _per_step(name: str, x: Any, length: int) -> Array:
     if callable(x):
         # One evaluation per step keeps any Python callable usable, jitted or not.
-        x = jnp.stack([jnp.asarray(x(step)) for step in range(length)]) if length else jnp.zeros(())
-    array = _float_array(name, x)
+        x = [x(step) for step in range(length)]
+        x = np.asarray(x) if not any(isinstance(leaf, jax.core.Tracer) for leaf in x) else jnp.stack(x)
+    array = _float_array(name, x, lambda value: (value >= 0) & (value < np.inf), ">= 0 and finite")
     if array.ndim > 1 or (array.ndim == 1 and array.shape[0] != length):
         raise ValueError(f"{name} must be a number or have shape ({length},), one entry a step; got {array.shape}.")
-    _check_range(name, array, (array >= 0) & (array < jnp.inf), ">= 0 and finite")
-    return array
+    return array if array.size else jnp.zeros((), array.dtype)
 
 
-def _check_range(name: str, x: Array, ok: Array, expected: str) -> None:
-    value = concrete(ok)
-    if value is not None and not value.all():
-        raise ValueError(f"{name} must be {expected}, got {np.asarray(x)}.")
+def _scale(scale: PyTree[ArrayLike]) -> PyTree[Array]:
+    def unit(leaf: Any) -> Array:
+        return _float_array("scale", leaf, lambda value: (value > 0) & (value < np.inf), "> 0 and finite")
+
+    return jax.tree.map(unit, numbers_to_array(scale))
 
 
 def spread(samples: ArrayLike, *, floor: float = 1e-3) -> Array:

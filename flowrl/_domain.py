@@ -16,7 +16,7 @@ from equinox import AbstractClassVar
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from flowrl._custom_types import Particle, Particles, Scalar
-from flowrl._misc import concrete
+from flowrl._misc import concrete, numbers_to_array
 
 
 class AbstractDomain(eqx.Module):
@@ -140,6 +140,7 @@ class Box(AbstractDomain):
         Raises:
             ValueError: a concrete `low` is not below `high`, a face is NaN, or the faces differ in structure.
         """
+        low, high = numbers_to_array(low), numbers_to_array(high)
         self.low = jax.tree.map(jnp.asarray, low)
         self.high = jax.tree.map(jnp.asarray, high)
         if jax.tree.structure(self.low) != jax.tree.structure(self.high):
@@ -147,7 +148,7 @@ class Box(AbstractDomain):
                 f"the faces of Box need the same structure, got {jax.tree.structure(self.low)} for low and "
                 f"{jax.tree.structure(self.high)} for high."
             )
-        for a, b in zip(jax.tree.leaves(self.low), jax.tree.leaves(self.high), strict=True):
+        for a, b in zip(jax.tree.leaves(low), jax.tree.leaves(high), strict=True):
             below, above = concrete(a), concrete(b)
             if below is not None and above is not None and not np.all(below < above):
                 raise ValueError(f"Box needs low < high in every coordinate, got low={np.asarray(a)}, high={b}.")

@@ -1,23 +1,32 @@
 """Small helpers without a home of their own: concrete checks at the door, ravelling, safe norms."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.core
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from flowrl._custom_types import Particles, Positions
 
 
-def concrete(x: ArrayLike) -> np.ndarray | None:
+def concrete(x: Any) -> np.ndarray | None:
     """Give the NumPy value of ``x``, or None while JAX is tracing it.
 
     Checks on values run only where a value exists; under `jax.jit` the same misuse becomes a `flowrl.RESULTS`.
     """
-    return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(x))
+    return None if traced else np.asarray(x)
+
+
+def numbers_to_array(x: Any) -> Any:
+    """Turn a list or tuple of numbers into an array; anything else, a PyTree of arrays included, is left as it is."""
+    if isinstance(x, list | tuple) and x and all(isinstance(entry, int | float | list | tuple) for entry in x):
+        return np.asarray(x)
+    return x
 
 
 def check_particles(particles: Particles) -> tuple[int, jnp.dtype]:

@@ -11,6 +11,7 @@ import jax.random as jr
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from flowrl._custom_types import Key, Particle, Particles
+from flowrl._misc import concrete
 
 
 class Selected(eqx.Module):
@@ -62,8 +63,11 @@ def softmax_select(
         The chosen particle bit for bit, its value and index.
 
     Raises:
-        ValueError: the shapes disagree.
+        ValueError: the shapes disagree, or a concrete temperature is not positive.
     """
+    temperature = concrete(selection_temperature)
+    if temperature is not None and not (temperature > 0).all():
+        raise ValueError(f"selection_temperature must be > 0, got {temperature}; for the best particle use best_of_n.")
     values = _check(particles, values)
     logits = jnp.where(jnp.isfinite(values), values / jnp.asarray(selection_temperature, values.dtype), -jnp.inf)
     return _take(particles, values, _categorical(logits, key))
@@ -95,6 +99,7 @@ def _categorical(logits: Float[Array, " n"], key: Key) -> Int[Array, ""]:
 
 def _check(particles: Particles, values: Array) -> Float[Array, " n"]:
     values = jnp.asarray(values)
+    values = values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(jnp.result_type(float))
     sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(particles)}
     if values.ndim != 1 or sizes != {values.shape}:
         raise ValueError(

@@ -60,12 +60,19 @@ class Solution(eqx.Module):
 
 
 def _ending(result: Any) -> str:
-    """Name every way in which the sets ended; one Solution may hold many sets."""
-    if bool(np.all(np.asarray(result == RESULTS.successful))):
-        return "ran all its steps"
+    """Name every way in which the sets ended, with counts; one Solution may hold many sets."""
     known = (RESULTS.nonfinite_score, RESULTS.invalid_budget, RESULTS.outside_domain, RESULTS.max_steps_reached)
-    texts = [RESULTS[member] for member in known if bool(np.any(np.asarray(result == member)))]
-    return "; ".join(texts) if texts else RESULTS[result]
+    texts = {"ran all its steps": RESULTS.successful} | {RESULTS[member]: member for member in known}
+    counts = {text: int(np.sum(np.asarray(result == member))) for text, member in texts.items()}
+    counts = {text: count for text, count in counts.items() if count}
+    total = int(np.asarray(result == RESULTS.successful).size)
+    if total == 0:
+        return "-"
+    if not counts:
+        return RESULTS[result]
+    return (
+        next(iter(counts)) if total == 1 else "; ".join(f"{count} of {total}: {text}" for text, count in counts.items())
+    )
 
 
 def _verdict(solution: Solution) -> str:

@@ -19,6 +19,8 @@ from flowrl._solver import AbstractSolver, Euler, Problem
 from flowrl._supports import supports
 from flowrl._target import AbstractTarget
 
+_EXAMPLES = {"flow": "SVGD()", "solver": "Euler() or Optax(optax.adam(1.0))", "domain": "Box(-1, 1)"}
+
 
 class Transport(eqx.Module):
     """A transport method as a value: a flow, how it is marched, and where particles may be. Calling it is the verb.
@@ -45,6 +47,14 @@ class Transport(eqx.Module):
     domain: AbstractDomain = Unbounded()
 
     def __check_init__(self):
+        for name, part, kind in (
+            ("flow", self.flow, AbstractFlow),
+            ("solver", self.solver, AbstractSolver),
+            ("domain", self.domain, AbstractDomain),
+        ):
+            if not isinstance(part, kind):
+                hint = f"{part.__name__}()" if isinstance(part, type) else f"one of flowrl's, e.g. {_EXAMPLES[name]}"
+                raise TypeError(f"{name} must be an instance of {kind.__name__}, got {part!r}; did you mean {hint}?")
         support = supports(self.flow, self.solver, self.domain)
         if not support:
             raise ValueError(support.reason)
@@ -207,6 +217,8 @@ def _run(
     field = Field(jnp.ones((), start.dtype), None, target, method.domain, scale, method.flow.entropic, unravel)
     problem = Problem(method.flow, field, budget, particles, key)
     valid, inside = budget.valid(), jnp.all(method.domain.contains(particles))
+    if target.vanishes_when_cold and budget.temperature is not None:
+        valid = valid & jnp.all(budget.temperature > 0)
     march = method.solver.solve(problem, save)
 
     kept = valid & inside & (jnp.asarray(budget.steps) > 0)
@@ -219,7 +231,9 @@ def _run(
     result = RESULTS.where(jnp.any(alive), result, RESULTS.nonfinite_score)
     result = RESULTS.where(inside, result, RESULTS.outside_domain)
     result = RESULTS.where(valid, result, RESULTS.invalid_budget)
-    stats = march.stats | {
+    # Nothing was moved, so nothing was spent: a failed transport reports neither.
+    spent = {name: jnp.where(kept, x, jnp.zeros_like(x)) for name, x in march.stats.items()}
+    stats = spent | {
         "displacement_max": jnp.max(displacement),
         "displacement_rms": jnp.sqrt(jnp.mean(displacement**2)),
         "nonfinite": jnp.sum(~alive),
@@ -227,6 +241,7 @@ def _run(
     trajectory = None
     if march.trajectory is not None:
         trajectory = jax.vmap(problem.particles)(march.trajectory)
+        trajectory = jax.tree.map(lambda saved, old: jnp.where(kept, saved, old[None]), trajectory, particles)
     return Solution(moved, _values(target, moved, alive), result, stats, trajectory)
 
 

@@ -120,3 +120,94 @@ def test_budgets_can_be_mapped_over():
     got = jax.vmap(moved)(caps)
     np.testing.assert_allclose(got[:2], caps[:2], rtol=1e-5)
     assert 0.1 < float(got[2]) < 10
+
+
+def test_a_budget_of_static_steps_crosses_plain_jax_transformations():
+    """Only Equinox keeps a Python int among a module's leaves static; jax.jit would trace it."""
+    start, target = jnp.ones((3, 2), FLOAT), flowrl.Boltzmann(lambda x: -jnp.sum(x**2))
+
+    def end(budget):
+        return flowrl.transport(target, start, budget, flow=flowrl.Ascent(), throw=False).particles
+
+    budget = flowrl.Budget(2, 0.1)
+    expected = end(budget)
+    np.testing.assert_allclose(jax.jit(end)(budget), expected, rtol=1e-6)
+    budgets = jax.vmap(lambda step_size: flowrl.Budget(2, step_size))(jnp.asarray([0.1, 0.2], FLOAT))
+    np.testing.assert_allclose(jax.vmap(end)(budgets)[0], expected, rtol=1e-6)
+    carried, out = jax.lax.scan(lambda b, _: (b, end(b)), budget, None, length=2)
+    np.testing.assert_allclose(out[1], expected, rtol=1e-6)
+    assert carried.steps == 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: flowrl.Budget(3, -0.1),
+        lambda: flowrl.Budget(3, 0.1, -1.0),
+        lambda: flowrl.Budget(3, 0.1, scale=0.0),
+        lambda: flowrl.Budget(3, 0.1).rescaled(-1.0),
+        lambda: flowrl.FixedBandwidth(-1.0),
+        lambda: flowrl.Box(1.0, -1.0),
+    ],
+)
+def test_constant_misuse_is_refused_inside_a_jitted_function_too(make):
+    def traced(x):
+        make()
+        return x
+
+    with pytest.raises(ValueError, match="must be|needs"):
+        jax.jit(traced)(1.0)
+
+
+def test_what_was_not_moved_was_not_spent():
+    start, target = jnp.ones((3, 2), FLOAT), flowrl.Boltzmann(lambda x: -jnp.sum(x**2))
+
+    @jax.jit
+    def run(step_size):
+        budget = flowrl.Budget(2, step_size)
+        return flowrl.transport(target, start, budget, flow=flowrl.Ascent(), save=(0, 2), throw=False)
+
+    failed = run(jnp.asarray(-1.0, FLOAT))
+    assert failed.result == flowrl.RESULTS.invalid_budget
+    assert (failed.trajectory == start[None]).all()
+    assert all(float(x) == 0 for x in failed.stats.values())
+    assert "invalid" in str(failed)
+    both = jax.vmap(run)(jnp.asarray([-1.0, 0.1], FLOAT))
+    assert "1 of 2: ran all its steps" in str(both)
+
+
+def test_too_many_traced_steps_are_reported():
+    start, target = jnp.ones((3, 2), FLOAT), flowrl.Boltzmann(lambda x: -jnp.sum(x**2))
+
+    @jax.jit
+    def run(steps):
+        budget = flowrl.Budget(steps, 0.1, max_steps=2)
+        return flowrl.transport(target, start, budget, flow=flowrl.Ascent(), throw=False)
+
+    assert run(jnp.asarray(2)).result == flowrl.RESULTS.successful
+    assert run(jnp.asarray(5)).result == flowrl.RESULTS.max_steps_reached
+    assert int(run(jnp.asarray(5)).stats["steps"]) == 2
+
+
+def test_a_density_traced_cold_is_reported():
+    start = jnp.ones((3, 2), FLOAT)
+    target = flowrl.Density(lambda x: -jnp.sum(x**2))
+    cold = jax.jit(lambda t: flowrl.transport(target, start, flowrl.Budget(2, 0.1, t), throw=False))(
+        jnp.asarray(0.0, FLOAT)
+    )
+    assert cold.result == flowrl.RESULTS.invalid_budget
+
+
+def test_no_steps_with_an_empty_schedule():
+    start = jnp.ones((3, 2), FLOAT)
+    target = flowrl.Density(lambda x: -jnp.sum(x**2))
+    assert (flowrl.transport(target, start, flowrl.Budget(0, np.zeros(0))).particles == start).all()
+
+
+def test_lists_of_numbers_are_arrays():
+    box = flowrl.Box([-1, -1], (1.0, 2.0))
+    assert box.high.shape == (2,)
+    start = jnp.zeros((3, 2), FLOAT)
+    target = flowrl.Boltzmann(lambda x: jnp.sum(x))
+    end = flowrl.transport(target, start, flowrl.Budget(1, 5.0, scale=[1.0, 1.0]), flow=flowrl.Ascent(), domain=box)
+    assert (end.particles == jnp.asarray([[1.0, 2.0]], FLOAT)).all()

@@ -415,9 +415,28 @@ def test_adam_with_svgd_moves_about_steps_times_step_size():
 
 
 def test_new_optimiser_moments_in_every_transport():
-    particles, budget = draw(15, (4, 3)), flowrl.Budget(2, 0.1)
-    first = flowrl.transport(NORMAL, particles, budget, solver=flowrl.Optax(), flow=FIXED).particles
-    assert same_bits(flowrl.transport(NORMAL, particles, budget, solver=flowrl.Optax(), flow=FIXED).particles, first)
+    """Two transports of one step start anew in between, so they are not one transport of two steps."""
+    options = {"solver": flowrl.Optax(), "flow": FIXED}
+    start = draw(15, (4, 3))
+    once = flowrl.transport(NORMAL, start, flowrl.Budget(1, 0.1), **options).particles
+    twice = flowrl.transport(NORMAL, once, flowrl.Budget(1, 0.1), **options).particles
+    together = flowrl.transport(NORMAL, start, flowrl.Budget(2, 0.1), **options, save=(1, 2))
+    assert_close(together.trajectory[0], once)
+    # The first step of fresh moments has length ε in every coordinate, a second step of old ones has not.
+    assert np.allclose(np.abs(twice - once), 0.1, atol=1e-5)
+    assert not np.allclose(np.abs(together.particles - once), 0.1, atol=1e-5)
+
+
+def test_adam_is_differentiable_where_a_gradient_is_exactly_zero():
+    def end(slope):
+        target = flowrl.Boltzmann(lambda slope, x: slope * jnp.sum(jax.nn.relu(x)), slope)
+        start = jnp.asarray([[0.5, -0.5], [-1.0, 1.0]], FLOAT)
+        budget = flowrl.Budget(2, 0.1)
+        return flowrl.transport(
+            target, start, budget, flow=flowrl.Ascent(), solver=flowrl.Optax(), throw=False
+        ).particles.sum()
+
+    assert np.isfinite(jax.grad(end)(jnp.asarray(1.0, FLOAT)))
 
 
 # Outer derivatives

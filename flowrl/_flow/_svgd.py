@@ -28,6 +28,10 @@ class SVGD(AbstractFlow):
     entropic: ClassVar[bool] = True
     has_energy: ClassVar[bool] = False
 
+    def __check_init__(self):
+        if not isinstance(self.kernel, AbstractKernel):
+            raise TypeError(f"kernel must be a kernel such as RBF(), got {self.kernel!r}.")
+
     def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give the Stein direction at every particle.
 
@@ -53,5 +57,5 @@ class SVGD(AbstractFlow):
         del field, positions, alive
         raise TypeError(
             "SVGD has no energy on particles: it descends KL(q|p), which is infinite for an empirical measure. Use a "
-            "flow with an energy (Ascent), or diagnose SVGD by a kernel Stein discrepancy."
+            "flow with an energy (Ascent), or follow the value and the variance of its particles."
         )

@@ -47,10 +47,10 @@ class FixedBandwidth(AbstractBandwidth):
         Raises:
             ValueError: a concrete sigma is not positive.
         """
-        self.sigma = jnp.asarray(sigma, jnp.result_type(float))
-        value = concrete(self.sigma)
+        value = concrete(sigma)
         if value is not None and not (value.shape == () and value > 0):
             raise ValueError(f"sigma must be one positive number, got {value}.")
+        self.sigma = jnp.asarray(sigma, jnp.result_type(float))
 
     def __call__(self, positions: Positions, alive: Mask) -> Scalar:
         """Give σ².
@@ -82,7 +82,8 @@ class MedianBandwidth(AbstractBandwidth):
 class LogNBandwidth(AbstractBandwidth):
     """σ² = median / (2 log(n + 1)), the rule of the SVGD paper, so that Σ_j k(x, x_j) ≈ 1 at the median distance.
 
-    With it the particles' variance collapses as d grows: see the table of stationary variances in the docs.
+    With it the particles' variance collapses as d grows: 50 particles on N(0, I_d) come to rest at a variance of 0.95,
+    0.87 and 0.34 for d = 1, 2 and 10, against 1.01, 1.00 and 0.96 with the plain median.
 
     ??? cite "Source"
         Liu and Wang, *Stein Variational Gradient Descent*, NeurIPS 2016, section 5.

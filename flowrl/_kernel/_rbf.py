@@ -22,6 +22,12 @@ class RBF(AbstractKernel):
     bandwidth: AbstractBandwidth = MedianBandwidth()
     block: int = eqx.field(static=True, default=1024)
 
+    def __check_init__(self):
+        if not isinstance(self.bandwidth, AbstractBandwidth):
+            raise TypeError(f"bandwidth must be a rule such as FixedBandwidth(0.5), got {self.bandwidth!r}.")
+        if self.block < 1:
+            raise ValueError(f"block must be >= 1, got {self.block}.")
+
     def gram(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """Give the matrix exp(−|x_i − y_j|²/2σ²), with σ² from `x`.
 

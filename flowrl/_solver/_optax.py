@@ -15,21 +15,27 @@ from flowrl._solver._step import AbstractStepSolver
 class Optax(AbstractStepSolver):
     """Steps by an optimiser: it is fed −velocity, and x ← x + ε × its update.
 
-    With `optax.adam(1.0)` (the default) the steps are scale-free: a coordinate moves by about ε a step, whatever the
+    With Adam of unit rate (the default) the steps are scale-free: a coordinate moves by about ε a step, whatever the
     scale of the value, so after L steps it has moved about L ε. The optimiser's state starts anew in every transport
     and belongs to one set of particles. Stochastic flows are refused: rescaling noise changes the law it samples.
 
     Attributes:
-        optimiser: a complete optax optimiser of unit learning rate; the step size belongs to the budget.
+        optimiser: a complete optax optimiser of unit learning rate; the step size belongs to the budget. Make it once
+            and keep it: one made anew for every call compiles anew.
 
     ??? cite "Source"
         The VGF authors' code moves its particles by Adam, with fresh moments for every batch.
     """
 
-    optimiser: optax.GradientTransformation = optax.adam(1.0)
+    # The tiny root keeps the reverse-mode derivative finite where a coordinate's gradient is exactly zero.
+    optimiser: optax.GradientTransformation = optax.adam(1.0, eps_root=1e-16)
     handles_noise: ClassVar[bool] = False
     handles_restriction: ClassVar[bool] = True
     needs_energy: ClassVar[bool] = False
+
+    def __check_init__(self):
+        if not isinstance(self.optimiser, optax.GradientTransformation):
+            raise TypeError(f"optimiser must be an optax optimiser such as optax.adam(1.0), got {self.optimiser!r}.")
 
     def init(self, positions: Positions) -> PyTree:
         """Start with fresh moments.

@@ -121,7 +121,10 @@ class AbstractStepSolver(AbstractSolver):
             "fraction_clipped": final.clipped / jnp.maximum(taken, 1).astype(zero.dtype),
         }
         trajectory = final.trajectory if saved else None
-        return March(final.coordinates, final.alive, RESULTS.successful, stats, trajectory)
+        stopped_early = jnp.asarray(problem.budget.steps) > bound
+        codes: Any = RESULTS
+        result = codes.where(stopped_early, codes.max_steps_reached, codes.successful)
+        return March(final.coordinates, final.alive, result, stats, trajectory)
 
 
 class _Carry(eqx.Module):

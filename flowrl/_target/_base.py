@@ -8,7 +8,6 @@ import abc
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from equinox import AbstractClassVar
 from jaxtyping import Array, Float
@@ -71,6 +70,6 @@ def as_arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Turn Python floats among a target's arguments into (weakly typed) arrays, so that a new number never recompiles.
 
     Args:
-        args: any PyTrees. Integers, strings and functions stay static.
+        args: any PyTrees. Integers, strings and functions stay static, and so does what lies inside modules.
     """
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, args)
+    return tuple(jnp.asarray(arg) if type(arg) is float else arg for arg in args)

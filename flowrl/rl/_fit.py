@@ -56,6 +56,7 @@ def fit(
         key: randomness of the whole run.
         run: where to save; None trains in memory only.
         evaluate: called as `evaluate(state, step)` at the steps of `evaluate_at`; what it returns joins the metrics.
+            Its state lives until it returns: the next interval takes over the buffers.
         evaluate_at: steps of the critic, multiples of `interval`.
         progress: called after every interval.
 
@@ -63,7 +64,7 @@ def fit(
         The state at the end.
 
     Raises:
-        FloatingPointError: the critic diverged; the checkpoint before it is kept.
+        FloatingPointError: the critic diverged or transports failed; the checkpoint before is kept.
         ValueError: numbers that do not fit together.
     """
     if interval < 1 or updates < 1 or updates % interval:
@@ -111,6 +112,11 @@ def _interval(
         raise FloatingPointError(
             f"{phase} diverged before update {done}: {', '.join(broken)} is not finite. The last good checkpoint is "
             "kept. Lower the learning rate, the discount or the training budget."
+        )
+    if metrics.get("failed"):
+        raise FloatingPointError(
+            f"{metrics['failed']:.3g} transports an update failed before critic update {done}: the reference's samples "
+            "lie outside the transport's domain, or no score was finite. The last good checkpoint is kept."
         )
     if progress is not None:
         progress(Progress(phase, done, total or vgf.reference_updates, interval / seconds))

@@ -22,7 +22,7 @@ from flowrl.rl._vgf import VGF, VGFState, transported, value
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """One way to act.
+    """One way to act. Temperature and displacement cap are those of the training budget.
 
     Attributes:
         name: what tables call it.
@@ -30,7 +30,8 @@ class Policy:
         steps: L_test; 0 leaves the samples where the reference put them.
         step_size: ε of the test budget, in the unit of the training budget's.
         select: "best" takes the candidate of the highest value, "uniform" one at random: the flow by itself.
-        noise: a control: each particle is moved as far as the flow would move it, but in a random direction.
+        noise: a control: each particle is moved as far as the flow would move it, but in a random direction (and
+            projected on the domain, which can shorten the move).
     """
 
     name: str
@@ -39,6 +40,13 @@ class Policy:
     step_size: float = 0.0
     select: Literal["best", "uniform"] = "best"
     noise: bool = False
+
+    def __post_init__(self):
+        """Refuse numbers that make no sense."""
+        if self.candidates < 1 or self.steps < 0 or not 0 <= self.step_size < float("inf"):
+            raise ValueError(f"{self.name}: needs candidates >= 1, steps >= 0 and a finite step_size >= 0.")
+        if self.select not in ("best", "uniform"):
+            raise ValueError(f"{self.name}: select must be 'best' or 'uniform', got {self.select!r}.")
 
 
 class Agent(eqx.Module):
@@ -97,16 +105,13 @@ class PolicyTable(eqx.Module):
             lanes: lanes to divide, in proportion to the number of policies of each cost.
 
         Raises:
-            ValueError: no policies, equal names, a number out of range, or fewer lanes than blocks.
+            ValueError: no policies, equal names, or fewer lanes than blocks.
         """
         if not policies:
             raise ValueError("no policies to evaluate.")
         names = [p.name for p in policies]
         if len(set(names)) < len(names):
             raise ValueError(f"policies need different names, got {names}.")
-        for p in policies:
-            if p.candidates < 1 or p.steps < 0 or p.step_size < 0:
-                raise ValueError(f"{p.name}: needs candidates >= 1, steps >= 0 and step_size >= 0.")
         self.step_size = jnp.asarray([p.step_size for p in policies], jnp.float32)
         self.best = jnp.asarray([p.select == "best" for p in policies])
         self.noise = jnp.asarray([p.noise for p in policies])
@@ -188,9 +193,8 @@ def _act(agent: Agent, table: PolicyTable, block: Block, policy: Array, state: A
     ended = start
     if block.steps:
         train = agent.vgf.train_budget
-        temperature = None if train.temperature is None else jnp.mean(train.temperature)
         cap = train.max_displacement
-        budget = Budget(block.steps, table.step_size[policy], temperature, scale=scale, max_displacement=cap)
+        budget = Budget(block.steps, table.step_size[policy], train.temperature, scale=scale, max_displacement=cap)
         flowed = transported(agent.vgf, networks.critic, state, start, budget).particles
         control = _random_directions(agent.vgf, start, flowed, scale, direction_key)
         ended = jnp.where(table.noise[policy], control, flowed)

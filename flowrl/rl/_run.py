@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,13 +27,16 @@ class RunDirectory:
         rows: metrics so far, one dictionary an evaluation or interval.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: dict[str, Any], *, resume: bool = False):
+    def __init__(
+        self, path: str | os.PathLike[str], config: dict[str, Any], *, resume: bool = False, free: Sequence[str] = ()
+    ):
         """Open a directory.
 
         Args:
             path: the directory; made if missing.
             config: JSON values that determine the run.
             resume: go on with the run that is there.
+            free: keys of `config` that may differ when a run goes on.
 
         Raises:
             FileExistsError: there is a run already and `resume` is false.
@@ -43,12 +46,14 @@ class RunDirectory:
         """
         self.path = Path(path)
         self.rows: list[dict[str, Any]] = []
-        self._config = json.loads(json.dumps(config))
+        self._config = json.loads(json.dumps(config, allow_nan=False))
+        self._free = frozenset(free)
         self._stack = contextlib.ExitStack()
         config_path = self.path / "config.json"
         if resume and not config_path.exists():
             raise FileNotFoundError(f"nothing to resume in {self.path}: it holds no config.json. Leave --resume out.")
-        if not resume and config_path.exists():
+        # A run that ended before its first checkpoint has nothing to lose.
+        if not resume and config_path.exists() and self.checkpoint.exists():
             raise FileExistsError(
                 f"{self.path} holds a run already. Go on with it by --resume, or choose another directory by --out."
             )
@@ -57,8 +62,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._stack.enter_context(_only_one(self.path / ".lock"))
-            if not resume:
-                write_text(config_path, json.dumps(self._config, indent=2, sort_keys=True) + "\n")
+            write_text(config_path, json.dumps(self._config, indent=2, sort_keys=True) + "\n")
         except BlockingIOError:
             raise
         except OSError as error:
@@ -85,7 +89,8 @@ class RunDirectory:
         Args:
             state: PyTree of arrays.
         """
-        save_checkpoint(self.checkpoint, state, {"config": self._config, "rows": self.rows})
+        config = {k: v for k, v in self._config.items() if k not in self._free}
+        save_checkpoint(self.checkpoint, state, {"config": config, "rows": self.rows})
         self._write_metrics()
 
     def load(self, template: T) -> T | None:
@@ -103,6 +108,9 @@ class RunDirectory:
         if not self.checkpoint.exists():
             return None
         state, meta = load_checkpoint(self.checkpoint, template)
+        if not isinstance(meta.get("rows"), list) or not isinstance(meta.get("config"), dict):
+            raise ValueError(f"{self.checkpoint} is not the checkpoint of a run: it holds no rows or no configuration.")
+        self._same(meta["config"], self.checkpoint)
         self.rows = meta["rows"]
         self._write_metrics()
         return state
@@ -121,11 +129,15 @@ class RunDirectory:
 
         Args:
             row: columns; the first call decides which there are.
+
+        Raises:
+            ValueError: another column than those of the first call.
         """
         path = self.path / "timing.csv"
+        columns = path.read_text().partition("\n")[0].split(",") if path.exists() else list(row)
         new = not path.exists()
         with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(row)
@@ -138,13 +150,19 @@ class RunDirectory:
             there = json.loads(config_path.read_text())
         except ValueError as error:
             raise ValueError(f"{config_path} is not JSON ({error}); the directory is damaged or foreign.") from error
-        keys = sorted(set(there) | set(self._config))
+        if not isinstance(there, dict):
+            raise ValueError(f"{config_path} holds no configuration; the directory is damaged or foreign.")
+        self._same(there, config_path)
+
+    def _same(self, there: dict[str, Any], source: Path) -> None:
+        """Refuse to go on with another configuration; `free` keys may differ."""
+        keys = sorted((set(there) | set(self._config)) - self._free)
         changed = [k for k in keys if there.get(k, "(missing)") != self._config.get(k, "(missing)")]
         if changed:
             lines = [
                 f"{k}: {there.get(k, '(missing)')} there, {self._config.get(k, '(missing)')} here" for k in changed
             ]
-            raise ValueError(f"cannot resume {self.path} with another configuration; {'; '.join(lines)}.")
+            raise ValueError(f"cannot resume {source} with another configuration; {'; '.join(lines)}.")
 
 
 def to_csv(rows: list[dict[str, Any]]) -> str:

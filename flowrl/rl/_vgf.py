@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from flowrl._budget import Budget, spread
 from flowrl._custom_types import Key
-from flowrl._solution import Solution
+from flowrl._solution import RESULTS, Solution
 from flowrl._target import Boltzmann
 from flowrl._transport import Transport
 from flowrl.rl._critic import AbstractAggregate, Critic, Mean, drive
@@ -44,7 +44,6 @@ class VGF(eqx.Module):
         frozen_reference: train the reference first, then freeze it and cache `samples` particles at every next state;
             otherwise it is trained along with the critic and sampled afresh.
         samples: M >= N, cached particles a state.
-        discount: γ.
         polyak: τ, rate at which the target network follows.
         learning_rate: Adam's rate for the critic.
         reference_learning_rate: Adam's rate for the reference; decays as a cosine over `reference_updates` if frozen.
@@ -66,7 +65,6 @@ class VGF(eqx.Module):
     over_particles: Literal["mean", "max"] = eqx.field(static=True, default="mean")
     frozen_reference: bool = eqx.field(static=True, default=True)
     samples: int = eqx.field(static=True, default=8)
-    discount: float = eqx.field(static=True, default=0.99)
     polyak: float = eqx.field(static=True, default=0.005)
     learning_rate: float = eqx.field(static=True, default=3e-4)
     reference_learning_rate: float = eqx.field(static=True, default=1e-3)
@@ -76,6 +74,29 @@ class VGF(eqx.Module):
     reference_hidden: tuple[int, ...] = eqx.field(static=True, default=(256, 256))
     members: int = eqx.field(static=True, default=2)
     reference_steps: int = eqx.field(static=True, default=5)
+
+    def __check_init__(self):
+        for name in ("particles", "samples", "batch_size", "members", "reference_steps", "reference_updates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"VGF: {name} must be >= 1, got {getattr(self, name)}.")
+        for name in ("learning_rate", "reference_learning_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"VGF: {name} must be > 0, got {getattr(self, name)}.")
+        if not 0 < self.polyak <= 1:
+            raise ValueError(f"VGF: polyak must be in (0, 1], got {self.polyak}.")
+        if self.over_particles not in ("mean", "max"):
+            raise ValueError(f"VGF: over_particles must be 'mean' or 'max', got {self.over_particles!r}.")
+        if self.frozen_reference and self.samples < max(self.particles, 2):
+            raise ValueError(
+                f"VGF: samples ({self.samples}) must be at least 2 and at least particles ({self.particles}): the "
+                "particles of a state are distinct cached samples, and their spread is measured."
+            )
+        if self.relative and not self.frozen_reference:
+            raise ValueError("VGF: relative budgets need the spread of a frozen reference; set relative=False.")
+        if self.train_budget.scale is not None:
+            raise ValueError("VGF: the scale of the train budget is set by `relative`; leave it out of the budget.")
+        if self.train_budget.temperature is not None and self.train_budget.temperature.ndim:
+            raise ValueError("VGF: a temperature schedule over the steps of one transport is not supported here.")
 
 
 class VGFState(eqx.Module):
@@ -293,7 +314,8 @@ def critic_update(
         start: reference samples at the bootstrap state of every row.
 
     Returns:
-        The next state, and the metrics `td_loss`, `value`, `displacement` (RMS, in the budget's unit), `nonfinite`.
+        The next state, and the metrics `td_loss`, `value`, `displacement` (root mean square over states, particles and
+        coordinates, in the budget's unit), `nonfinite` (particles frozen) and `failed` (sets whose transport failed).
     """
     next_observations = replay.next_observations[replay.bootstrap[rows]]
     budget = vgf.train_budget.rescaled(state.scale)
@@ -318,8 +340,9 @@ def critic_update(
     metrics = {
         "td_loss": loss,
         "value": jnp.mean(targets),
-        "displacement": jnp.sqrt(jnp.mean(solution.stats["displacement_rms"] ** 2)),
+        "displacement": jnp.sqrt(jnp.mean(solution.stats["displacement_rms"] ** 2) / start.shape[-1]),
         "nonfinite": jnp.sum(solution.stats["nonfinite"]).astype(loss.dtype),
+        "failed": jnp.sum(solution.result != RESULTS.successful).astype(loss.dtype),
     }
     return state, metrics
 

@@ -14,6 +14,8 @@ from flowrl.rl._critic import Mean, Minimum
 from flowrl.rl._vgf import VGF
 
 _ACTIONS = Box(-1.0, 1.0)
+# Made once: an optimiser made anew would compile anew. Plain Adam, as the authors have it.
+_ADAM = optax.adam(1.0)
 
 
 def default(steps: int = 0, step_size: float = 0.1, **changes: object) -> VGF:
@@ -26,7 +28,8 @@ def default(steps: int = 0, step_size: float = 0.1, **changes: object) -> VGF:
         step_size: ε of training, in units of the spread.
         changes: other fields of `VGF`.
     """
-    return _changed(VGF(Transport(Ascent(), Optax(), _ACTIONS), Budget(steps, step_size)), changes)
+    samples = {"samples": max(8, int(changes.get("particles", 8)))}  # pyright: ignore[reportArgumentType]
+    return _changed(VGF(Transport(Ascent(), Optax(), _ACTIONS), Budget(steps, step_size)), samples | changes)
 
 
 def paper(steps: int = 1, step_size: float = 0.1, **changes: object) -> VGF:
@@ -68,7 +71,7 @@ def reference(
         github.com/ryanxhr/vgf at 3ec8f9b, defaults of its offline scripts.
     """
     vgf = VGF(
-        Transport(AuthorsSVGD(through_bandwidth), Optax(optax.adam(1.0)), _ACTIONS),
+        Transport(AuthorsSVGD(through_bandwidth), Optax(_ADAM), _ACTIONS),
         Budget(steps, step_size, temperature),
         relative=False,
         particles=10,

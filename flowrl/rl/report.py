@@ -44,7 +44,12 @@ def scores(evaluation: Evaluation, metric: Literal["success", "return"]) -> np.n
     Args:
         evaluation: what was measured.
         metric: how this environment is scored.
+
+    Raises:
+        ValueError: another metric.
     """
+    if metric not in ("success", "return"):
+        raise ValueError(f"metric must be 'success' or 'return', got {metric!r}.")
     return 100 * evaluation.successes if metric == "success" else evaluation.returns
 
 

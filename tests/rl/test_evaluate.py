@@ -1,6 +1,5 @@
 """Evaluation is paired, and independent of lanes and of the order of policies."""
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -66,7 +65,7 @@ def test_acting_compiles_once(agent):
     states, episode, time = lane_arrays(10)
     lanes = jnp.asarray([block.policies[0] for block in table.blocks for _ in block.lanes], jnp.int32)
     act(agent, table, lanes, states, episode, time, jr.key(0))
-    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         traced = []
         from flowrl.rl import _policy
 
@@ -81,13 +80,17 @@ def test_acting_compiles_once(agent):
     [
         ((), "no policies"),
         ((Policy("a", 4), Policy("a", 8)), "different names"),
-        ((Policy("a", 0),), "candidates"),
-        ((Policy("a", 4, -1),), "steps"),
     ],
 )
 def test_bad_policies(policies, message):
     with pytest.raises(ValueError, match=message):
         PolicyTable(policies, 8)
+
+
+@pytest.mark.parametrize("wrong", [{"candidates": 0}, {"steps": -1}, {"step_size": float("nan")}])
+def test_bad_policy(wrong):
+    with pytest.raises(ValueError, match="a: "):
+        Policy(**({"name": "a", "candidates": 4} | wrong))
 
 
 def test_too_few_lanes():

@@ -107,3 +107,31 @@ def test_members_differ_and_share_no_gradient():
     assert len(set(np.asarray(out).tolist())) == 3
     grads = eqx.filter_grad(lambda c: c(state, action)[0])(critic)
     assert not np.asarray(grads.members.layers[0].weight[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"particles": 0}, "particles must be >= 1"),
+        ({"samples": 4}, "samples"),
+        ({"frozen_reference": False}, "relative=False"),
+        ({"polyak": 7.0}, "polyak"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"members": 0}, "members"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        presets.default(**changes)
+
+
+def test_transports_that_fail_stop_the_training():
+    """Samples outside the domain are not moved; training on as if they had been would be silent nonsense."""
+    import flowrl
+
+    data = chain(300)
+    narrow = flowrl.Transport(flowrl.Ascent(), flowrl.Optax(), flowrl.Box(-0.01, 0.01))
+    vgf = presets.default(1, 0.1, transport=narrow, reference_updates=10, **SMALL)
+    replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
+    with pytest.raises(FloatingPointError, match="transports an update failed"):
+        fit(vgf, replay, updates=10, interval=10, key=jr.key(0))

@@ -6,7 +6,6 @@ import sys
 import textwrap
 import time
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -54,7 +53,7 @@ def test_resume_is_exact(tmp_path, intervals):
 def test_a_reference_trained_along_resumes_exactly_too(tmp_path):
     data = bandit(200)
     replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
-    vgf = small(frozen_reference=False)
+    vgf = small(frozen_reference=False, relative=False)
     for name, parts in (("whole", (60,)), ("cut", (20, 60))):
         for i, updates in enumerate(parts):
             with RunDirectory(tmp_path / name, {}, resume=i > 0) as run:
@@ -95,8 +94,8 @@ def test_sigkill_and_resume(tmp_path):
 
 
 def test_another_configuration_is_refused(tmp_path):
-    with RunDirectory(tmp_path, {"seed": 1, "hidden": (8, 8)}):
-        pass
+    with RunDirectory(tmp_path, {"seed": 1, "hidden": (8, 8)}) as run:
+        train(run)
     with pytest.raises(ValueError, match=r"cannot resume .* seed: 1 there, 2 here"):
         RunDirectory(tmp_path, {"seed": 2, "hidden": (8, 8)}, resume=True)
     with pytest.raises(FileExistsError, match="--resume"):
@@ -119,10 +118,41 @@ def test_unwritable_directory(tmp_path):
         RunDirectory(tmp_path / "file" / "run", {})
 
 
-def test_damaged_configuration(tmp_path):
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
+@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[]", "holds no configuration")])
+def test_damaged_configuration(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
         RunDirectory(tmp_path, {}, resume=True)
+
+
+def test_a_run_without_a_checkpoint_can_be_started_again(tmp_path):
+    with RunDirectory(tmp_path, {"discount": 2.0}):
+        pass
+    with RunDirectory(tmp_path, {"discount": 0.9}) as run:
+        train(run)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"discount": 0.9}
+
+
+def test_free_keys_may_differ_and_the_checkpoint_must_fit(tmp_path):
+    with RunDirectory(tmp_path, {"seed": 1, "lanes": 3}, free=("lanes",)) as run:
+        train(run)
+    with RunDirectory(tmp_path, {"seed": 1, "lanes": 4}, free=("lanes",), resume=True) as run:
+        assert run.load(train(None)) is not None
+    save_checkpoint(tmp_path / "checkpoint.npz", {"a": jnp.zeros(1)}, {"config": {"seed": 9}, "rows": []})
+    with (
+        RunDirectory(tmp_path, {"seed": 1, "lanes": 4}, free=("lanes",), resume=True) as run,
+        pytest.raises(ValueError, match="seed: 9 there, 1 here"),
+    ):
+        run.load({"a": jnp.zeros(1)})
+
+
+def test_timing_keeps_its_columns(tmp_path):
+    with RunDirectory(tmp_path, {}) as run:
+        run.append_timing(a=1, b=2)
+        run.append_timing(b=4, a=3)
+        with pytest.raises(ValueError, match="fields"):
+            run.append_timing(a=1, c=2)
+    assert (tmp_path / "timing.csv").read_text() == "a,b\n1,2\n3,4\n"
 
 
 def test_checkpoint_round_trip(tmp_path):
@@ -201,4 +231,3 @@ def test_training_traces_once_per_interval_length():
         patch.setattr(_vgf, "critic_update", lambda *a: traced.append(1) or original(*a))
         fit(small(particles=3), replay, updates=80, interval=20, key=jr.key(1))
     assert len(traced) == 1
-    assert jax.devices()
