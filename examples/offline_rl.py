@@ -219,9 +219,10 @@ def main(config: Config) -> list[report.Row]:
     metric = data.metric(config.env)
     unit = "success, %" if metric == "success" else "return"
     policies = test_policies(config)
-    # What may differ when a run goes on: where things are, who works on it, and how long the last evaluation is.
-    free = ("out", "resume", "data_dir", "workers", "lanes", "eval_episodes", "eval_seed")
-    identity = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
+    # Where things are and who works on them is no part of what a run is; how it is evaluated at the end may change.
+    elsewhere, free = ("out", "resume", "data_dir", "workers"), ("lanes", "eval_episodes", "eval_seed")
+    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in elsewhere}
+    identity = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
 
     with RunDirectory(config.out, identity, resume=config.resume, free=free) as run, _progress(console) as bars:
         dataset = data.load(
