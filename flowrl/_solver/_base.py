@@ -1,7 +1,7 @@
 """What a solver is given, what it returns, and the two ways to write one.
 
 `AbstractSolver.solve` marches the whole budget (an adaptive integrator brings its own loop); `AbstractStepSolver` only
-says what one step does and shares the loop of `flowrl._solver._march`.
+says what one step does and shares the loop of `flowrl._solver._step`.
 """
 
 import abc

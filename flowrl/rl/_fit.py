@@ -78,7 +78,7 @@ def fit(
     if run is not None:
         state = run.load(state) or state
     if vgf.frozen_reference:
-        while (done := int(state.reference_step)) < vgf.reference_updates:
+        while int(state.reference_step) < vgf.reference_updates:
             state = _interval(train_reference, "reference", vgf, state, replay, interval, run, progress)
         # Drawn again after a restart, from the same key: cheaper to recompute than to store.
         replay, state = cache_particles(vgf, state, replay, key=cache_key)
