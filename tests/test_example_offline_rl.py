@@ -121,6 +121,11 @@ def test_unknown_environment_suggests_near_names():
     assert "Traceback" not in done.stderr
 
 
+def test_the_misspelt_beginning_of_a_name_suggests_whole_names():
+    with pytest.raises(ValueError, match="did you mean puzzle-3x3"):
+        offline_rl.parse(["--env", "puzle-3x3"])
+
+
 def test_a_typo_in_an_option_is_explained():
     done = run("--evl-episodes", "3")
     assert done.returncode != 0

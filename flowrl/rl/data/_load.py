@@ -167,7 +167,10 @@ def _source_of(env_name: str) -> Source:
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is not known."""
-    near = difflib.get_close_matches(name, list(known), n=4, cutoff=0.5)
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    if not near:  # perhaps only the beginning of a name was given
+        near = [k for k in known if difflib.SequenceMatcher(None, name, k[: len(name)]).ratio() > 0.8][:4]
     advice = f"did you mean {' or '.join(near)}?" if near else "no known name is near."
     listing = "available" if kind == "data set" else "environments"
     return f"unknown {kind} {name!r}: {advice} flowrl.rl.data.{listing}() lists them all."
