@@ -13,17 +13,22 @@ from flowrl._domain import AbstractDomain as AbstractDomain, Box as Box, Unbound
 from flowrl._flow import (
     SVGD as SVGD,
     AbstractFlow as AbstractFlow,
+    AbstractJumpFlow as AbstractJumpFlow,
     AbstractStochasticFlow as AbstractStochasticFlow,
     Ascent as Ascent,
     Field as Field,
+    Traits as Traits,
 )
 from flowrl._kernel import (
     RBF as RBF,
     AbstractBandwidth as AbstractBandwidth,
     AbstractKernel as AbstractKernel,
+    AbstractScalarKernel as AbstractScalarKernel,
     FixedBandwidth as FixedBandwidth,
+    Jet as Jet,
     LogNBandwidth as LogNBandwidth,
     MedianBandwidth as MedianBandwidth,
+    Pairs as Pairs,
 )
 from flowrl._select import (
     Selected as Selected,
@@ -39,6 +44,7 @@ from flowrl._solver import (
     March as March,
     Optax as Optax,
     Problem as Problem,
+    Progress as Progress,
 )
 from flowrl._supports import Support as Support, supports as supports
 from flowrl._target import (
@@ -46,6 +52,7 @@ from flowrl._target import (
     AbstractValueTarget as AbstractValueTarget,
     Boltzmann as Boltzmann,
     Density as Density,
+    Knowledge as Knowledge,
     Score as Score,
     ValueGradient as ValueGradient,
 )

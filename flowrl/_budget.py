@@ -28,6 +28,10 @@ class Budget(eqx.Module):
         temperature: α, an array `()` or `(steps,)`, or None.
         max_displacement: cap D, an array `()`, or None.
         scale: per-coordinate unit of length, or None.
+        tolerance: speed below which a set counts as at rest, an array `()`, or None.
+        max_mmd: cap on the maximum mean discrepancy to the start, an array `()`, or None.
+        mmd_sigma: bandwidth of that discrepancy, an array `()`, or None.
+        check_every: steps between two checks of `tolerance` and `max_mmd`.
         max_steps: static bound on a traced `steps`, or None.
     """
 
@@ -35,6 +39,10 @@ class Budget(eqx.Module):
     temperature: Array | None
     max_displacement: Array | None
     scale: PyTree[Array] | None
+    tolerance: Array | None
+    max_mmd: Array | None
+    mmd_sigma: Array | None
+    check_every: int = eqx.field(static=True)
     max_steps: int | None = eqx.field(static=True)
     # Two fields, so that a Python int stays static under any transformation, not under Equinox's alone.
     _static_steps: int | None = eqx.field(static=True)
@@ -48,6 +56,10 @@ class Budget(eqx.Module):
         *,
         max_displacement: ArrayLike | None = None,
         scale: PyTree[ArrayLike] | None = None,
+        tolerance: ArrayLike | None = None,
+        max_mmd: ArrayLike | None = None,
+        mmd_sigma: ArrayLike | None = None,
+        check_every: int = 1,
         max_steps: int | None = None,
     ):
         """Make a budget.
@@ -64,6 +76,14 @@ class Budget(eqx.Module):
             scale: unit of length of each coordinate, > 0: a number, an array that broadcasts against one particle, or
                 a PyTree of such. The flow runs in z = x / scale, so an Euler step moves x by scale² ε ∇V, an Adam
                 step by scale · ε. See `flowrl.spread`. None means 1.
+            tolerance: speed >= 0 at which the set counts as at rest: it stops once the root mean square over particles
+                of |Δx| / ε is at most this, in units of `scale` per unit time. Refused for diffusions and jumps.
+            max_mmd: cap >= 0 on the maximum mean discrepancy between the set and its start, Gaussian kernel, in
+                units of `scale`. A set found beyond it goes back to where the last check left it, and stops.
+            mmd_sigma: bandwidth σ > 0 of that kernel, in units of `scale`; None for the median rule at the start.
+            check_every: steps >= 1 between two checks of `tolerance` and `max_mmd`. `max_mmd` is also checked at the
+                end, so it holds whatever this is. Each set stops for itself; under `jax.vmap` the slowest sets the
+                time.
             max_steps: bound on `steps`, required when `steps` is an array; larger counts stop there with the
                 result `max_steps_reached`.
 
@@ -95,13 +115,16 @@ class Budget(eqx.Module):
         self.max_steps = max_steps
         self.step_size = _per_step("step_size", step_size, length)
         self.temperature = None if temperature is None else _per_step("temperature", temperature, length)
-        self.max_displacement = None
-        if max_displacement is not None:
-            cap = _float_array("max_displacement", max_displacement, lambda x: x >= 0, ">= 0")
-            if cap.ndim != 0:
-                raise ValueError(f"max_displacement must be one number, got shape {cap.shape}.")
-            self.max_displacement = cap
+        self.max_displacement = _cap("max_displacement", max_displacement)
         self.scale = None if scale is None else _scale(scale)
+        self.tolerance = _cap("tolerance", tolerance)
+        self.max_mmd = _cap("max_mmd", max_mmd)
+        if mmd_sigma is not None and max_mmd is None:
+            raise ValueError("mmd_sigma is the bandwidth of the cap max_mmd; give that too, or leave it out.")
+        self.mmd_sigma = _cap("mmd_sigma", mmd_sigma, positive=True)
+        if not isinstance(check_every, int) or check_every < 1:
+            raise ValueError(f"check_every must be a Python int >= 1, got {check_every!r}.")
+        self.check_every = check_every
 
     @property
     def steps(self) -> int | Count:
@@ -128,6 +151,8 @@ class Budget(eqx.Module):
             checks.append(jnp.all((self.temperature >= 0) & jnp.isfinite(self.temperature)))
         if self.max_displacement is not None:
             checks.append(jnp.all(self.max_displacement >= 0))
+        checks += [jnp.all(cap >= 0) for cap in (self.tolerance, self.max_mmd) if cap is not None]
+        checks += [] if self.mmd_sigma is None else [jnp.all((self.mmd_sigma > 0) & jnp.isfinite(self.mmd_sigma))]
         checks += [jnp.all((leaf > 0) & jnp.isfinite(leaf)) for leaf in jax.tree.leaves(self.scale)]
         return jnp.all(jnp.stack(checks))
 
@@ -147,6 +172,15 @@ def _float_array(name: str, x: Any, ok: Callable[[np.ndarray], Any], expected: s
         raise ValueError(f"{name} must be {expected}, got {value}.")
     # A strong dtype: a Python float and an array of the same value are then the same program.
     return jax.lax.convert_element_type(array, array.dtype)
+
+
+def _cap(name: str, x: Any, *, positive: bool = False) -> Array | None:
+    if x is None:
+        return None
+    cap = _float_array(name, x, lambda value: value > 0 if positive else value >= 0, "> 0" if positive else ">= 0")
+    if cap.ndim != 0:
+        raise ValueError(f"{name} must be one number, got shape {cap.shape}.")
+    return cap
 
 
 def _per_step(name: str, x: Any, length: int) -> Array:

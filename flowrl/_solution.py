@@ -6,6 +6,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -26,9 +27,25 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]  (Eq
         "A traced budget was invalid: a negative or non-finite step size, temperature, displacement cap or scale, or "
         "a negative number of steps. Nothing was moved."
     )
+    stationary = "The particles came to rest: their speed fell below the budget's `tolerance`."
+    mmd_reached = (
+        "The particles reached `max_mmd`, the cap on their discrepancy to the start, and are where they last kept it. "
+        "Allow more, or take smaller steps to come closer to the cap."
+    )
     outside_domain = (
         "A particle started outside the domain. Nothing was moved. Project the particles first, or widen the domain."
     )
+
+
+def is_okay(result: Any) -> Array:
+    """Say whether a transport did what its budget asked: ran all its steps, came to rest, or reached a cap.
+
+    Args:
+        result: a member of `flowrl.RESULTS`.
+    """
+    codes: Any = RESULTS
+    good = (codes.successful, codes.event_occurred, codes.stationary, codes.mmd_reached)
+    return jnp.any(jnp.stack([jnp.asarray(result == code) for code in good]), axis=0)
 
 
 class Solution(eqx.Module):
@@ -44,6 +61,7 @@ class Solution(eqx.Module):
             `path_length` (mean over particles of the length travelled); `fraction_at_cap`; `fraction_clipped`
             (particle-steps that the domain stopped); `nonfinite` (particles frozen because their score was not finite).
         trajectory: particles at the step counts asked for by `save`, leaves `(len(save), n, ...)`, or None.
+        notes: what to know about the law of these particles.
     """
 
     particles: Particles
@@ -51,6 +69,7 @@ class Solution(eqx.Module):
     result: Any
     stats: dict[str, Array]
     trajectory: Particles | None = None
+    notes: tuple[str, ...] = eqx.field(static=True, default=())
 
     def __str__(self) -> str:
         """Say in a few lines how far the particles moved, what was spent, why it stopped and what to try."""
@@ -61,7 +80,14 @@ class Solution(eqx.Module):
 
 def _ending(result: Any) -> str:
     """Name every way in which the sets ended, with counts; one Solution may hold many sets."""
-    known = (RESULTS.nonfinite_score, RESULTS.invalid_budget, RESULTS.outside_domain, RESULTS.max_steps_reached)
+    known = (
+        RESULTS.stationary,
+        RESULTS.mmd_reached,
+        RESULTS.nonfinite_score,
+        RESULTS.invalid_budget,
+        RESULTS.outside_domain,
+        RESULTS.max_steps_reached,
+    )
     texts = {"ran all its steps": RESULTS.successful} | {RESULTS[member]: member for member in known}
     counts = {text: int(np.sum(np.asarray(result == member))) for text, member in texts.items()}
     counts = {text: count for text, count in counts.items() if count}
@@ -105,4 +131,5 @@ def _verdict(solution: Solution) -> str:
         lines.append("  try      the domain stopped most moves: a smaller step_size, or start further inside")
     if stats["nonfinite"].size and stats["nonfinite"].max() > 0:
         lines.append(f"  warning  {int(stats['nonfinite'].sum())} particles were frozen: their score was not finite")
+    lines += [f"  note     {note}" for note in solution.notes]
     return "\n".join(lines)

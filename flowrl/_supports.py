@@ -3,8 +3,15 @@
 from typing import NamedTuple
 
 from flowrl._domain import AbstractDomain
-from flowrl._flow import AbstractFlow, AbstractStochasticFlow
+from flowrl._flow import AbstractFlow
 from flowrl._solver import AbstractSolver
+from flowrl._target import AbstractTarget
+
+_INSTEAD = {
+    "gradient": "Density(log_prob), Boltzmann(value) or Score(score)",
+    "value": "Density(log_prob) or Boltzmann(value)",
+    "samples": "Empirical(samples)",
+}
 
 
 class Support(NamedTuple):
@@ -23,27 +30,37 @@ class Support(NamedTuple):
         return self.supported
 
 
-def supports(flow: AbstractFlow, solver: AbstractSolver, domain: AbstractDomain) -> Support:
-    """Say whether a flow, a solver and a domain go together.
+def supports(
+    flow: AbstractFlow, solver: AbstractSolver, domain: AbstractDomain, target: AbstractTarget | None = None
+) -> Support:
+    """Say whether a flow, a solver and a domain, and if given a target, go together.
 
     Args:
         flow: the velocity field.
         solver: how it is marched.
         domain: where particles may be.
+        target: the density; None for any.
 
     Returns:
         A `Support`, true or false, with the reason.
     """
-    names = f"{type(flow).__name__} with {type(solver).__name__}"
-    if isinstance(flow, AbstractStochasticFlow) and not solver.handles_noise:
+    traits, name = flow.traits, type(flow).__name__
+    names = f"{name} with {type(solver).__name__}"
+    if (traits.diffuses or traits.jumps) and not solver.handles_noise:
         return _no(f"{names}: this solver cannot march a stochastic flow (it would rescale its noise); use Euler().")
     if domain.restricts and not solver.handles_restriction:
         return _no(
             f"{type(solver).__name__} in {type(domain).__name__}: bringing particles back after a step is not an "
-            "ordinary differential equation; use Euler(), or a domain that maps."
+            'ordinary differential equation; use Euler(), or a domain that maps (by="bijector").'
         )
-    if solver.needs_energy and not flow.has_energy:
-        return _no(f"{names}: this solver minimises the flow's energy and {type(flow).__name__} has none.")
+    if solver.needs_energy and not traits.has_energy:
+        return _no(f"{names}: this solver minimises the flow's energy and {name} has none.")
+    if target is not None:
+        for need in sorted(traits.needs - target.knows):
+            return _no(
+                f"{name} needs the {need} of its target, which {type(target).__name__} does not know; use "
+                f"{_INSTEAD[need]}."
+            )
     return Support(supported=True, reason="")
 
 

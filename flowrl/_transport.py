@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 from flowrl._budget import Budget
 from flowrl._custom_types import Key, Mask, Particles
 from flowrl._domain import AbstractDomain, Unbounded
-from flowrl._flow import SVGD, AbstractFlow, AbstractStochasticFlow, Field
+from flowrl._flow import SVGD, AbstractFlow, Field
 from flowrl._misc import check_particles, concrete, ravel
-from flowrl._solution import RESULTS, Solution
+from flowrl._solution import RESULTS, Solution, is_okay
 from flowrl._solver import AbstractSolver, Euler, Problem
 from flowrl._supports import supports
 from flowrl._target import AbstractTarget
@@ -88,7 +88,7 @@ class Transport(eqx.Module):
         save = tuple(np.asarray(save).tolist()) if isinstance(save, Sequence | np.ndarray | jax.Array) else save
         solution = _run(self, target, particles, _resolve(budget, particles, dtype), key, save)
         if throw:
-            solution = solution.result.error_if(solution, solution.result != RESULTS.successful)
+            solution = solution.result.error_if(solution, ~is_okay(solution.result))
         return solution
 
     def _check(self, target: AbstractTarget, particles: Particles, budget: Budget, key: Key | None) -> None:
@@ -100,17 +100,29 @@ class Transport(eqx.Module):
             )
         if not isinstance(budget, Budget):
             raise TypeError(f"budget must be a flowrl.Budget, got {type(budget).__name__}.")
-        flow = type(self.flow).__name__
-        if not self.flow.entropic and budget.temperature is not None:
+        support = supports(self.flow, self.solver, self.domain, target)
+        if not support:
+            raise ValueError(support.reason)
+        flow, traits = type(self.flow).__name__, self.flow.traits
+        if traits.temperature == "none" and budget.temperature is not None:
             raise ValueError(f"{flow} has no entropy, so it has no temperature; leave temperature=None in the budget.")
-        if target.vanishes_when_cold and budget.temperature is not None:
-            temperature = concrete(budget.temperature)
-            if temperature is not None and (temperature == 0).any():
+        temperature = None if budget.temperature is None else concrete(budget.temperature)
+        if temperature is not None and (temperature == 0).any():
+            if target.vanishes_when_cold:
                 raise ValueError(
                     f"{type(target).__name__} has no force at temperature 0 (its potential is α log p); use "
                     "Boltzmann(value) with that limit, or Ascent() for the maximum."
                 )
-        if key is None and (isinstance(self.flow, AbstractStochasticFlow) or target.stochastic):
+            if traits.temperature == "positive":
+                raise ValueError(f"{flow} divides by the temperature, so it must be > 0; got {temperature}.")
+        if traits.jumps and budget.max_displacement is not None:
+            raise ValueError(
+                f"the particles of {flow} jump to the places of others, which a max_displacement would undo; leave it "
+                "out."
+            )
+        if (traits.diffuses or traits.jumps) and budget.tolerance is not None:
+            raise ValueError(f"the particles of {flow} never come to rest; leave tolerance=None in the budget.")
+        if key is None and (traits.stochastic or target.stochastic):
             raise ValueError(f"{flow} toward {type(target).__name__} is stochastic: pass key=jax.random.key(seed).")
         finite = [concrete(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(particles)]
         if any(ok is not None and not ok for ok in finite):
@@ -200,10 +212,11 @@ def _resolve(budget: Budget, particles: Particles, dtype: Any) -> Budget:
         scale = ravel(jax.tree.map(lambda leaf: leaf[None], unit))[0]
     temperature = jnp.ones((), dtype) if budget.temperature is None else budget.temperature.astype(dtype)
     cap = None if budget.max_displacement is None else budget.max_displacement.astype(dtype)
+    caps = [None if x is None else x.astype(dtype) for x in (budget.tolerance, budget.max_mmd, budget.mmd_sigma)]
     return eqx.tree_at(
-        lambda b: (b.step_size, b.temperature, b.max_displacement, b.scale),
+        lambda b: (b.step_size, b.temperature, b.max_displacement, b.scale, b.tolerance, b.max_mmd, b.mmd_sigma),
         budget,
-        (budget.step_size.astype(dtype), temperature, cap, scale),
+        (budget.step_size.astype(dtype), temperature, cap, scale, *caps),
         is_leaf=lambda x: x is None,
     )
 
@@ -212,12 +225,11 @@ def _resolve(budget: Budget, particles: Particles, dtype: Any) -> Budget:
 def _run(
     method: Transport, target: AbstractTarget, particles: Particles, budget: Budget, key: Key | None, save: Any
 ) -> Solution:
-    start, unravel = ravel(particles)
-    scale = jnp.ones((1, start.shape[1]), start.dtype) if budget.scale is None else budget.scale
-    field = Field(jnp.ones((), start.dtype), None, target, method.domain, scale, method.flow.entropic, unravel)
-    problem = Problem(method.flow, field, budget, particles, key)
+    problem = _problem(method, target, particles, budget, key)
+    start = ravel(particles)[0]
+    traits = method.flow.traits
     valid, inside = budget.valid(), jnp.all(method.domain.contains(particles))
-    if target.vanishes_when_cold and budget.temperature is not None:
+    if (target.vanishes_when_cold or traits.temperature == "positive") and budget.temperature is not None:
         valid = valid & jnp.all(budget.temperature > 0)
     march = method.solver.solve(problem, save)
 
@@ -228,6 +240,9 @@ def _run(
     displacement = jnp.where(kept, jax.lax.stop_gradient(problem.displacement(march.coordinates)), 0)
     alive = jnp.where(kept, march.alive, jnp.all(jnp.isfinite(start), axis=1))
     result = march.result if isinstance(march.result, RESULTS) else RESULTS.promote(march.result)
+    notes = ()
+    if traits.diffuses and budget.max_displacement is not None:
+        notes = ("the flow is stochastic and its particles are capped: they sample a truncated law",)
     result = RESULTS.where(jnp.any(alive), result, RESULTS.nonfinite_score)
     result = RESULTS.where(inside, result, RESULTS.outside_domain)
     result = RESULTS.where(valid, result, RESULTS.invalid_budget)
@@ -242,11 +257,21 @@ def _run(
     if march.trajectory is not None:
         trajectory = jax.vmap(problem.particles)(march.trajectory)
         trajectory = jax.tree.map(lambda saved, old: jnp.where(kept, saved, old[None]), trajectory, particles)
-    return Solution(moved, _values(target, moved, alive), result, stats, trajectory)
+    return Solution(moved, _values(target, moved, alive), result, stats, trajectory, notes)
+
+
+def _problem(
+    method: Transport, target: AbstractTarget, particles: Particles, budget: Budget, key: Key | None
+) -> Problem:
+    start, unravel = ravel(particles)
+    scale = jnp.ones((1, start.shape[1]), start.dtype) if budget.scale is None else budget.scale
+    entropic = method.flow.traits.entropic
+    field = Field(jnp.ones((), start.dtype), None, None, target, method.domain, scale, entropic, unravel)
+    return Problem(method.flow, field, budget, particles, key)
 
 
 def _values(target: AbstractTarget, particles: Particles, alive: Mask) -> Float[Array, " n"] | None:
-    if not target.has_value:
+    if "value" not in target.knows:
         return None
     values = jax.vmap(target.value)(particles)
     return jnp.where(alive & jnp.isfinite(values), values, jnp.nan)

@@ -22,8 +22,7 @@ def log_normal(x):
     return -0.5 * jnp.sum(x**2)
 
 class Noise(flowrl.AbstractStochasticFlow):
-    entropic = True
-    has_energy = False
+    traits = flowrl.Traits(diffuses=True)
     velocity = noise = energy = lambda self, *args: None
 
 class Adaptive(flowrl.AbstractSolver):
@@ -116,7 +115,6 @@ CASES = {
     "kernel number": ("flowrl.RBF(0.5)", TypeError, ["FixedBandwidth(0.5)"]),
     "svgd bandwidth": ("flowrl.SVGD(flowrl.FixedBandwidth(0.5))", TypeError, ["RBF()"]),
     "optax factory": ("flowrl.Optax(optax.adam)", TypeError, ["optax.adam(1.0)"]),
-    "no block": ("flowrl.RBF(block=0)", ValueError, ["block", ">= 1"]),
     "cold softmax": (
         "flowrl.softmax_select(x, jnp.ones(4), 0.0, key=jax.random.key(0))",
         ValueError,

@@ -25,14 +25,12 @@ import flowrl
 class Langevin(flowrl.AbstractStochasticFlow):
     """dz = ∇U dt + √(2α) dW, each particle a chain of its own."""
 
-    entropic: ClassVar[bool] = True
-    has_energy: ClassVar[bool] = False
+    traits: ClassVar[flowrl.Traits] = flowrl.Traits(diffuses=True)
 
     def velocity(self, field, positions, alive):
         return field.gradient(positions, alive)
 
-    def noise(self, field, positions, alive, key):
-        white = jr.normal(key, positions.shape, positions.dtype)
+    def noise(self, field, positions, alive, white):
         return jnp.where(alive[:, None], jnp.sqrt(2 * field.temperature) * white, 0)
 
     def energy(self, field, positions, alive):
@@ -140,6 +138,7 @@ class Positive(flowrl.AbstractDomain):
 
     restricts: ClassVar[bool] = False
     maps: ClassVar[bool] = True
+    mirrors: ClassVar[bool] = False
 
     def contains(self, particles):
         return jnp.all(particles > 0, axis=1)
@@ -382,7 +381,7 @@ class Minibatch(flowrl.AbstractTarget):
     """A normal whose centre is estimated anew at every step from a few of its data."""
 
     data: jax.Array
-    has_value: ClassVar[bool] = False
+    knows: ClassVar[frozenset[flowrl.Knowledge]] = frozenset({"gradient"})
     stochastic: ClassVar[bool] = True
     vanishes_when_cold: ClassVar[bool] = False
 
@@ -393,6 +392,9 @@ class Minibatch(flowrl.AbstractTarget):
         raise TypeError
 
     def value(self, particle):
+        raise TypeError
+
+    def samples(self):
         raise TypeError
 
 
@@ -414,8 +416,7 @@ BUDGET = flowrl.Budget(3, 0.2)
 
 def test_a_flow_of_two_lines_is_a_flow():
     class Drift(flowrl.AbstractFlow):
-        entropic: ClassVar[bool] = False
-        has_energy: ClassVar[bool] = False
+        traits: ClassVar[flowrl.Traits] = flowrl.Traits(temperature="none", entropic=False)
 
         def velocity(self, field, positions, alive):
             return jnp.ones_like(positions), alive

@@ -5,7 +5,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from flowrl._custom_types import Mask, Positions, Scalar
-from flowrl._flow._base import AbstractFlow
+from flowrl._flow._base import AbstractFlow, Traits
 from flowrl._flow._field import Field
 
 
@@ -18,8 +18,7 @@ class Ascent(AbstractFlow):
         Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026.
     """
 
-    entropic: ClassVar[bool] = False
-    has_energy: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(temperature="none", entropic=False, has_energy=True)
 
     def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give ∇V at every particle.

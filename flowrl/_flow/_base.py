@@ -1,24 +1,52 @@
 """What a flow is: a velocity for every particle, and the energy it descends where one exists."""
 
 import abc
+from typing import Literal, NamedTuple
 
 import equinox as eqx
-from equinox import AbstractClassVar
+from equinox import AbstractVar
+from jaxtyping import Array, Int
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
 from flowrl._flow._field import Field
+from flowrl._target import Knowledge
+
+
+class Traits(NamedTuple):
+    """What a flow asks of the other parts: its row of the compatibility table.
+
+    Attributes:
+        needs: what the target must know: its "gradient", its "value", its "samples".
+        temperature: "none" if the flow has no temperature, "any" for α >= 0, "positive" if it divides by α.
+        entropic: the flow samples a law, so mapped coordinates gain the Jacobian; else the target is maximised.
+        has_energy: `energy` can be asked.
+        random: `velocity` uses the field's `flow_key`.
+        diffuses: the flow is an `AbstractStochasticFlow` with noise.
+        jumps: the flow is an `AbstractJumpFlow` with jumps.
+    """
+
+    needs: frozenset[Knowledge] = frozenset({"gradient"})
+    temperature: Literal["none", "any", "positive"] = "any"
+    entropic: bool = True
+    has_energy: bool = False
+    random: bool = False
+    diffuses: bool = False
+    jumps: bool = False
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the flow needs a key."""
+        return self.random or self.diffuses or self.jumps
 
 
 class AbstractFlow(eqx.Module):
     """A velocity field on sets of particles.
 
     Attributes:
-        entropic: the flow has an entropy term and so a temperature; the target of one without is maximised.
-        has_energy: `energy` can be asked.
+        traits: what the flow asks of target, budget and solver.
     """
 
-    entropic: AbstractClassVar[bool]
-    has_energy: AbstractClassVar[bool]
+    traits: AbstractVar[Traits]
 
     @abc.abstractmethod
     def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
@@ -35,7 +63,7 @@ class AbstractFlow(eqx.Module):
 
     @abc.abstractmethod
     def energy(self, field: Field, positions: Positions, alive: Mask) -> Scalar:
-        """Give the functional of the particles that the flow descends.
+        """Give the functional of the particles that the flow descends: velocity = −n ∇energy.
 
         Args:
             field: the target at this step's temperature.
@@ -48,15 +76,34 @@ class AbstractFlow(eqx.Module):
 
 
 class AbstractStochasticFlow(AbstractFlow):
-    """A flow with a diffusion: dz = velocity dt + noise √dt."""
+    """A flow with a diffusion, dz = velocity dt + noise(dW) in the sense of Itô."""
 
     @abc.abstractmethod
-    def noise(self, field: Field, positions: Positions, alive: Mask, key: Key) -> Positions:
-        """Give the noise of unit time (n, d).
+    def noise(self, field: Field, positions: Positions, alive: Mask, white: Positions) -> Positions:
+        """Give the diffusion applied to white noise; linear in `white`.
 
         Args:
             field: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
+            white: independent standard normal numbers for unit time, (n, d).
+
+        Returns:
+            The noise of unit time (n, d), zero for frozen particles.
+        """
+
+
+class AbstractJumpFlow(AbstractFlow):
+    """A flow by which particles jump to the places of others."""
+
+    @abc.abstractmethod
+    def ancestors(self, field: Field, positions: Positions, alive: Mask, time: Scalar, key: Key) -> Int[Array, " n"]:
+        """Say whose place each particle takes; its own if it does not jump.
+
+        Args:
+            field: the target at this step's temperature.
+            positions: z, (n, d).
+            alive: particles that are not frozen; the others neither jump nor are jumped to.
+            time: length of the step in the flow's time.
             key: randomness of this step.
         """

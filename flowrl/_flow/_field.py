@@ -21,16 +21,18 @@ class Field(eqx.Module):
 
     Attributes:
         temperature: α of this step.
-        key: randomness of this step, or None.
+        key: randomness of the target at this step, or None.
+        flow_key: randomness of the flow's velocity at this step, or None.
         target: the density.
         domain: gives x = T(y).
         scale: unit of length of each coordinate.
-        entropic: the flow has an entropy, so mapped coordinates gain the Jacobian.
+        entropic: the flow samples a law, so mapped coordinates gain the Jacobian.
         unravel: gives back the structure of the particles.
     """
 
     temperature: Scalar
     key: Key | None
+    flow_key: Key | None
     target: AbstractTarget
     domain: AbstractDomain
     scale: Float[Array, "1 d"]
@@ -68,6 +70,18 @@ class Field(eqx.Module):
         alive = alive & jnp.isfinite(potential)
         return jnp.where(alive, potential, 0), alive
 
+    def samples(self) -> Float[Array, "m d"]:
+        """Give the samples of the target in the coordinates z."""
+        samples = self.target.samples()
+        if self.domain.maps:
+            samples = jax.vmap(self.domain.inverse)(samples)
+        flat = jax.vmap(lambda x: jax.flatten_util.ravel_pytree(x)[0])(samples)
+        if flat.shape[1] != self.scale.shape[1]:
+            raise ValueError(
+                f"one sample of the target has {flat.shape[1]} coordinates, but one particle has {self.scale.shape[1]}."
+            )
+        return flat.astype(self.scale.dtype) / self.scale
+
     def _gradient(self, particle: Particle) -> Particle:
         # One key for all particles: they share a minibatch, and so keep their relative positions.
         return self.target.gradient(particle, self.temperature, key=self.key)
@@ -75,6 +89,8 @@ class Field(eqx.Module):
     def _mapped_gradient(self, particle: Particle) -> Particle:
         # The chain rule by hand, since the target may know only its gradient.
         x, pull_back = jax.vjp(self.domain.forward, particle)
+        if not self.entropic and self.domain.mirrors:
+            return self._gradient(x)  # mirror ascent: dy/dt = ∇V(x), which is what the dual coordinates are for
         (gradient,) = pull_back(self._gradient(x))
         if not self.entropic:
             return gradient

@@ -3,7 +3,7 @@
 from typing import ClassVar, NoReturn
 
 from flowrl._custom_types import Mask, Positions
-from flowrl._flow._base import AbstractFlow
+from flowrl._flow._base import AbstractFlow, Traits
 from flowrl._flow._field import Field
 from flowrl._kernel import RBF, AbstractKernel
 
@@ -25,8 +25,7 @@ class SVGD(AbstractFlow):
     """
 
     kernel: AbstractKernel = RBF()
-    entropic: ClassVar[bool] = True
-    has_energy: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits()
 
     def __check_init__(self):
         if not isinstance(self.kernel, AbstractKernel):

@@ -6,5 +6,10 @@ from flowrl._kernel._bandwidth import (
     LogNBandwidth as LogNBandwidth,
     MedianBandwidth as MedianBandwidth,
 )
-from flowrl._kernel._base import AbstractKernel as AbstractKernel
+from flowrl._kernel._base import (
+    AbstractKernel as AbstractKernel,
+    AbstractScalarKernel as AbstractScalarKernel,
+    Jet as Jet,
+    Pairs as Pairs,
+)
 from flowrl._kernel._rbf import RBF as RBF

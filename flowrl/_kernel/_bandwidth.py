@@ -5,6 +5,7 @@ two particles of the median pair that has nothing to do with the flow.
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from flowrl._custom_types import Mask, Positions, Scalar
-from flowrl._kernel._distance import masked_median, pairs, squared_distances
+from flowrl._kernel._distance import centre, masked_median, pairs, squared_distances
 from flowrl._misc import concrete
 
 _EXACT = 512
@@ -98,6 +99,44 @@ class LogNBandwidth(AbstractBandwidth):
         """
         count = jnp.maximum(jnp.sum(alive.astype(positions.dtype)), 1)
         return jax.lax.stop_gradient(_median(positions, alive) / (2 * jnp.log(count + 1)))
+
+
+def check_rule(bandwidth: Any) -> None:
+    """Refuse anything but a rule.
+
+    Args:
+        bandwidth: what was given for one.
+    """
+    if not isinstance(bandwidth, AbstractBandwidth):
+        raise TypeError(f"bandwidth must be a rule such as FixedBandwidth(0.5), got {bandwidth!r}.")
+
+
+def fixed_at(bandwidth: AbstractBandwidth, positions: Positions, alive: Mask) -> FixedBandwidth:
+    """Give the rule that always answers what `bandwidth` answers here.
+
+    Args:
+        bandwidth: any rule.
+        positions: (n, d).
+        alive: particles that count.
+    """
+    if isinstance(bandwidth, FixedBandwidth):
+        return bandwidth
+    return FixedBandwidth(jnp.sqrt(bandwidth(centre(positions, alive), alive)))
+
+
+def fixed_variance(bandwidth: AbstractBandwidth, dtype: Any) -> Scalar:
+    """Give σ² of a fitted kernel.
+
+    Args:
+        bandwidth: a fixed rule.
+        dtype: dtype of the result.
+
+    Raises:
+        TypeError: the rule depends on data.
+    """
+    if not isinstance(bandwidth, FixedBandwidth):
+        raise TypeError(f"{type(bandwidth).__name__} depends on the particles: ask kernel.fitted(positions, alive).")
+    return jax.lax.stop_gradient((bandwidth.sigma**2).astype(dtype))
 
 
 def _median(positions: Positions, alive: Mask) -> Scalar:

@@ -1,23 +1,69 @@
-"""What a kernel is: contracted primitives, so that no n × n × d tensor is ever formed."""
+"""What a kernel is: contracted primitives in closed form, so that no n × n × d tensor is ever formed.
+
+Every scalar kernel here depends on x and y through u = |x − y|² and w = x·y. With R = 2 ∂k/∂u and L = ∂k/∂w its
+gradients are ∇_x k = R (x − y) + L y and ∇_y k = −R (x − y) + L x, so every sum that a flow needs is a few matrix
+products of the matrices k, R, L and tr ∇_x∇_yᵀ k: the kernel's `Jet`. A kernel says what its jet is, nothing else.
+"""
 
 import abc
+from typing import NamedTuple
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Mask, Positions, Scalar
+from flowrl._kernel._blocks import by_rows
+from flowrl._kernel._distance import centre
+
+
+class Pairs(NamedTuple):
+    """All that a kernel may know of the pairs (x_i, y_j), both counted from the mean of the particles.
+
+    Attributes:
+        squared: |x_i − y_j|², (n, m).
+        inner: x_i · y_j, (n, m).
+        squared_x: |x_i|², (n, 1).
+        squared_y: |y_j|², (1, m).
+        dimension: d.
+    """
+
+    squared: Float[Array, "n m"]
+    inner: Float[Array, "n m"]
+    squared_x: Float[Array, "n 1"]
+    squared_y: Float[Array, "1 m"]
+    dimension: int
+
+
+class Jet(NamedTuple):
+    """A kernel and its derivatives at all pairs: ∇_x k = R (x − y) + L y, ∇_y k = −R (x − y) + L x.
+
+    Attributes:
+        value: k, (n, m).
+        radial: R = 2 ∂k/∂|x − y|², (n, m).
+        linear: L = ∂k/∂(x·y), (n, m), or None for zero.
+        trace: ∇_x · ∇_y k, (n, m).
+        rate: R / k where that is one number, as for a Gaussian, else None; saves a matrix product.
+    """
+
+    value: Float[Array, "n m"]
+    radial: Float[Array, "n m"]
+    linear: Float[Array, "n m"] | None
+    trace: Float[Array, "n m"]
+    rate: Scalar | None
 
 
 class AbstractKernel(eqx.Module):
-    """A positive definite kernel k(x, y), known by the sums that flows need."""
+    """A positive definite kernel, scalar or matrix-valued, known by what Stein's operator makes of it."""
 
     @abc.abstractmethod
-    def gram(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """Give the matrix k(x_i, y_j); a data-driven bandwidth is taken from `x`.
+    def fitted(self, positions: Positions, alive: Mask) -> "AbstractKernel":
+        """Give the same kernel with everything that depends on data fixed at these particles.
 
         Args:
-            x: (n, d).
-            y: (m, d).
+            positions: (n, d).
+            alive: particles that count.
         """
 
     @abc.abstractmethod
@@ -30,3 +76,190 @@ class AbstractKernel(eqx.Module):
             alive: particles that enter the sums; n counts them alone, and the others get v = 0.
             temperature: α >= 0.
         """
+
+    @abc.abstractmethod
+    def stein_gram(
+        self,
+        x: Float[Array, "n d"],
+        score_x: Float[Array, "n d"],
+        y: Float[Array, "m d"],
+        score_y: Float[Array, "m d"],
+    ) -> Float[Array, "n m"]:
+        r"""Give the Stein kernel $s_x·s_y k + s_x·∇_y k + s_y·∇_x k + ∇_x·∇_y k$ at all pairs.
+
+        Its mean over pairs of particles is the squared kernel Stein discrepancy.
+
+        Args:
+            x: (n, d); what depends on data is fitted to it.
+            score_x: s = ∇ log p at x, (n, d).
+            y: (m, d).
+            score_y: s at y, (m, d).
+
+        ??? cite "Source"
+            Liu, Lee and Jordan, *A kernelized Stein discrepancy for goodness-of-fit tests*, ICML 2016, eq. 10.
+        """
+
+
+class AbstractScalarKernel(AbstractKernel):
+    """A scalar kernel k(x, y). `k1 + k2`, `k1 * k2` and `2.0 * k` are kernels too.
+
+    The methods fit a kernel that depends on data to their first argument. They are constants for outer autodiff in
+    that fit and in the mean of the particles, and differentiable in everything else.
+    """
+
+    @abc.abstractmethod
+    def fitted(self, positions: Positions, alive: Mask) -> "AbstractScalarKernel":
+        """Give the same kernel with everything that depends on data fixed at these particles.
+
+        Args:
+            positions: (n, d).
+            alive: particles that count.
+        """
+
+    @abc.abstractmethod
+    def jet(self, pairs: Pairs) -> Jet:
+        """Give the kernel and its derivatives at all pairs; asked of fitted kernels only.
+
+        Args:
+            pairs: distances and products.
+        """
+
+    def __add__(self, other: "AbstractScalarKernel") -> "AbstractScalarKernel":
+        """Give the sum of two kernels.
+
+        Args:
+            other: a scalar kernel.
+        """
+        from flowrl._kernel._algebra import SumKernel
+
+        return SumKernel(self, other) if isinstance(other, AbstractScalarKernel) else NotImplemented
+
+    def __mul__(self, other) -> "AbstractScalarKernel":
+        """Give the product of two kernels, or a multiple of this one.
+
+        Args:
+            other: a scalar kernel, or a number > 0.
+        """
+        from flowrl._kernel._algebra import ProductKernel, ScaledKernel
+
+        if isinstance(other, AbstractScalarKernel):
+            return ProductKernel(self, other)
+        return ScaledKernel(other, self) if isinstance(other, float | int | Array) else NotImplemented
+
+    def __rmul__(self, other) -> "AbstractScalarKernel":
+        """Give a multiple of this kernel.
+
+        Args:
+            other: a number > 0.
+        """
+        return self * other
+
+    def gram(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """Give the matrix k(x_i, y_j).
+
+        Args:
+            x: (n, d).
+            y: (m, d).
+        """
+        kernel, x, y = self._ready(x, y)
+        return kernel.jet(_pairs(x, y)).value
+
+    def apply(
+        self, x: Float[Array, "n d"], y: Float[Array, "m d"], weights: Float[Array, "m p"]
+    ) -> Float[Array, "n p"]:
+        r"""Give $\sum_j k(x_i, y_j) w_j$, by blocks of rows.
+
+        Args:
+            x: (n, d).
+            y: (m, d).
+            weights: w, (m, p).
+        """
+        kernel, x, y = self._ready(x, y)
+        return by_rows(lambda block: kernel.jet(_pairs(block, y)).value @ weights, x, y.shape[0])
+
+    def gradient(self, x: Float[Array, "n d"], y: Float[Array, "m d"], weights: Float[Array, " m"]) -> Positions:
+        r"""Give $\sum_j w_j ∇_x k(x_i, y_j)$, by blocks of rows.
+
+        Args:
+            x: (n, d).
+            y: (m, d).
+            weights: w, (m,).
+        """
+        kernel, x, y = self._ready(x, y)
+        columns = jnp.concatenate([weights[:, None] * y, weights[:, None]], axis=1)
+
+        def rows(block: Float[Array, "b d"]) -> Float[Array, "b d"]:
+            jet = kernel.jet(_pairs(block, y))
+            summed = jet.radial @ columns
+            pull = block * summed[:, -1:] - summed[:, :-1]
+            return pull if jet.linear is None else pull + jet.linear @ columns[:, :-1]
+
+        return by_rows(rows, x, y.shape[0])
+
+    def stein(self, positions: Positions, gradient: Positions, alive: Mask, temperature: Scalar) -> Positions:
+        r"""Give the Stein direction $v_i = \frac{1}{n} \sum_j k(x_j, x_i) g_j + α ∇_{x_j} k(x_j, x_i)$, by blocks.
+
+        With ∇_{x_j} k(x_j, x_i) = R_ij (x_j − x_i) + L_ij x_i it is two matrix products, and one for a Gaussian.
+
+        Args:
+            positions: x, (n, d).
+            gradient: g, (n, d); finite.
+            alive: particles that enter the sums; n counts them alone, and the others get v = 0.
+            temperature: α >= 0.
+        """
+        x = centre(positions, alive)
+        kernel = self.fitted(x, alive)
+        weight = alive.astype(x.dtype)[:, None]
+        ones = weight
+
+        def rows(block: Float[Array, "b d"]) -> Float[Array, "b d"]:
+            jet = kernel.jet(_pairs(block, x))
+            if jet.rate is None:
+                push = jet.radial @ jnp.concatenate([weight * x, ones], axis=1)
+                v = jet.value @ (weight * gradient) + temperature * (push[:, :-1] - block * push[:, -1:])
+            else:
+                rate = temperature * jet.rate
+                summed = jet.value @ jnp.concatenate([weight * (gradient + rate * x), ones], axis=1)
+                v = summed[:, :-1] - rate * block * summed[:, -1:]
+            return v if jet.linear is None else v + temperature * block * (jet.linear @ ones)
+
+        v = by_rows(rows, x, x.shape[0])
+        return weight * v / jnp.maximum(jnp.sum(weight), 1)
+
+    def stein_gram(
+        self,
+        x: Float[Array, "n d"],
+        score_x: Float[Array, "n d"],
+        y: Float[Array, "m d"],
+        score_y: Float[Array, "m d"],
+    ) -> Float[Array, "n m"]:
+        r"""Give the Stein kernel $s_x·s_y k + s_x·∇_y k + s_y·∇_x k + ∇_x·∇_y k$ at all pairs.
+
+        Args:
+            x: (n, d); what depends on data is fitted to it.
+            score_x: s = ∇ log p at x, (n, d).
+            y: (m, d).
+            score_y: s at y, (m, d).
+        """
+        kernel, x, y = self._ready(x, y)
+        jet = kernel.jet(_pairs(x, y))
+        own_x, own_y = jnp.sum(score_x * x, axis=1)[:, None], jnp.sum(score_y * y, axis=1)[None, :]
+        # s_x·(x − y) and s_y·(x − y) at all pairs.
+        along_x, along_y = own_x - score_x @ y.T, x @ score_y.T - own_y
+        gram = (score_x @ score_y.T) * jet.value + jet.radial * (along_y - along_x) + jet.trace
+        return gram if jet.linear is None else gram + jet.linear * (own_x + own_y)
+
+    def _ready(
+        self, x: Float[Array, "n d"], y: Float[Array, "m d"]
+    ) -> tuple["AbstractScalarKernel", Float[Array, "n d"], Float[Array, "m d"]]:
+        """Fit to x, and count both sets from its mean."""
+        everyone = jnp.ones(x.shape[0], bool)
+        shift = jax.lax.stop_gradient(x[:1] + jnp.mean(x - x[:1], axis=0, keepdims=True))
+        x, y = x - shift, y - shift
+        return self.fitted(jax.lax.stop_gradient(x), everyone), x, y
+
+
+def _pairs(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Pairs:
+    squared_x, squared_y = jnp.sum(x * x, axis=1)[:, None], jnp.sum(y * y, axis=1)[None, :]
+    inner = x @ y.T
+    return Pairs(jnp.maximum(squared_x + squared_y - 2 * inner, 0), inner, squared_x, squared_y, x.shape[1])

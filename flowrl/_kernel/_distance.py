@@ -19,9 +19,10 @@ def centre(positions: Positions, alive: Mask) -> Positions:
     kept = jnp.where(alive[:, None], positions, 0)
     # The first living particle is subtracted before averaging: the mean itself then loses no digits either.
     first = kept[jnp.argmax(alive)]
-    kept = jnp.where(alive[:, None], kept - first[None], 0)
+    kept = jnp.where(alive[:, None], kept - jax.lax.stop_gradient(first)[None], 0)
     count = jnp.maximum(jnp.sum(alive.astype(kept.dtype)), 1)
-    return jnp.where(alive[:, None], kept - kept.sum(axis=0, keepdims=True) / count, 0)
+    mean = jax.lax.stop_gradient(kept.sum(axis=0, keepdims=True) / count)
+    return jnp.where(alive[:, None], kept - mean, 0)
 
 
 def squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:

@@ -3,4 +3,4 @@
 from flowrl._solver._base import AbstractSolver as AbstractSolver, March as March, Problem as Problem
 from flowrl._solver._euler import Euler as Euler
 from flowrl._solver._optax import Optax as Optax
-from flowrl._solver._step import AbstractStepSolver as AbstractStepSolver
+from flowrl._solver._step import AbstractStepSolver as AbstractStepSolver, Progress as Progress

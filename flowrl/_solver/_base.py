@@ -15,8 +15,9 @@ from equinox import AbstractClassVar
 from jaxtyping import Array, Float
 
 from flowrl._budget import Budget
-from flowrl._custom_types import Key, Mask, Particles, PerParticle, Positions
+from flowrl._custom_types import Key, Mask, Particles, PerParticle, Positions, Scalar
 from flowrl._flow import AbstractFlow, Field
+from flowrl._kernel import RBF, FixedBandwidth
 from flowrl._misc import ravel, row_norm
 
 
@@ -25,7 +26,7 @@ class Problem(eqx.Module):
 
     Attributes:
         flow: the velocity field.
-        field: the target; its temperature and key are set for each step by `at`.
+        field: the target; its temperature and keys are set for each step by `at`.
         budget: all numbers in the particles' dtype, `temperature` filled in.
         start: x_0, the particles as the user gave them.
         key: randomness of the whole transport, or None.
@@ -38,20 +39,23 @@ class Problem(eqx.Module):
     key: Key | None
 
     def at(self, step: Array) -> tuple[Field, Float[Array, ""], Key | None]:
-        """Give the field, the step size and the solver's own key of one step.
+        """Give the field, the step size and the solver's own key of one step; beyond the last step, those of the last.
 
         Args:
             step: index l = 0, 1, ...
         """
         assert self.budget.temperature is not None  # filled in at the door
         temperature, step_size = _entry(self.budget.temperature, step), _entry(self.budget.step_size, step)
-        target_key = solver_key = None
+        target_key = flow_key = solver_key = None
         if self.key is not None:
-            target_key, solver_key = jr.split(jr.fold_in(self.key, step))
+            target_key, flow_key, solver_key = jr.split(jr.fold_in(self.key, step), 3)
         if not self.field.target.stochastic:
             target_key = None
         field = eqx.tree_at(
-            lambda f: (f.temperature, f.key), self.field, (temperature, target_key), is_leaf=lambda x: x is None
+            lambda f: (f.temperature, f.key, f.flow_key),
+            self.field,
+            (temperature, target_key, flow_key),
+            is_leaf=lambda x: x is None,
         )
         return field, step_size, solver_key
 
@@ -105,6 +109,26 @@ class Problem(eqx.Module):
             pulled = self.coordinates(domain.restrict(self.field.unravel(pulled)))
             coordinates = jnp.where(capped[:, None], pulled, coordinates)
         return coordinates, clipped, capped
+
+    def mmd(self, coordinates: Positions) -> Scalar:
+        """Give the maximum mean discrepancy of the particles to their start, in units of the budget's `scale`.
+
+        The kernel is Gaussian, its σ the budget's `mmd_sigma`, or the median rule's at the start.
+
+        Args:
+            coordinates: y, (n, d).
+        """
+        start = ravel(self.start)[0] / self.field.scale
+        now = ravel(self.particles(coordinates))[0] / self.field.scale
+        sigma = self.budget.mmd_sigma
+        kernel = RBF() if sigma is None else RBF(FixedBandwidth(sigma))
+        kernel = kernel.fitted(start, jnp.ones(start.shape[0], bool))
+        weights = jnp.full((start.shape[0], 1), 1 / start.shape[0], start.dtype)
+
+        def mean(x: Positions, y: Positions) -> Scalar:
+            return jnp.mean(kernel.apply(x, y, weights))
+
+        return jnp.sqrt(jnp.maximum(mean(start, start) + mean(now, now) - 2 * mean(start, now), 0))
 
     def displacement(self, coordinates: Positions) -> PerParticle:
         """Give |x − x_0| / scale of each particle (n,).

@@ -1,17 +1,21 @@
-"""Explicit Euler, and Euler-Maruyama for stochastic flows."""
+"""Explicit Euler, Euler-Maruyama for diffusions, and jumps."""
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import jax.numpy as jnp
+import jax.random as jr
 from jaxtyping import PyTree
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
-from flowrl._flow import AbstractFlow, AbstractStochasticFlow, Field
+from flowrl._flow import AbstractFlow, AbstractJumpFlow, AbstractStochasticFlow, Field
 from flowrl._solver._step import AbstractStepSolver
 
 
 class Euler(AbstractStepSolver):
-    """Explicit Euler, x ← x + ε v(x); with noise √ε for stochastic flows (Euler-Maruyama). First order in ε."""
+    """Explicit Euler, x ← x + ε v(x); with noise √ε for diffusions (Euler-Maruyama). First order in ε.
+
+    Jumps are taken after the move, with the chances of a step of length ε.
+    """
 
     handles_noise: ClassVar[bool] = True
     handles_restriction: ClassVar[bool] = True
@@ -35,7 +39,7 @@ class Euler(AbstractStepSolver):
         step_size: Scalar,
         key: Key | None,
     ) -> tuple[Positions, PyTree, Mask]:
-        """Propose ε v(x), plus noise.
+        """Propose ε v(x), plus noise, plus jumps.
 
         Args:
             flow: the velocity field.
@@ -48,7 +52,15 @@ class Euler(AbstractStepSolver):
         """
         velocity, alive = flow.velocity(field, positions, alive)
         move = step_size * velocity
-        if isinstance(flow, AbstractStochasticFlow):
-            assert key is not None  # the door of `transport` has seen to it
-            move = move + jnp.sqrt(step_size) * flow.noise(field, positions, alive, key)
+        if not flow.traits.diffuses and not flow.traits.jumps:
+            return move, state, alive
+        assert key is not None  # the door of `transport` has seen to it
+        noise_key, jump_key = jr.split(key)
+        if flow.traits.diffuses:
+            white = jr.normal(noise_key, positions.shape, positions.dtype)
+            move = move + jnp.sqrt(step_size) * cast(AbstractStochasticFlow, flow).noise(field, positions, alive, white)
+        if flow.traits.jumps:
+            moved = positions + move
+            parents = cast(AbstractJumpFlow, flow).ancestors(field, moved, alive, step_size, jump_key)
+            move = moved[parents] - positions
         return move, state, alive

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from flowrl._custom_types import Count, Key, Mask, PerParticle, Positions, Scalar
 from flowrl._flow import AbstractFlow, Field
@@ -55,79 +55,146 @@ class AbstractStepSolver(AbstractSolver):
             proposed for them.
         """
 
-    def solve(self, problem: Problem, save: Sequence[int] | None) -> March:
-        """March `steps` steps: propose, restrict to the domain, pull back to the cap, freeze what is not finite.
+    def begin(self, problem: Problem) -> "Progress":
+        """Give the progress before the first step.
 
         Args:
             problem: flow, field, budget and start.
-            save: increasing step counts at which to record the particles, each within 0 and the static number of
-                steps; None records nothing.
-
-        Raises:
-            ValueError: `save` is not such a sequence.
         """
-        bound, steps = problem.budget.bound, problem.budget.steps
-        steps = steps if isinstance(steps, int) else jnp.minimum(steps, bound)
-        slots, saved = _slots(save, bound)
         start = problem.coordinates(problem.start)
-        everyone = jnp.ones(start.shape[0], bool)
-        nobody, zero = jnp.zeros_like(everyone), jnp.zeros((), start.dtype)
-        initial = _Carry(
+        zero = jnp.zeros((), start.dtype)
+        nobody = jnp.zeros(start.shape[0], bool)
+        return Progress(
+            step=jnp.zeros((), int),
             coordinates=start,
-            alive=everyone & jnp.all(jnp.isfinite(start), axis=1),
+            alive=jnp.all(jnp.isfinite(start), axis=1),
             state=self.init(start / problem.field.scale),
             time=zero,
             path=jnp.zeros(start.shape[0], start.dtype),
             clipped=zero,
             capped=nobody,
-            trajectory=jnp.broadcast_to(start, (saved, *start.shape)),
+            checked=None if problem.budget.max_mmd is None else (start, jnp.zeros((), int)),
+            result=_codes.successful,
         )
 
-        def body(l: int | Count, carry: _Carry) -> _Carry:
-            field, step_size, key = problem.at(jnp.asarray(l))
-            scale = field.scale
-            move, state, alive = self.step(
-                problem.flow, field, carry.coordinates / scale, carry.alive, carry.state, step_size, key
-            )
-            proposed = carry.coordinates + scale * move
-            # Asked before the domain is: a projection would turn an overflow into a point on a face.
-            alive = alive & jnp.all(jnp.isfinite(proposed), axis=1)
-            proposed, clipped, capped = problem.restrict(proposed)
-            alive = alive & jnp.all(jnp.isfinite(proposed), axis=1)
-            coordinates = jnp.where(alive[:, None], proposed, carry.coordinates)
-            moved = jax.lax.stop_gradient(row_norm((coordinates - carry.coordinates) / scale))
-            stopped = jnp.mean((clipped & alive).astype(zero.dtype))
-            # A run that stops early leaves its last particles in every later slot.
-            later = (slots >= l + 1)[:, None, None]
-            return _Carry(
-                coordinates=coordinates,
-                alive=alive,
-                state=state,
-                time=carry.time + step_size,
-                path=carry.path + moved,
-                clipped=carry.clipped + stopped,
-                capped=capped & alive,
-                trajectory=jnp.where(later, coordinates, carry.trajectory),
-            )
+    def advance(self, problem: Problem, progress: "Progress") -> "Progress":
+        """Take one step: propose, restrict to the domain, pull back to the cap, freeze what is not finite.
 
-        # A Python-int `steps` makes this a scan, an array a while loop.
-        final = jax.lax.fori_loop(0, steps, body, initial)
-        taken = jnp.asarray(steps)
+        Args:
+            problem: flow, field, budget and start.
+            progress: where the last step led.
+        """
+        field, step_size, key = problem.at(progress.step)
+        scale, before = field.scale, progress.coordinates
+        move, state, alive = self.step(
+            problem.flow, field, before / scale, progress.alive, progress.state, step_size, key
+        )
+        proposed = before + scale * move
+        # Asked before the domain is: a projection would turn an overflow into a point on a face.
+        alive = alive & jnp.all(jnp.isfinite(proposed), axis=1)
+        proposed, clipped, capped = problem.restrict(proposed)
+        alive = alive & jnp.all(jnp.isfinite(proposed), axis=1)
+        coordinates = jnp.where(alive[:, None], proposed, before)
+        moved = jax.lax.stop_gradient(row_norm((coordinates - before) / scale))
+        advanced = Progress(
+            step=progress.step + 1,
+            coordinates=coordinates,
+            alive=alive,
+            state=state,
+            time=progress.time + step_size,
+            path=progress.path + moved,
+            clipped=progress.clipped + jnp.mean((clipped & alive).astype(scale.dtype)),
+            capped=capped & alive,
+            checked=progress.checked,
+            result=progress.result,
+        )
+        return _checked(problem, advanced, moved, step_size)
+
+    def finish(self, problem: Problem, progress: "Progress") -> March:
+        """Give the result of the steps taken so far.
+
+        Args:
+            problem: flow, field, budget and start.
+            progress: where the last step led.
+        """
+        taken = jnp.maximum(progress.step, 1).astype(progress.time.dtype)
         stats = {
-            "steps": taken,
-            "time": final.time,
-            "path_length": jnp.mean(final.path),
-            "fraction_at_cap": jnp.mean(final.capped.astype(zero.dtype)),
-            "fraction_clipped": final.clipped / jnp.maximum(taken, 1).astype(zero.dtype),
+            "steps": progress.step,
+            "time": progress.time,
+            "path_length": jnp.mean(progress.path),
+            "fraction_at_cap": jnp.mean(progress.capped.astype(progress.time.dtype)),
+            "fraction_clipped": progress.clipped / taken,
         }
-        trajectory = final.trajectory if saved else None
-        stopped_early = jnp.asarray(problem.budget.steps) > bound
-        codes: Any = RESULTS
-        result = codes.where(stopped_early, codes.max_steps_reached, codes.successful)
-        return March(final.coordinates, final.alive, result, stats, trajectory)
+        unbounded = jnp.asarray(problem.budget.steps) > problem.budget.bound
+        result = _codes.where(unbounded, _codes.max_steps_reached, progress.result)
+        return March(progress.coordinates, progress.alive, result, stats, None)
+
+    def solve(self, problem: Problem, save: Sequence[int] | None) -> March:
+        """March `steps` steps, or fewer where the budget says when to stop.
+
+        Args:
+            problem: flow, field, budget and start.
+            save: increasing step counts at which to record the particles, each within 0 and the static number of
+                steps; None records nothing. A run that stops early leaves its last particles in every later slot.
+
+        Raises:
+            ValueError: `save` is not such a sequence.
+        """
+        bound, steps = problem.budget.bound, problem.budget.steps
+        slots, saved = _slots(save, bound)
+        initial = self.begin(problem)
+        trajectory = jnp.broadcast_to(initial.coordinates, (saved, *initial.coordinates.shape))
+
+        def body(carry: tuple[Progress, Array]) -> tuple[Progress, Array]:
+            progress = self.advance(problem, carry[0])
+            # A set that an MMD cap sent back to where it last was allowed takes the slots in between with it.
+            certain = progress.step if progress.checked is None else progress.checked[1]
+            returned = progress.result == _codes.mmd_reached
+            later = slots >= jnp.where(returned, certain, progress.step)
+            return progress, jnp.where(later[:, None, None], progress.coordinates, carry[1])
+
+        def goes_on(progress: Progress) -> Bool[Array, ""]:
+            return progress.result == _codes.successful
+
+        carry = (initial, trajectory)
+        stops = problem.budget.tolerance is not None or problem.budget.max_mmd is not None
+        if not isinstance(steps, int):
+            last = jnp.minimum(steps, bound).astype(initial.step.dtype)
+
+            def more(carry: tuple[Progress, Array]) -> Bool[Array, ""]:
+                unspent = carry[0].step < last
+                return unspent & goes_on(carry[0]) if stops else unspent
+
+            carry = jax.lax.while_loop(more, body, carry)
+        elif stops:
+            # Still a scan, so that reverse mode works: steps after the stop cost nothing, unless vmapped.
+            carry, _ = jax.lax.scan(
+                lambda c, _: (jax.lax.cond(goes_on(c[0]), body, lambda c: c, c), None), carry, length=steps
+            )
+        else:
+            carry, _ = jax.lax.scan(lambda c, _: (body(c), None), carry, length=steps)
+        progress, trajectory = carry
+        march = self.finish(problem, progress)
+        return eqx.tree_at(lambda m: m.trajectory, march, trajectory, is_leaf=lambda x: x is None) if saved else march
 
 
-class _Carry(eqx.Module):
+class Progress(eqx.Module):
+    """Where a transport stands between two steps.
+
+    Attributes:
+        step: number of steps taken.
+        coordinates: y, (n, d).
+        alive: particles that were never frozen.
+        state: the solver's own.
+        time: sum of the step sizes so far.
+        path: length that each particle has travelled.
+        clipped: sum over steps of the fraction of particles that the domain stopped.
+        capped: particles that the last step's cap pulled back.
+        checked: coordinates and step at the last check of the MMD cap, or None without one.
+        result: `flowrl.RESULTS.successful` as long as nothing stops the transport.
+    """
+
+    step: Count
     coordinates: Positions
     alive: Mask
     state: Any
@@ -135,7 +202,38 @@ class _Carry(eqx.Module):
     path: PerParticle
     clipped: Scalar
     capped: Mask
-    trajectory: Float[Array, "saved n d"]
+    checked: tuple[Positions, Count] | None
+    result: Any
+
+
+_codes: Any = RESULTS  # the members of an Equinox enumeration are unknown to type checkers
+
+
+def _checked(problem: Problem, progress: Progress, moved: PerParticle, step_size: Scalar) -> Progress:
+    """Stop a set that no longer moves, or that has come too far from its start by the maximum mean discrepancy."""
+    budget = problem.budget
+    if budget.tolerance is None and budget.max_mmd is None:
+        return progress
+    due = progress.step % budget.check_every == 0
+    if budget.tolerance is not None:
+        weight = progress.alive.astype(moved.dtype)
+        speed = jnp.sqrt(jnp.sum(weight * moved**2) / jnp.maximum(jnp.sum(weight), 1))
+        rests = due & (step_size > 0) & (speed <= budget.tolerance * step_size)
+        result = _codes.where(rests, _codes.stationary, progress.result)
+        progress = eqx.tree_at(lambda p: p.result, progress, result)
+    if budget.max_mmd is not None:
+        assert progress.checked is not None
+        # The last step is always checked, so that what comes back is certified whatever `check_every`.
+        due = due | (progress.step >= jnp.minimum(jnp.asarray(budget.steps), budget.bound).astype(progress.step.dtype))
+        due = due | (progress.result != _codes.successful)
+        too_far = due & (problem.mmd(progress.coordinates) > budget.max_mmd)
+        allowed, at = progress.checked
+        coordinates = jnp.where(too_far, allowed, progress.coordinates)
+        keep = due & ~too_far
+        checked = (jnp.where(keep, coordinates, allowed), jnp.where(keep, progress.step, at))
+        result = _codes.where(too_far, _codes.mmd_reached, progress.result)
+        progress = eqx.tree_at(lambda p: (p.coordinates, p.checked, p.result), progress, (coordinates, checked, result))
+    return progress
 
 
 def _slots(save: Sequence[int] | None, bound: int) -> tuple[np.ndarray, int]:

@@ -5,28 +5,31 @@ everywhere: `Boltzmann` has U = V(x), law ∝ exp(V/α); `Density` has U = α lo
 """
 
 import abc
-from typing import Any
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import equinox as eqx
 import jax.numpy as jnp
-from equinox import AbstractClassVar
+from equinox import AbstractVar
 from jaxtyping import Array, Float
 
-from flowrl._custom_types import Key, Particle, Scalar
+from flowrl._custom_types import Key, Particle, Particles, Scalar
+
+Knowledge: TypeAlias = Literal["value", "gradient", "samples"]
+"""What can be known of a target."""
 
 
 class AbstractTarget(eqx.Module):
-    """A density that particles move toward, known by the gradient of its potential.
+    """A density that particles move toward, known by its value, the gradient of its potential, or samples.
 
     Attributes:
-        has_value: `value` can be asked.
-        stochastic: `gradient` needs a key.
+        knows: what can be asked: "value" (and so `potential`), "gradient", "samples".
+        stochastic: `gradient` and `potential` need a key.
         vanishes_when_cold: the potential is zero at α = 0, so that temperature is refused.
     """
 
-    has_value: AbstractClassVar[bool]
-    stochastic: AbstractClassVar[bool]
-    vanishes_when_cold: AbstractClassVar[bool]
+    knows: AbstractVar[frozenset[Knowledge]]
+    stochastic: AbstractVar[bool]
+    vanishes_when_cold: AbstractVar[bool]
 
     @abc.abstractmethod
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
@@ -39,6 +42,9 @@ class AbstractTarget(eqx.Module):
 
         Returns:
             The gradient, with the structure and shapes of `particle`.
+
+        Raises:
+            TypeError: the target does not know its gradient.
         """
 
     @abc.abstractmethod
@@ -51,7 +57,7 @@ class AbstractTarget(eqx.Module):
             key: randomness for stochastic targets, else None.
 
         Raises:
-            TypeError: the target only knows its gradient.
+            TypeError: the target does not know its value.
         """
 
     @abc.abstractmethod
@@ -62,7 +68,15 @@ class AbstractTarget(eqx.Module):
             particle: x, without the particle axis.
 
         Raises:
-            TypeError: the target only knows its gradient.
+            TypeError: the target does not know its value.
+        """
+
+    @abc.abstractmethod
+    def samples(self) -> Particles:
+        """Give samples of the target, leaves (m, ...).
+
+        Raises:
+            TypeError: the target has no samples.
         """
 
 
@@ -73,3 +87,15 @@ def as_arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
         args: any PyTrees. Integers, strings and functions stay static, and so does what lies inside modules.
     """
     return tuple(jnp.asarray(arg) if type(arg) is float else arg for arg in args)
+
+
+def no_samples(target: AbstractTarget) -> NoReturn:
+    """Refuse to give samples.
+
+    Args:
+        target: who is asked.
+
+    Raises:
+        TypeError: always.
+    """
+    raise TypeError(f"{type(target).__name__} has no samples; flows toward samples take Empirical(samples).")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl._custom_types import Key, Particle, Scalar
-from flowrl._target._base import AbstractTarget, as_arguments
+from flowrl._target._base import AbstractTarget, Knowledge, as_arguments, no_samples
 
 
 class Score(AbstractTarget):
@@ -15,7 +15,7 @@ class Score(AbstractTarget):
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    has_value: ClassVar[bool] = False
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({"gradient"})
     stochastic: ClassVar[bool] = False
     vanishes_when_cold: ClassVar[bool] = True
 
@@ -67,6 +67,14 @@ class Score(AbstractTarget):
         del particle
         _no_value("Score", "Density(log_prob)")
 
+    def samples(self) -> NoReturn:
+        """Refuse: a gradient gives no samples.
+
+        Raises:
+            TypeError: always.
+        """
+        no_samples(self)
+
 
 class ValueGradient(AbstractTarget):
     """The law ∝ exp(V/α) whose ∇V is given, for instance by a network fitted to ∇Q (amortised VGF).
@@ -77,7 +85,7 @@ class ValueGradient(AbstractTarget):
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    has_value: ClassVar[bool] = False
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({"gradient"})
     stochastic: ClassVar[bool] = False
     vanishes_when_cold: ClassVar[bool] = False
 
@@ -127,6 +135,14 @@ class ValueGradient(AbstractTarget):
         """
         del particle
         _no_value("ValueGradient", "Boltzmann(value)")
+
+    def samples(self) -> NoReturn:
+        """Refuse: a gradient gives no samples.
+
+        Raises:
+            TypeError: always.
+        """
+        no_samples(self)
 
 
 def _like(out: Any, particle: Particle, name: str) -> Particle:

@@ -2,14 +2,14 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key, Particle, Scalar
-from flowrl._target._base import AbstractTarget, as_arguments
+from flowrl._target._base import AbstractTarget, Knowledge, as_arguments, no_samples
 
 
 class AbstractValueTarget(AbstractTarget):
@@ -32,6 +32,14 @@ class AbstractValueTarget(AbstractTarget):
             key: unused, the target is deterministic.
         """
         return jax.grad(lambda x: self.potential(x, temperature, key=key))(particle)
+
+    def samples(self) -> NoReturn:
+        """Refuse: a function gives no samples.
+
+        Raises:
+            TypeError: always.
+        """
+        no_samples(self)
 
 
 class Boltzmann(AbstractValueTarget):
@@ -58,7 +66,7 @@ class Boltzmann(AbstractValueTarget):
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    has_value: ClassVar[bool] = True
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({"value", "gradient"})
     stochastic: ClassVar[bool] = False
     vanishes_when_cold: ClassVar[bool] = False
 
@@ -107,7 +115,7 @@ class Density(AbstractValueTarget):
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    has_value: ClassVar[bool] = True
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({"value", "gradient"})
     stochastic: ClassVar[bool] = False
     vanishes_when_cold: ClassVar[bool] = True
 

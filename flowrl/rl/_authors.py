@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowrl._custom_types import Mask, Positions
-from flowrl._flow import AbstractFlow, Field
+from flowrl._flow import AbstractFlow, Field, Traits
 
 
 class AuthorsSVGD(AbstractFlow):
@@ -29,8 +29,7 @@ class AuthorsSVGD(AbstractFlow):
     """
 
     through_bandwidth: bool = eqx.field(static=True, default=True)
-    entropic: ClassVar[bool] = True
-    has_energy: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits()
 
     def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give (1/n) (K ∇V + α G) at every particle.

@@ -1,121 +1,15 @@
-"""Where particles may be.
+"""Boxes."""
 
-A domain either *restricts* (after a step, particles are brought back: `Box`) or *maps* (the flow runs in unconstrained
-coordinates y with x = T(y), and the target gains the Jacobian α log|det ∂x/∂y|). Both are described by the same four
-methods, so flows and solvers need not know which one it is.
-"""
-
-import abc
 from typing import ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from equinox import AbstractClassVar
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from flowrl._custom_types import Particle, Particles, Scalar
+from flowrl._domain._base import AbstractDomain
 from flowrl._misc import concrete, numbers_to_array
-
-
-class AbstractDomain(eqx.Module):
-    """A set that no particle leaves.
-
-    Attributes:
-        restricts: particles are brought back after each step, which is not an ordinary differential equation.
-        maps: the flow runs in other coordinates than the user's.
-    """
-
-    restricts: AbstractClassVar[bool]
-    maps: AbstractClassVar[bool]
-
-    @abc.abstractmethod
-    def contains(self, particles: Particles) -> Bool[Array, " n"]:
-        """Say which particles are inside.
-
-        Args:
-            particles: leaves `(n, ...)`, in the user's coordinates.
-        """
-
-    @abc.abstractmethod
-    def restrict(self, particles: Particles) -> Particles:
-        """Bring particles back inside; the identity for domains that map.
-
-        Args:
-            particles: leaves `(n, ...)`, in the user's coordinates.
-        """
-
-    @abc.abstractmethod
-    def forward(self, particle: Particle) -> Particle:
-        """Map one particle from unconstrained to the user's coordinates, x = T(y).
-
-        Args:
-            particle: one particle in unconstrained coordinates.
-        """
-
-    @abc.abstractmethod
-    def inverse(self, particle: Particle) -> Particle:
-        """Map one particle from the user's to unconstrained coordinates, y = T⁻¹(x).
-
-        Args:
-            particle: one particle in the user's coordinates.
-        """
-
-    @abc.abstractmethod
-    def log_det_jacobian(self, particle: Particle) -> Scalar:
-        """Give log|det ∂x/∂y| of one particle; only asked of domains that map.
-
-        Args:
-            particle: one particle in unconstrained coordinates.
-        """
-
-
-class Unbounded(AbstractDomain):
-    """All of space: nothing is restricted."""
-
-    restricts: ClassVar[bool] = False
-    maps: ClassVar[bool] = False
-
-    def contains(self, particles: Particles) -> Bool[Array, " n"]:
-        """Every particle is inside.
-
-        Args:
-            particles: leaves `(n, ...)`.
-        """
-        return jnp.ones(jax.tree.leaves(particles)[0].shape[0], bool)
-
-    def restrict(self, particles: Particles) -> Particles:
-        """Leave particles as they are.
-
-        Args:
-            particles: leaves `(n, ...)`.
-        """
-        return particles
-
-    def forward(self, particle: Particle) -> Particle:
-        """Leave the particle as it is.
-
-        Args:
-            particle: one particle.
-        """
-        return particle
-
-    def inverse(self, particle: Particle) -> Particle:
-        """Leave the particle as it is.
-
-        Args:
-            particle: one particle.
-        """
-        return particle
-
-    def log_det_jacobian(self, particle: Particle) -> Scalar:
-        """Zero: volumes do not change.
-
-        Args:
-            particle: one particle.
-        """
-        return jnp.zeros((), jax.tree.leaves(particle)[0].dtype)
 
 
 class Box(AbstractDomain):
@@ -128,6 +22,7 @@ class Box(AbstractDomain):
     high: PyTree[Array]
     restricts: ClassVar[bool] = True
     maps: ClassVar[bool] = False
+    mirrors: ClassVar[bool] = False
 
     def __init__(self, low: PyTree[ArrayLike], high: PyTree[ArrayLike]):
         """Make a box.
