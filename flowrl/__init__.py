@@ -9,27 +9,51 @@ _distribution.refuse_foreign(_Path(__file__).parent)  # before anything of a mix
 # ruff: noqa: E402
 from flowrl import bounds as bounds
 from flowrl._budget import Budget as Budget, spread as spread
-from flowrl._domain import AbstractDomain as AbstractDomain, Box as Box, Unbounded as Unbounded
+from flowrl._domain import (
+    AbstractDomain as AbstractDomain,
+    Ball as Ball,
+    Box as Box,
+    Product as Product,
+    Simplex as Simplex,
+    Unbounded as Unbounded,
+    positive as positive,
+)
 from flowrl._flow import (
+    ALDI as ALDI,
     SVGD as SVGD,
     AbstractFlow as AbstractFlow,
     AbstractJumpFlow as AbstractJumpFlow,
     AbstractStochasticFlow as AbstractStochasticFlow,
     Ascent as Ascent,
+    BirthDeath as BirthDeath,
+    Blob as Blob,
+    Consensus as Consensus,
     Field as Field,
+    KSDDescent as KSDDescent,
+    Langevin as Langevin,
+    MMDFlow as MMDFlow,
+    SinkhornFlow as SinkhornFlow,
+    SumFlow as SumFlow,
     Traits as Traits,
 )
 from flowrl._kernel import (
+    IMQ as IMQ,
     RBF as RBF,
     AbstractBandwidth as AbstractBandwidth,
     AbstractKernel as AbstractKernel,
     AbstractScalarKernel as AbstractScalarKernel,
     FixedBandwidth as FixedBandwidth,
     Jet as Jet,
+    Linear as Linear,
     LogNBandwidth as LogNBandwidth,
+    Matern as Matern,
     MedianBandwidth as MedianBandwidth,
     Pairs as Pairs,
+    Preconditioned as Preconditioned,
+    ScottBandwidth as ScottBandwidth,
+    SilvermanBandwidth as SilvermanBandwidth,
 )
+from flowrl._numpyro import NumpyroPosterior as NumpyroPosterior, from_numpyro as from_numpyro
 from flowrl._select import (
     Selected as Selected,
     best_of_n as best_of_n,
@@ -38,22 +62,28 @@ from flowrl._select import (
 )
 from flowrl._solution import RESULTS as RESULTS, Solution as Solution
 from flowrl._solver import (
+    JKO as JKO,
     AbstractSolver as AbstractSolver,
     AbstractStepSolver as AbstractStepSolver,
+    Diffrax as Diffrax,
     Euler as Euler,
     March as March,
     Optax as Optax,
     Problem as Problem,
     Progress as Progress,
 )
+from flowrl._stepper import State as State, Stepper as Stepper
 from flowrl._supports import Support as Support, supports as supports
 from flowrl._target import (
     AbstractTarget as AbstractTarget,
     AbstractValueTarget as AbstractValueTarget,
     Boltzmann as Boltzmann,
     Density as Density,
+    Empirical as Empirical,
     Knowledge as Knowledge,
+    Posterior as Posterior,
     Score as Score,
+    Tilted as Tilted,
     ValueGradient as ValueGradient,
 )
 from flowrl._transport import Transport as Transport, transport as transport

@@ -28,6 +28,7 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]  (Eq
         "a negative number of steps. Nothing was moved."
     )
     stationary = "The particles came to rest: their speed fell below the budget's `tolerance`."
+    displacement_reached = "A particle reached `max_displacement`, and there the set stopped."
     mmd_reached = (
         "The particles reached `max_mmd`, the cap on their discrepancy to the start, and are where they last kept it. "
         "Allow more, or take smaller steps to come closer to the cap."
@@ -44,7 +45,7 @@ def is_okay(result: Any) -> Array:
         result: a member of `flowrl.RESULTS`.
     """
     codes: Any = RESULTS
-    good = (codes.successful, codes.event_occurred, codes.stationary, codes.mmd_reached)
+    good = (codes.successful, codes.event_occurred, codes.stationary, codes.mmd_reached, codes.displacement_reached)
     return jnp.any(jnp.stack([jnp.asarray(result == code) for code in good]), axis=0)
 
 
@@ -83,6 +84,7 @@ def _ending(result: Any) -> str:
     known = (
         RESULTS.stationary,
         RESULTS.mmd_reached,
+        RESULTS.displacement_reached,
         RESULTS.nonfinite_score,
         RESULTS.invalid_budget,
         RESULTS.outside_domain,

@@ -46,21 +46,32 @@ def supports(
     """
     traits, name = flow.traits, type(flow).__name__
     names = f"{name} with {type(solver).__name__}"
-    if (traits.diffuses or traits.jumps) and not solver.handles_noise:
+    if traits.diffuses and solver.handles_noise == "none":
         return _no(f"{names}: this solver cannot march a stochastic flow (it would rescale its noise); use Euler().")
+    if traits.diffuses and solver.handles_noise == "additive" and not traits.additive:
+        return _no(
+            f"{names}: the flow's noise depends on the particles and is meant in Itô's sense, which this solver cannot "
+            "march; use Euler(), or Diffrax(diffrax.Euler(), diffrax.ConstantStepSize())."
+        )
+    if traits.jumps and not solver.handles_jumps:
+        return _no(f"{names}: this solver cannot let particles jump; use Euler().")
     if domain.restricts and not solver.handles_restriction:
         return _no(
             f"{type(solver).__name__} in {type(domain).__name__}: bringing particles back after a step is not an "
             'ordinary differential equation; use Euler(), or a domain that maps (by="bijector").'
         )
-    if solver.needs_energy and not traits.has_energy:
+    if solver.needs_energy and traits.energy_needs is None:
         return _no(f"{names}: this solver minimises the flow's energy and {name} has none.")
     if target is not None:
-        for need in sorted(traits.needs - target.knows):
-            return _no(
-                f"{name} needs the {need} of its target, which {type(target).__name__} does not know; use "
-                f"{_INSTEAD[need]}."
-            )
+        needs = {need: name for need in sorted(traits.needs)}
+        if solver.needs_energy and traits.energy_needs is not None:
+            needs = {need: f"{type(solver).__name__} on the energy of {name}" for need in traits.energy_needs} | needs
+        for need, who in needs.items():
+            if need not in target.knows:
+                return _no(
+                    f"{who} needs the {need} of its target, which {type(target).__name__} does not know; use "
+                    f"{_INSTEAD[need]}."
+                )
     return Support(supported=True, reason="")
 
 

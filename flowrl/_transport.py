@@ -7,15 +7,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from flowrl._budget import Budget
 from flowrl._custom_types import Key, Mask, Particles
 from flowrl._domain import AbstractDomain, Unbounded
+from flowrl._door import check, check_key, resolve
 from flowrl._flow import SVGD, AbstractFlow, Field
-from flowrl._misc import check_particles, concrete, ravel
+from flowrl._misc import ravel
 from flowrl._solution import RESULTS, Solution, is_okay
-from flowrl._solver import AbstractSolver, Euler, Problem
+from flowrl._solver import AbstractSolver, Euler, March, Problem
 from flowrl._supports import supports
 from flowrl._target import AbstractTarget
 
@@ -83,57 +84,13 @@ class Transport(eqx.Module):
             The `flowrl.Solution`.
         """
         particles = jax.tree.map(jnp.asarray, particles)
-        _, dtype = check_particles(particles)
-        self._check(target, particles, budget, key)
+        check(self.flow, self.solver, self.domain, target, particles, budget)
+        check_key(self.flow, target, key)
         save = tuple(np.asarray(save).tolist()) if isinstance(save, Sequence | np.ndarray | jax.Array) else save
-        solution = _run(self, target, particles, _resolve(budget, particles, dtype), key, save)
+        solution = _run(self, target, particles, resolve(budget, particles), key, save)
         if throw:
             solution = solution.result.error_if(solution, ~is_okay(solution.result))
         return solution
-
-    def _check(self, target: AbstractTarget, particles: Particles, budget: Budget, key: Key | None) -> None:
-        """Refuse concrete misuse before anything is compiled."""
-        if not isinstance(target, AbstractTarget):
-            raise TypeError(
-                f"target must be a flowrl target, got {type(target).__name__}. Wrap a value as Boltzmann(value), a log "
-                "density as Density(log_prob), a score as Score(score)."
-            )
-        if not isinstance(budget, Budget):
-            raise TypeError(f"budget must be a flowrl.Budget, got {type(budget).__name__}.")
-        support = supports(self.flow, self.solver, self.domain, target)
-        if not support:
-            raise ValueError(support.reason)
-        flow, traits = type(self.flow).__name__, self.flow.traits
-        if traits.temperature == "none" and budget.temperature is not None:
-            raise ValueError(f"{flow} has no entropy, so it has no temperature; leave temperature=None in the budget.")
-        temperature = None if budget.temperature is None else concrete(budget.temperature)
-        if temperature is not None and (temperature == 0).any():
-            if target.vanishes_when_cold:
-                raise ValueError(
-                    f"{type(target).__name__} has no force at temperature 0 (its potential is α log p); use "
-                    "Boltzmann(value) with that limit, or Ascent() for the maximum."
-                )
-            if traits.temperature == "positive":
-                raise ValueError(f"{flow} divides by the temperature, so it must be > 0; got {temperature}.")
-        if traits.jumps and budget.max_displacement is not None:
-            raise ValueError(
-                f"the particles of {flow} jump to the places of others, which a max_displacement would undo; leave it "
-                "out."
-            )
-        if (traits.diffuses or traits.jumps) and budget.tolerance is not None:
-            raise ValueError(f"the particles of {flow} never come to rest; leave tolerance=None in the budget.")
-        if key is None and (traits.stochastic or target.stochastic):
-            raise ValueError(f"{flow} toward {type(target).__name__} is stochastic: pass key=jax.random.key(seed).")
-        finite = [concrete(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(particles)]
-        if any(ok is not None and not ok for ok in finite):
-            raise ValueError("particles hold NaN or infinity; drop or repair them before the transport.")
-        if self.domain.restricts or self.domain.maps:
-            inside = concrete(self.domain.contains(particles))
-            if inside is not None and not inside.all():
-                raise ValueError(
-                    f"{int((~inside).sum())} of {inside.size} particles start outside {type(self.domain).__name__} "
-                    f"(first: index {int(np.argmin(inside))}); bring them inside, e.g. by domain.restrict(particles)."
-                )
 
 
 def transport(
@@ -155,7 +112,8 @@ def transport(
     frozen, taken out of all sums, and counted in `stats["nonfinite"]`.
 
     Args:
-        target: the density to move toward: `Boltzmann(value)`, `Density(log_prob)`, `Score(...)`, `ValueGradient(...)`.
+        target: the density to move toward: `Boltzmann(value)`, `Density(log_prob)`, `Tilted(...)`, `Posterior(...)`,
+            `Score(...)`, `ValueGradient(...)`, `Empirical(samples)`.
         particles: the set to move: an array (n, d), or a PyTree of floating arrays (n, ...) of one dtype. It is drawn
             from the reference: a prior, a behaviour policy, an SFT model.
         budget: how far particles may travel: steps, step size, temperature, cap.
@@ -192,57 +150,53 @@ def transport(
     return Transport(flow, solver, domain)(target, particles, budget, key=key, save=save, throw=throw)
 
 
-def _resolve(budget: Budget, particles: Particles, dtype: Any) -> Budget:
-    """Give all numbers the particles' dtype; a scale becomes the row (1, d) of the ravelled particle."""
-    if budget.scale is None:
-        scale = None
-    else:
-        try:
-            unit = jax.tree.map(
-                lambda s, leaf: jnp.broadcast_to(s.astype(dtype), leaf.shape[1:]),
-                jax.tree.broadcast(budget.scale, particles),
-                particles,
-            )
-        except ValueError as error:
-            shapes = jax.tree.map(lambda leaf: leaf.shape[1:], particles)
-            got = jax.tree.map(jnp.shape, budget.scale)
-            raise ValueError(
-                f"scale of shape {got} does not broadcast against a particle of shape {shapes}."
-            ) from error
-        scale = ravel(jax.tree.map(lambda leaf: leaf[None], unit))[0]
-    temperature = jnp.ones((), dtype) if budget.temperature is None else budget.temperature.astype(dtype)
-    cap = None if budget.max_displacement is None else budget.max_displacement.astype(dtype)
-    caps = [None if x is None else x.astype(dtype) for x in (budget.tolerance, budget.max_mmd, budget.mmd_sigma)]
-    return eqx.tree_at(
-        lambda b: (b.step_size, b.temperature, b.max_displacement, b.scale, b.tolerance, b.max_mmd, b.mmd_sigma),
-        budget,
-        (budget.step_size.astype(dtype), temperature, cap, scale, *caps),
-        is_leaf=lambda x: x is None,
-    )
-
-
 @eqx.filter_jit
 def _run(
     method: Transport, target: AbstractTarget, particles: Particles, budget: Budget, key: Key | None, save: Any
 ) -> Solution:
-    problem = _problem(method, target, particles, budget, key)
-    start = ravel(particles)[0]
-    traits = method.flow.traits
-    valid, inside = budget.valid(), jnp.all(method.domain.contains(particles))
+    problem = pose(method, target, particles, budget, key)
+    march = method.solver.solve(problem, save)
+    return conclude(problem, march, taken=jnp.asarray(budget.steps) > 0, valued="value" in target.knows)
+
+
+def pose(method: Transport, target: AbstractTarget, particles: Particles, budget: Budget, key: Key | None) -> Problem:
+    """Put together what a solver is given; `budget` is resolved.
+
+    Args:
+        method: flow, solver and domain.
+        target: the density.
+        particles: leaves (n, ...).
+        budget: from `resolve`.
+        key: randomness, or None.
+    """
+    start, unravel = ravel(particles)
+    scale = jnp.ones((1, start.shape[1]), start.dtype) if budget.scale is None else budget.scale
+    entropic = method.flow.traits.entropic
+    field = Field(jnp.ones((), start.dtype), None, None, target, method.domain, scale, entropic, unravel)
+    return Problem(method.flow, field, budget, particles, key)
+
+
+def conclude(problem: Problem, march: March, *, taken: Bool[Array, ""], valued: bool) -> Solution:
+    """Make of a march what the user sees.
+
+    Args:
+        problem: what was marched.
+        march: how it ended.
+        taken: whether any step was taken.
+        valued: whether to evaluate the particles.
+    """
+    particles, budget, target, traits = problem.start, problem.budget, problem.field.target, problem.flow.traits
+    valid, inside = budget.valid(), jnp.all(problem.field.domain.contains(particles))
     if (target.vanishes_when_cold or traits.temperature == "positive") and budget.temperature is not None:
         valid = valid & jnp.all(budget.temperature > 0)
-    march = method.solver.solve(problem, save)
 
-    kept = valid & inside & (jnp.asarray(budget.steps) > 0)
+    kept = valid & inside & taken
     moved = problem.particles(march.coordinates)
     # Zero steps give the input back bit for bit, also where the domain's map would round.
     moved = jax.tree.map(lambda new, old: jnp.where(kept, new, old), moved, particles)
     displacement = jnp.where(kept, jax.lax.stop_gradient(problem.displacement(march.coordinates)), 0)
-    alive = jnp.where(kept, march.alive, jnp.all(jnp.isfinite(start), axis=1))
+    alive = jnp.where(kept, march.alive, jnp.all(jnp.isfinite(ravel(particles)[0]), axis=1))
     result = march.result if isinstance(march.result, RESULTS) else RESULTS.promote(march.result)
-    notes = ()
-    if traits.diffuses and budget.max_displacement is not None:
-        notes = ("the flow is stochastic and its particles are capped: they sample a truncated law",)
     result = RESULTS.where(jnp.any(alive), result, RESULTS.nonfinite_score)
     result = RESULTS.where(inside, result, RESULTS.outside_domain)
     result = RESULTS.where(valid, result, RESULTS.invalid_budget)
@@ -257,21 +211,13 @@ def _run(
     if march.trajectory is not None:
         trajectory = jax.vmap(problem.particles)(march.trajectory)
         trajectory = jax.tree.map(lambda saved, old: jnp.where(kept, saved, old[None]), trajectory, particles)
-    return Solution(moved, _values(target, moved, alive), result, stats, trajectory, notes)
+    notes = ()
+    if traits.diffuses and budget.max_displacement is not None:
+        notes = ("the flow is stochastic and its particles are capped: they sample a truncated law",)
+    values = _values(target, moved, alive) if valued else None
+    return Solution(moved, values, result, stats, trajectory, notes)
 
 
-def _problem(
-    method: Transport, target: AbstractTarget, particles: Particles, budget: Budget, key: Key | None
-) -> Problem:
-    start, unravel = ravel(particles)
-    scale = jnp.ones((1, start.shape[1]), start.dtype) if budget.scale is None else budget.scale
-    entropic = method.flow.traits.entropic
-    field = Field(jnp.ones((), start.dtype), None, None, target, method.domain, scale, entropic, unravel)
-    return Problem(method.flow, field, budget, particles, key)
-
-
-def _values(target: AbstractTarget, particles: Particles, alive: Mask) -> Float[Array, " n"] | None:
-    if "value" not in target.knows:
-        return None
+def _values(target: AbstractTarget, particles: Particles, alive: Mask) -> Float[Array, " n"]:
     values = jax.vmap(target.value)(particles)
     return jnp.where(alive & jnp.isfinite(values), values, jnp.nan)

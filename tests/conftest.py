@@ -24,6 +24,12 @@ hypothesis.settings.register_profile("flowrl", max_examples=20, deadline=None, d
 hypothesis.settings.load_profile("flowrl")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--full-product", action="store_true", help="test_contract.py: every combination of parts, not only every pair"
+    )
+
+
 @pytest.fixture
 def key(request):
     """A key made from the test's own name: the same in every run and in any order, another for every test."""

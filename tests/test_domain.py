@@ -1,4 +1,4 @@
-"""Domains: the box by projection."""
+"""Domains: the box, first of all by projection."""
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -15,8 +15,8 @@ FIXED = flowrl.SVGD(flowrl.RBF(flowrl.FixedBandwidth(1.0)))
 
 
 @hypothesis.given(
-    x=hnp.arrays(np.float64, (4, 3), elements=st.floats(-5, 5, allow_subnormal=False)),
-    low=hnp.arrays(np.float64, 3, elements=st.floats(-3, 0, allow_subnormal=False)),
+    x=hnp.arrays(np.float64, (4, 3), elements=st.floats(-5, 5, width=32, allow_subnormal=False)),
+    low=hnp.arrays(np.float64, 3, elements=st.floats(-3, 0, width=32, allow_subnormal=False)),
     width=hnp.arrays(np.float64, 3, elements=st.floats(0.5, 2)),
 )
 def test_restrict_is_the_nearest_point_and_contains_agrees(x, low, width):
@@ -98,3 +98,25 @@ def test_coordinates_are_the_users_own():
         assert float(domain.log_det_jacobian(x)) == 0
     assert np.asarray(flowrl.Unbounded().contains(x[None])).all()
     assert same_bits(flowrl.Unbounded().restrict(x[None]), x[None])
+
+
+@pytest.mark.parametrize("by", ["reflect", "bijector", "mirror"])
+def test_a_box_of_a_pytree_keeps_each_leaf_in_any_way(by):
+    particles = {"a": 0.9 * draw(2, (5, 2)).clip(-1, 1), "b": draw(3, (5,)).clip(0.1, 0.9)}
+    box = flowrl.Box({"a": -1.0, "b": 0.0}, {"a": jnp.asarray([1.0, np.inf]), "b": 1.0}, by)
+    target = flowrl.Boltzmann(lambda x: 5 * jnp.sum(x["a"]) - 5 * jnp.sum(x["b"]))
+    budget = flowrl.Budget(9, 0.5, 0.0, max_displacement=0.5)
+    end = flowrl.transport(target, particles, budget, flow=FIXED, domain=box).particles
+    assert np.asarray(box.contains(end)).all()
+    assert not same_bits(end, particles)
+    beyond = {"a": particles["a"], "b": particles["b"].at[2].set(1.5)}
+    assert np.asarray(box.contains(beyond)).tolist() == [True, True, False, True, True]
+
+
+def test_a_start_on_the_face_is_outside_by_a_map():
+    particles = jnp.asarray([[0.0, 1.0], [0.5, 0.5]], FLOAT)
+    for box in (flowrl.Box(0, 2, "bijector"), flowrl.positive(), flowrl.positive("mirror")):
+        assert np.asarray(box.contains(particles)).tolist() == [False, True]
+        assert np.isfinite(box.inverse(particles[0])).all()
+    with pytest.raises(ValueError, match="1 of 2 particles start outside Box"):
+        flowrl.transport(flowrl.Density(log_normal), particles, flowrl.Budget(1), domain=flowrl.positive())

@@ -23,16 +23,34 @@ def log_normal(x):
 
 class Noise(flowrl.AbstractStochasticFlow):
     traits = flowrl.Traits(diffuses=True)
-    velocity = noise = energy = lambda self, *args: None
+    velocity = noise = fitted = energy = lambda self, *args: None
+
+class Jumps(flowrl.AbstractJumpFlow):
+    traits = flowrl.Traits(jumps=True)
+    velocity = ancestors = fitted = energy = lambda self, *args: None
+
+class Divides(flowrl.AbstractFlow):
+    traits = flowrl.Traits(temperature="positive")
+    velocity = fitted = energy = lambda self, *args: None
+
+class Samples(flowrl.AbstractFlow):
+    traits = flowrl.Traits(needs=frozenset({"samples"}))
+    velocity = fitted = energy = lambda self, *args: None
+
+class Values(flowrl.AbstractFlow):
+    traits = flowrl.Traits(needs=frozenset({"value"}))
+    velocity = fitted = energy = lambda self, *args: None
 
 class Adaptive(flowrl.AbstractSolver):
-    handles_noise = False
+    handles_noise = "none"
+    handles_jumps = False
     handles_restriction = False
     needs_energy = False
     solve = lambda self, *args: None
 
 class Proximal(flowrl.AbstractSolver):
-    handles_noise = False
+    handles_noise = "none"
+    handles_jumps = False
     handles_restriction = True
     needs_energy = True
     solve = lambda self, *args: None
@@ -88,6 +106,71 @@ CASES = {
         ValueError,
         ["Score", "Ascent()"],
     ),
+    "target as a function": ("Density(Boltzmann(log_normal))", TypeError, ["target already", "Boltzmann", "Tilted"]),
+    "no function": ("Density(jnp.ones(2))", TypeError, ["log_prob", "function of one particle", "ArrayImpl"]),
+    "value no function": ("Boltzmann(3)", TypeError, ["value", "function of one particle", "int"]),
+    "distribution class": (
+        "Density(type('Normal', (), {'log_prob': log_normal}))",
+        TypeError,
+        ["class Normal", "Normal(...)"],
+    ),
+    "tilt swapped": (
+        "flowrl.Tilted(Boltzmann(log_normal), normal)",
+        TypeError,
+        ["log_reference is Boltzmann", "α log μ", "Tilted(log_reference, value)"],
+    ),
+    "tilt by a density": (
+        "flowrl.Tilted(normal, normal)",
+        TypeError,
+        ["value is Density", "vanish at α = 0", "Tilted(log_prior, log_likelihood)"],
+    ),
+    "tilted samples": ("flowrl.Tilted(flowrl.Empirical(x), log_normal)", TypeError, ["Empirical", "no gradient"]),
+    "likelihood missing": (
+        "flowrl.Posterior(log_normal, None, x)",
+        TypeError,
+        ["log_likelihood", "(particle, datum)", "None"],
+    ),
+    "data sizes": (
+        "flowrl.Posterior(log_normal, log_normal, {'inputs': x, 'y': x[:3]})",
+        ValueError,
+        ["disagree", "N", "data['inputs']", "4", "3"],
+    ),
+    "no data": ("flowrl.Posterior(log_normal, log_normal, x[:0])", ValueError, ["N = 0", "Density(log_prior)"]),
+    "empty data": ("flowrl.Posterior(log_normal, log_normal, {})", ValueError, ["no array leaves", "(N, ...)"]),
+    "data constant": (
+        "flowrl.Posterior(log_normal, log_normal, {'x': x, 'noise': 0.5})",
+        ValueError,
+        ["data['noise'] is a scalar", "leading axis N"],
+    ),
+    "data words": ("flowrl.Posterior(log_normal, log_normal, {'x': 'file'})", TypeError, ["arrays (N, ...)", "'file'"]),
+    "batch of none": ("flowrl.Posterior(log_normal, log_normal, x, 0)", ValueError, ["batch_size", ">= 1", "all 4"]),
+    "batch fraction": ("flowrl.Posterior(log_normal, log_normal, x, 0.5)", TypeError, ["Python int or None", "0.5"]),
+    "batch bool": ("flowrl.Posterior(log_normal, log_normal, x, True)", TypeError, ["Python int or None", "True"]),
+    "likelihood of all data": (
+        "flowrl.Posterior(log_normal, lambda x, y: x - y, x).value(x[0])",
+        ValueError,
+        ["log_likelihood of one datum", "(2,)", "one scalar"],
+    ),
+    "batch without a key": (
+        "transport(flowrl.Posterior(log_normal, lambda x, y: log_normal(x - y), x, 2), x, budget)",
+        ValueError,
+        ["SVGD toward Posterior is stochastic", "jax.random.key"],
+    ),
+    "integer samples": ("flowrl.Empirical(jnp.ones((4, 2), int))", TypeError, ["samples", "int32", "floating"]),
+    "empty samples": ("flowrl.Empirical(x[:0])", ValueError, ["no sample", "m = 0", "m >= 1"]),
+    "sample sizes": ("flowrl.Empirical({'a': x, 'b': x[:3]})", ValueError, ["samples", "disagree", "4", "3"]),
+    "nan samples": ("flowrl.Empirical(x * jnp.nan)", ValueError, ["samples", "NaN or infinity"]),
+    "gradient of samples": (
+        "flowrl.Empirical(x).gradient(x[0], 1.0, key=None)",
+        TypeError,
+        ["knows only samples", "Density(log_prob)"],
+    ),
+    "svgd toward samples": (
+        "transport(flowrl.Empirical(x), x, budget)",
+        ValueError,
+        ["SVGD needs the gradient", "Empirical does not know"],
+    ),
+    "numpyro model": ("flowrl.from_numpyro(3, key=jax.random.key(0))", TypeError, ["model", "numpyro", "int"]),
     # Budgets
     "budget of another kind": ("transport(normal, x, 10)", TypeError, ["flowrl.Budget", "int"]),
     "negative steps": ("Budget(-1)", ValueError, ["steps must be >= 0", "-1"]),
@@ -137,12 +220,78 @@ CASES = {
         ValueError,
         ["Ascent has no entropy", "temperature=None"],
     ),
+    "negative tolerance": ("Budget(3, tolerance=-1)", ValueError, ["tolerance", ">= 0", "-1"]),
+    "negative discrepancy": ("Budget(3, max_mmd=-0.1)", ValueError, ["max_mmd", ">= 0", "-0.1"]),
+    "no bandwidth": ("Budget(3, max_mmd=0.1, mmd_sigma=0.0)", ValueError, ["mmd_sigma", "> 0"]),
+    "a bandwidth of nothing": ("Budget(3, mmd_sigma=1.0)", ValueError, ["mmd_sigma", "max_mmd"]),
+    "check never": ("Budget(3, check_every=0)", ValueError, ["check_every", ">= 1", "0"]),
+    "check by fractions": ("Budget(3, check_every=1.5)", ValueError, ["check_every", "Python int", "1.5"]),
+    "noise at rest": (
+        "transport(normal, x, Budget(3, tolerance=0.1), flow=Noise(), key=jax.random.key(0))",
+        ValueError,
+        ["Noise", "never come to rest", "tolerance=None"],
+    ),
+    "capped jumps": (
+        "transport(normal, x, Budget(3, max_displacement=0.1), flow=Jumps(), key=jax.random.key(0))",
+        ValueError,
+        ["Jumps", "jump", "max_displacement"],
+    ),
+    "cold where it divides": (
+        "transport(Boltzmann(log_normal), x, Budget(3, 0.1, 0.0), flow=Divides())",
+        ValueError,
+        ["Divides divides by the temperature", "> 0"],
+    ),
     "spread of one sample": ("flowrl.spread(jnp.ones((1, 3)))", ValueError, ["(1, 3)", "n >= 2"]),
     "spread floor": ("flowrl.spread(x, floor=0.0)", ValueError, ["floor", "> 0"]),
     # Domains
     "low above high": ("Box(1, -1)", ValueError, ["low < high", "low=1", "high=-1"]),
     "low equal to high": ("Box([0, 0], [1, 0])", ValueError, ["low < high"]),
     "nan face": ("Box(float('nan'), 1)", ValueError, ["low < high", "nan"]),
+    "way of a box": (
+        "Box(-1, 1, by='clip')",
+        ValueError,
+        ["Box", "'clip'", '"project"', '"reflect"', '"bijector"', '"mirror"'],
+    ),
+    "way of the positive reals": ("flowrl.positive('softplus')", ValueError, ["'softplus'", '"bijector"']),
+    "way of a ball": ("flowrl.Ball(by='clip')", ValueError, ["Ball", "'clip'", '"mirror"']),
+    "way of a simplex": ("flowrl.Simplex('clip')", ValueError, ["Simplex", "'clip'", '"mirror"']),
+    "reflected simplex": ("flowrl.Simplex('reflect')", ValueError, ["no interior", '"mirror"', '"project"']),
+    "radius": ("flowrl.Ball(radius=0)", ValueError, ["radius", "> 0", "0"]),
+    "radii": ("flowrl.Ball(radius=[1.0, 2.0])", ValueError, ["radius", "one finite number"]),
+    "centre": ("flowrl.Ball(jnp.inf)", ValueError, ["centre", "finite", "inf"]),
+    "centre shape": (
+        "transport(normal, x, budget, domain=flowrl.Ball(jnp.zeros(3)))",
+        ValueError,
+        ["centre of Ball", "(3,)", "(2,)"],
+    ),
+    "no probability vectors": (
+        "transport(normal, x[:, 0], budget, domain=flowrl.Simplex())",
+        ValueError,
+        ["Simplex", "K >= 2", "last axis", "()"],
+    ),
+    "not a probability vector": (
+        "transport(normal, x, budget, domain=flowrl.Simplex())",
+        ValueError,
+        ["4 of 4 particles", "Simplex"],
+    ),
+    "start on a face of a map": (
+        "transport(normal, x, budget, domain=Box(0, 1, by='mirror'))",
+        ValueError,
+        ["4 of 4 particles", "outside Box"],
+    ),
+    "product of numbers": ("flowrl.Product({'a': 1.0})", TypeError, ["PyTree of domains", "1.0", "Unbounded()"]),
+    "product of classes": ("flowrl.Product({'a': flowrl.Simplex})", TypeError, ["Simplex()"]),
+    "empty product": ("flowrl.Product({})", ValueError, ["at least one domain"]),
+    "product of another structure": (
+        "transport(normal, {'a': x}, budget, domain=flowrl.Product({'b': flowrl.positive()}))",
+        ValueError,
+        ["Product", "'b'", "'a'"],
+    ),
+    "reflection by an integrator": (
+        "transport(normal, x, budget, solver=Adaptive(), domain=flowrl.Ball(radius=9, by='reflect'))",
+        ValueError,
+        ["Adaptive in Ball", "not an ordinary differential equation"],
+    ),
     "outside": (
         "transport(normal, x.at[2:].set(3.0), budget, domain=Box(-1, 1))",
         ValueError,
@@ -175,6 +324,26 @@ CASES = {
     ),
     "no key": ("transport(normal, x, budget, flow=Noise())", ValueError, ["Noise", "stochastic", "jax.random.key"]),
     "unknown option": ("transport(normal, x, budget, steps=3)", TypeError, ["steps"]),
+    "no samples": (
+        "transport(normal, x, budget, flow=Samples())",
+        ValueError,
+        ["Samples needs the samples", "Density does not know", "Empirical(samples)"],
+    ),
+    "no value": (
+        "transport(Score(jnp.negative), x, budget, flow=Values())",
+        ValueError,
+        ["Values needs the value", "Score does not know", "Boltzmann(value)"],
+    ),
+    "a method of another kind": (
+        "flowrl.Stepper(normal, budget, flowrl.SVGD())",
+        TypeError,
+        ["flowrl.Transport", "SVGD"],
+    ),
+    "steps of a whole": (
+        "flowrl.Stepper(normal, budget, flowrl.Transport(solver=Adaptive()))",
+        TypeError,
+        ["Adaptive", "step by step", "Euler()"],
+    ),
     # Selection
     "values of other shape": ("flowrl.best_of_n(x, jnp.ones(3))", ValueError, ["(3,)", "(4,)"]),
     "values of many sets": ("flowrl.best_of_n(jnp.ones((2, 4, 3)), jnp.ones((2, 4)))", ValueError, ["(2, 4)", "vmap"]),

@@ -33,6 +33,9 @@ class Langevin(flowrl.AbstractStochasticFlow):
     def noise(self, field, positions, alive, white):
         return jnp.where(alive[:, None], jnp.sqrt(2 * field.temperature) * white, 0)
 
+    def fitted(self, field, positions, alive):
+        return self
+
     def energy(self, field, positions, alive):
         raise TypeError("Langevin has no energy on particles.")
 
@@ -43,7 +46,8 @@ class Langevin(flowrl.AbstractStochasticFlow):
 class Heun(flowrl.AbstractStepSolver):
     """Heun's method of order two."""
 
-    handles_noise: ClassVar[bool] = False
+    handles_noise: ClassVar[str] = "none"
+    handles_jumps: ClassVar[bool] = False
     handles_restriction: ClassVar[bool] = True
     needs_energy: ClassVar[bool] = False
 
@@ -53,14 +57,15 @@ class Heun(flowrl.AbstractStepSolver):
     def step(self, flow, field, positions, alive, state, step_size, key):
         first, alive = flow.velocity(field, positions, alive)
         second, alive = flow.velocity(field, positions + step_size * first, alive)
-        return step_size * 0.5 * (first + second), state, alive
+        return step_size * 0.5 * (first + second), state, alive, flowrl.RESULTS.successful
 
 
 class Proximal(flowrl.AbstractStepSolver):
     """JKO: z⁺ = argmin E(z) + Σ|z − z_k|²/(2hn), by gradient descent; |∇²V| is at most `curvature`."""
 
     curvature: float = 1.0
-    handles_noise: ClassVar[bool] = False
+    handles_noise: ClassVar[str] = "none"
+    handles_jumps: ClassVar[bool] = False
     handles_restriction: ClassVar[bool] = True
     needs_energy: ClassVar[bool] = True
 
@@ -75,7 +80,7 @@ class Proximal(flowrl.AbstractStepSolver):
             pull = n * step_size * jax.grad(lambda z: flow.energy(field, z, alive))(z) + z - positions
             return z - pull / (1 + step_size * self.curvature)
 
-        return jax.lax.fori_loop(0, 300, inner, positions) - positions, state, alive
+        return jax.lax.fori_loop(0, 300, inner, positions) - positions, state, alive, flowrl.RESULTS.successful
 
 
 class Integrator(flowrl.AbstractSolver):
@@ -84,7 +89,8 @@ class Integrator(flowrl.AbstractSolver):
     method: diffrax.AbstractSolver = diffrax.Tsit5()
     tolerance: float = 1e-9
     max_steps: int = 512
-    handles_noise: ClassVar[bool] = False
+    handles_noise: ClassVar[str] = "none"
+    handles_jumps: ClassVar[bool] = False
     handles_restriction: ClassVar[bool] = False
     needs_energy: ClassVar[bool] = False
 
@@ -420,6 +426,9 @@ def test_a_flow_of_two_lines_is_a_flow():
 
         def velocity(self, field, positions, alive):
             return jnp.ones_like(positions), alive
+
+        def fitted(self, field, positions, alive):
+            return self
 
         def energy(self, field, positions, alive):
             raise TypeError

@@ -24,11 +24,15 @@ ROOMS = (
     "_domain",
     "_target",
     "_kernel",
+    "_sinkhorn",
     "_flow",
     "_solver",
     "_supports",
     "_select",
+    "_door",
     "_transport",
+    "_numpyro",
+    "_stepper",
     "diagnostics",
     "bounds",
     "plot",
@@ -41,8 +45,8 @@ ROOMS = (
 CORE = ROOMS[: ROOMS.index("nn")]
 # Rooms that do not know of each other, whatever their order in the list.
 STRANGERS = {("rl", "rlhf"), ("rlhf", "rl")}
-# The one optional package the core may ask for, and where; inside functions, as everywhere.
-CORE_OPTIONAL = {"plot": {"matplotlib"}}
+# The optional packages the core may ask for, and where; inside functions, as everywhere.
+CORE_OPTIONAL = {"plot": {"matplotlib"}, "_numpyro": {"numpyro"}}
 
 # Import names that a distribution brings and that do not follow from its own name.
 BRINGS = {
@@ -65,7 +69,7 @@ def _declared():
     """Import names of the runtime dependencies, and those of the extras that the package itself may use."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    optional = _import_names(extras["rl"] + extras["rlhf"] + extras["examples"])
+    optional = _import_names(extras["rl"] + extras["rlhf"] + extras["examples"] + extras["bayes"])
     return _import_names(project["dependencies"]), optional
 
 

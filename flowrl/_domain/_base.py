@@ -9,7 +9,7 @@ import abc
 
 import equinox as eqx
 from equinox import AbstractVar
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, PyTree
 
 from flowrl._custom_types import Particle, Particles, Scalar
 
@@ -21,12 +21,13 @@ class AbstractDomain(eqx.Module):
         restricts: particles are brought back after each step, which is not an ordinary differential equation.
         maps: the flow runs in other coordinates than the user's.
         mirrors: the map is the gradient of a convex function's conjugate, x = ∇ψ*(y), and ascent without entropy is
-            mirror ascent, dy/dt = ∇V(x), in place of the chain rule.
+            mirror ascent, dy/dt = ∇V(x), in place of the chain rule. True or false, or a PyTree of these with the
+            structure of a particle at its top, if parts of a particle differ.
     """
 
     restricts: AbstractVar[bool]
     maps: AbstractVar[bool]
-    mirrors: AbstractVar[bool]
+    mirrors: AbstractVar[PyTree[bool]]
 
     @abc.abstractmethod
     def contains(self, particles: Particles) -> Bool[Array, " n"]:
@@ -38,7 +39,7 @@ class AbstractDomain(eqx.Module):
 
     @abc.abstractmethod
     def restrict(self, particles: Particles) -> Particles:
-        """Bring particles back inside; the identity on leaves that are mapped.
+        """Bring particles back inside; the identity on leaves that are mapped, and on particles inside.
 
         Args:
             particles: leaves `(n, ...)`, in the coordinates of the flow (before its unit of length).
@@ -46,7 +47,7 @@ class AbstractDomain(eqx.Module):
 
     @abc.abstractmethod
     def forward(self, particle: Particle) -> Particle:
-        """Map one particle from unconstrained to the user's coordinates, x = T(y).
+        """Map one particle from unconstrained to the user's coordinates, x = T(y); for finite y, `contains` holds.
 
         Args:
             particle: one particle in unconstrained coordinates.
@@ -54,7 +55,7 @@ class AbstractDomain(eqx.Module):
 
     @abc.abstractmethod
     def inverse(self, particle: Particle) -> Particle:
-        """Map one particle from the user's to unconstrained coordinates, y = T⁻¹(x).
+        """Map one particle from the user's to unconstrained coordinates, y = T⁻¹(x); finite for particles inside.
 
         Args:
             particle: one particle in the user's coordinates.

@@ -1,5 +1,6 @@
 """Flows: the velocity field that moves the particles."""
 
+from flowrl._flow._aldi import ALDI as ALDI
 from flowrl._flow._ascent import Ascent as Ascent
 from flowrl._flow._base import (
     AbstractFlow as AbstractFlow,
@@ -7,5 +8,13 @@ from flowrl._flow._base import (
     AbstractStochasticFlow as AbstractStochasticFlow,
     Traits as Traits,
 )
+from flowrl._flow._birth_death import BirthDeath as BirthDeath
+from flowrl._flow._blob import Blob as Blob
+from flowrl._flow._consensus import Consensus as Consensus
 from flowrl._flow._field import Field as Field
+from flowrl._flow._ksd import KSDDescent as KSDDescent
+from flowrl._flow._langevin import Langevin as Langevin
+from flowrl._flow._mmd import MMDFlow as MMDFlow
+from flowrl._flow._sinkhorn import SinkhornFlow as SinkhornFlow
+from flowrl._flow._sum import SumFlow as SumFlow
 from flowrl._flow._svgd import SVGD as SVGD

@@ -18,7 +18,7 @@ class Ascent(AbstractFlow):
         Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026.
     """
 
-    traits: ClassVar[Traits] = Traits(temperature="none", entropic=False, has_energy=True)
+    traits: ClassVar[Traits] = Traits(temperature="none", entropic=False, energy_needs=frozenset({"value"}))
 
     def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give ∇V at every particle.
@@ -29,6 +29,17 @@ class Ascent(AbstractFlow):
             alive: particles that are not frozen.
         """
         return field.gradient(positions, alive)
+
+    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "Ascent":
+        """Give the flow itself: nothing of it depends on data.
+
+        Args:
+            field: unused.
+            positions: unused.
+            alive: unused.
+        """
+        del field, positions, alive
+        return self
 
     def energy(self, field: Field, positions: Positions, alive: Mask) -> Scalar:
         """Give −mean V over the living particles.

@@ -1,9 +1,10 @@
 """What a flow is: a velocity for every particle, and the energy it descends where one exists."""
 
 import abc
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 from equinox import AbstractVar
 from jaxtyping import Array, Int
 
@@ -19,18 +20,20 @@ class Traits(NamedTuple):
         needs: what the target must know: its "gradient", its "value", its "samples".
         temperature: "none" if the flow has no temperature, "any" for α >= 0, "positive" if it divides by α.
         entropic: the flow samples a law, so mapped coordinates gain the Jacobian; else the target is maximised.
-        has_energy: `energy` can be asked.
+        energy_needs: what the target must know for `energy`; None if the flow has no energy.
         random: `velocity` uses the field's `flow_key`.
         diffuses: the flow is an `AbstractStochasticFlow` with noise.
+        additive: that noise is the white noise times numbers that do not depend on the particles.
         jumps: the flow is an `AbstractJumpFlow` with jumps.
     """
 
     needs: frozenset[Knowledge] = frozenset({"gradient"})
     temperature: Literal["none", "any", "positive"] = "any"
     entropic: bool = True
-    has_energy: bool = False
+    energy_needs: frozenset[Knowledge] | None = None
     random: bool = False
     diffuses: bool = False
+    additive: bool = False
     jumps: bool = False
 
     @property
@@ -40,7 +43,7 @@ class Traits(NamedTuple):
 
 
 class AbstractFlow(eqx.Module):
-    """A velocity field on sets of particles.
+    """A velocity field on sets of particles. `flow_a + flow_b` and `2.0 * flow` are flows too, see `SumFlow`.
 
     Attributes:
         traits: what the flow asks of target, budget and solver.
@@ -62,6 +65,16 @@ class AbstractFlow(eqx.Module):
         """
 
     @abc.abstractmethod
+    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "AbstractFlow":
+        """Give the same flow with all that depends on data (a bandwidth) fixed, so that its energy is one function.
+
+        Args:
+            field: the target at this step's temperature.
+            positions: z, (n, d).
+            alive: particles that are not frozen.
+        """
+
+    @abc.abstractmethod
     def energy(self, field: Field, positions: Positions, alive: Mask) -> Scalar:
         """Give the functional of the particles that the flow descends: velocity = −n ∇energy.
 
@@ -73,6 +86,36 @@ class AbstractFlow(eqx.Module):
         Raises:
             TypeError: the flow has no energy on finite sets of particles.
         """
+
+    def __add__(self, other: "AbstractFlow") -> "AbstractFlow":
+        """Give both flows at the same time.
+
+        Args:
+            other: a flow.
+        """
+        from flowrl._flow._sum import SumFlow
+
+        return SumFlow(self, other) if isinstance(other, AbstractFlow) else NotImplemented
+
+    def __mul__(self, other: Any) -> "AbstractFlow":
+        """Give this flow at a multiple of its speed.
+
+        Args:
+            other: a number > 0.
+        """
+        from flowrl._flow._sum import SumFlow
+
+        if not isinstance(other, float | int | Array) or isinstance(other, bool):
+            return NotImplemented
+        return SumFlow(self, weights=jnp.reshape(jnp.asarray(other), (1,)) if isinstance(other, Array) else [other])
+
+    def __rmul__(self, other: Any) -> "AbstractFlow":
+        """Give this flow at a multiple of its speed.
+
+        Args:
+            other: a number > 0.
+        """
+        return self * other
 
 
 class AbstractStochasticFlow(AbstractFlow):

@@ -89,11 +89,12 @@ class Field(eqx.Module):
     def _mapped_gradient(self, particle: Particle) -> Particle:
         # The chain rule by hand, since the target may know only its gradient.
         x, pull_back = jax.vjp(self.domain.forward, particle)
-        if not self.entropic and self.domain.mirrors:
-            return self._gradient(x)  # mirror ascent: dy/dt = ∇V(x), which is what the dual coordinates are for
-        (gradient,) = pull_back(self._gradient(x))
+        there = self._gradient(x)
+        (gradient,) = pull_back(there)
         if not self.entropic:
-            return gradient
+            # Mirror ascent, in the parts that mirror: dy/dt = ∇V(x), which is what the dual coordinates are for.
+            mirrors = jax.tree.broadcast(self.domain.mirrors, particle)
+            return jax.tree.map(lambda dual, g, chain: g if dual else chain, mirrors, there, gradient)
         volume = jax.grad(self.domain.log_det_jacobian)(particle)
         return jax.tree.map(lambda g, v: g + self.temperature * v, gradient, volume)
 

@@ -6,6 +6,7 @@ from flowrl._custom_types import Mask, Positions
 from flowrl._flow._base import AbstractFlow, Traits
 from flowrl._flow._field import Field
 from flowrl._kernel import RBF, AbstractKernel
+from flowrl._kernel._distance import centre
 
 
 class SVGD(AbstractFlow):
@@ -41,6 +42,17 @@ class SVGD(AbstractFlow):
         """
         gradient, alive = field.gradient(positions, alive)
         return self.kernel.stein(positions, gradient, alive, field.temperature), alive
+
+    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "SVGD":
+        """Give the flow with the kernel fixed at these particles.
+
+        Args:
+            field: unused.
+            positions: z, (n, d).
+            alive: particles that are not frozen.
+        """
+        del field
+        return SVGD(self.kernel.fitted(centre(positions, alive), alive))
 
     def energy(self, field: Field, positions: Positions, alive: Mask) -> NoReturn:
         """Refuse: SVGD descends KL(q | p), which is infinite for every finite set of particles.

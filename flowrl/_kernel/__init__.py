@@ -5,6 +5,8 @@ from flowrl._kernel._bandwidth import (
     FixedBandwidth as FixedBandwidth,
     LogNBandwidth as LogNBandwidth,
     MedianBandwidth as MedianBandwidth,
+    ScottBandwidth as ScottBandwidth,
+    SilvermanBandwidth as SilvermanBandwidth,
 )
 from flowrl._kernel._base import (
     AbstractKernel as AbstractKernel,
@@ -12,4 +14,7 @@ from flowrl._kernel._base import (
     Jet as Jet,
     Pairs as Pairs,
 )
+from flowrl._kernel._linear import Linear as Linear
+from flowrl._kernel._preconditioned import Preconditioned as Preconditioned
+from flowrl._kernel._radial import IMQ as IMQ, Matern as Matern
 from flowrl._kernel._rbf import RBF as RBF

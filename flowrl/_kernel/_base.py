@@ -6,11 +6,12 @@ products of the matrices k, R, L and tr ∇_x∇_yᵀ k: the kernel's `Jet`. A k
 """
 
 import abc
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Mask, Positions, Scalar
@@ -43,14 +44,14 @@ class Jet(NamedTuple):
         value: k, (n, m).
         radial: R = 2 ∂k/∂|x − y|², (n, m).
         linear: L = ∂k/∂(x·y), (n, m), or None for zero.
-        trace: ∇_x · ∇_y k, (n, m).
+        trace: ∇_x · ∇_y k, (n, m), or None where it is infinite on the diagonal, so that there is no Stein kernel.
         rate: R / k where that is one number, as for a Gaussian, else None; saves a matrix product.
     """
 
     value: Float[Array, "n m"]
     radial: Float[Array, "n m"]
     linear: Float[Array, "n m"] | None
-    trace: Float[Array, "n m"]
+    trace: Float[Array, "n m"] | None
     rate: Scalar | None
 
 
@@ -107,6 +108,8 @@ class AbstractScalarKernel(AbstractKernel):
     that fit and in the mean of the particles, and differentiable in everything else.
     """
 
+    __array_ufunc__: ClassVar[None] = None  # so that NumPy's numbers leave `number * kernel` to the kernel
+
     @abc.abstractmethod
     def fitted(self, positions: Positions, alive: Mask) -> "AbstractScalarKernel":
         """Give the same kernel with everything that depends on data fixed at these particles.
@@ -144,7 +147,11 @@ class AbstractScalarKernel(AbstractKernel):
 
         if isinstance(other, AbstractScalarKernel):
             return ProductKernel(self, other)
-        return ScaledKernel(other, self) if isinstance(other, float | int | Array) else NotImplemented
+        return (
+            ScaledKernel(other, self)
+            if isinstance(other, float | int | np.number | np.ndarray | Array)
+            else NotImplemented
+        )
 
     def __rmul__(self, other) -> "AbstractScalarKernel":
         """Give a multiple of this kernel.
@@ -240,9 +247,17 @@ class AbstractScalarKernel(AbstractKernel):
             score_x: s = ∇ log p at x, (n, d).
             y: (m, d).
             score_y: s at y, (m, d).
+
+        Raises:
+            TypeError: the kernel has no Stein kernel, since ∇_x·∇_y k is infinite at coincident points.
         """
         kernel, x, y = self._ready(x, y)
         jet = kernel.jet(_pairs(x, y))
+        if jet.trace is None:
+            raise TypeError(
+                f"{self!r} has no Stein kernel (which the kernel Stein discrepancy is made of): its ∇_x·∇_y k is "
+                "infinite at coincident points. Use a smoother one: Matern(smoothness=1.5) or 2.5, IMQ(), RBF()."
+            )
         own_x, own_y = jnp.sum(score_x * x, axis=1)[:, None], jnp.sum(score_y * y, axis=1)[None, :]
         # s_x·(x − y) and s_y·(x − y) at all pairs.
         along_x, along_y = own_x - score_x @ y.T, x @ score_y.T - own_y

@@ -1,6 +1,8 @@
 """Solvers: how a flow is marched through its budget."""
 
 from flowrl._solver._base import AbstractSolver as AbstractSolver, March as March, Problem as Problem
+from flowrl._solver._diffrax import Diffrax as Diffrax
 from flowrl._solver._euler import Euler as Euler
+from flowrl._solver._jko import JKO as JKO
 from flowrl._solver._optax import Optax as Optax
 from flowrl._solver._step import AbstractStepSolver as AbstractStepSolver, Progress as Progress

@@ -5,13 +5,13 @@ says what one step does and shares the loop of `flowrl._solver._step`.
 """
 
 import abc
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from equinox import AbstractClassVar
+from equinox import AbstractVar
 from jaxtyping import Array, Float
 
 from flowrl._budget import Budget
@@ -59,6 +59,12 @@ class Problem(eqx.Module):
         )
         return field, step_size, solver_key
 
+    def ends(self) -> Float[Array, " steps"]:
+        """Give the time Σ ε at the end of every step; that of the last for steps beyond a traced number."""
+        sizes = jnp.broadcast_to(self.budget.step_size, (self.budget.bound,))
+        taken = jnp.arange(self.budget.bound) < jnp.asarray(self.budget.steps)
+        return jnp.cumsum(jnp.where(taken, sizes, 0))
+
     def coordinates(self, particles: Particles) -> Positions:
         """Give the unconstrained coordinates y (n, d) of particles; z = y / scale.
 
@@ -69,14 +75,17 @@ class Problem(eqx.Module):
         return ravel(eqx.filter_vmap(domain.inverse)(particles) if domain.maps else particles)[0]
 
     def particles(self, coordinates: Positions) -> Particles:
-        """Give particles in the user's coordinates from unconstrained ones.
+        """Give particles in the user's coordinates from unconstrained ones, within the cap.
+
+        The way to y and back rounds by more than the cap gives away, so mapped particles are held to it here once more.
 
         Args:
             coordinates: y, (n, d).
         """
-        domain = self.field.domain
-        particles = self.field.unravel(coordinates)
-        return eqx.filter_vmap(domain.forward)(particles) if domain.maps else particles
+        particles = self._mapped(coordinates)
+        if not self.field.domain.maps or self.budget.max_displacement is None:
+            return particles
+        return self.field.unravel(self._capped(ravel(particles)[0])[0])
 
     def restrict(self, coordinates: Positions) -> tuple[Positions, Mask, Mask]:
         """Apply the domain and the displacement cap to proposed coordinates.
@@ -87,28 +96,39 @@ class Problem(eqx.Module):
         Returns:
             Allowed coordinates, who was stopped by the domain, and who was pulled back by the cap.
         """
-        domain, cap = self.field.domain, self.budget.max_displacement
+        domain = self.field.domain
         nobody = jnp.zeros(coordinates.shape[0], bool)
         clipped = capped = nobody
         if domain.restricts:
             inside = ravel(domain.restrict(self.field.unravel(coordinates)))[0]
             clipped = jnp.any(inside != coordinates, axis=1)
             coordinates = inside
-        if cap is not None:
-            start = ravel(self.start)[0]
-            move = ravel(self.particles(coordinates))[0] - start
-            distance = row_norm(move / self.field.scale)
-            capped = distance > cap
-            # A few units of rounding are given away so that the certificate |x - x_0| <= D survives float arithmetic.
-            shrunk = cap * (1 - 8 * jnp.finfo(start.dtype).eps)
-            pulled = start + move * (shrunk / jnp.where(capped, distance, 1))[:, None]
-            # One unit in the last place back toward the start: far from the origin, rounding the sum may have added it.
-            constant = jax.lax.stop_gradient(pulled)
-            pulled = pulled + (jnp.nextafter(constant, jax.lax.stop_gradient(start)) - constant)
+        if self.budget.max_displacement is not None:
+            pulled, capped = self._capped(ravel(self._mapped(coordinates))[0])
             # The segment lies inside a convex domain up to rounding; restricting once more only shortens the move.
             pulled = self.coordinates(domain.restrict(self.field.unravel(pulled)))
             coordinates = jnp.where(capped[:, None], pulled, coordinates)
         return coordinates, clipped, capped
+
+    def _mapped(self, coordinates: Positions) -> Particles:
+        domain = self.field.domain
+        particles = self.field.unravel(coordinates)
+        return eqx.filter_vmap(domain.forward)(particles) if domain.maps else particles
+
+    def _capped(self, positions: Positions) -> tuple[Positions, Mask]:
+        """Pull x (n, d) back to the cap, on the segment to its start; say who was beyond it."""
+        cap, start = self.budget.max_displacement, ravel(self.start)[0]
+        assert cap is not None
+        move = positions - start
+        distance = row_norm(move / self.field.scale)
+        # A few units of rounding are given away so that the certificate |x - x_0| <= D survives float arithmetic.
+        eps = jnp.finfo(start.dtype).eps
+        capped = distance > cap * (1 - 4 * eps)
+        pulled = start + move * (cap * (1 - 8 * eps) / jnp.where(capped, distance, 1))[:, None]
+        # One unit in the last place back toward the start: far from the origin, rounding the sum may have added it.
+        constant = jax.lax.stop_gradient(pulled)
+        pulled = pulled + (jnp.nextafter(constant, jax.lax.stop_gradient(start)) - constant)
+        return jnp.where(capped[:, None], pulled, positions), capped
 
     def mmd(self, coordinates: Positions) -> Scalar:
         """Give the maximum mean discrepancy of the particles to their start, in units of the budget's `scale`.
@@ -161,14 +181,16 @@ class AbstractSolver(eqx.Module):
     """How a flow is marched through its budget.
 
     Attributes:
-        handles_noise: stochastic flows can be marched.
+        handles_noise: which diffusions can be marched: "none", those whose noise is "additive", or "any".
+        handles_jumps: flows with jumps can be marched.
         handles_restriction: domains that bring particles back after each step can be used.
         needs_energy: only flows with an energy can be marched.
     """
 
-    handles_noise: AbstractClassVar[bool]
-    handles_restriction: AbstractClassVar[bool]
-    needs_energy: AbstractClassVar[bool]
+    handles_noise: AbstractVar[Literal["none", "additive", "any"]]
+    handles_jumps: AbstractVar[bool]
+    handles_restriction: AbstractVar[bool]
+    needs_energy: AbstractVar[bool]
 
     @abc.abstractmethod
     def solve(self, problem: Problem, save: Any) -> March:

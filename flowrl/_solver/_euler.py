@@ -1,6 +1,6 @@
 """Explicit Euler, Euler-Maruyama for diffusions, and jumps."""
 
-from typing import ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -8,6 +8,7 @@ from jaxtyping import PyTree
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
 from flowrl._flow import AbstractFlow, AbstractJumpFlow, AbstractStochasticFlow, Field
+from flowrl._solution import RESULTS
 from flowrl._solver._step import AbstractStepSolver
 
 
@@ -17,7 +18,8 @@ class Euler(AbstractStepSolver):
     Jumps are taken after the move, with the chances of a step of length ε.
     """
 
-    handles_noise: ClassVar[bool] = True
+    handles_noise: ClassVar[Literal["none", "additive", "any"]] = "any"
+    handles_jumps: ClassVar[bool] = True
     handles_restriction: ClassVar[bool] = True
     needs_energy: ClassVar[bool] = False
 
@@ -38,7 +40,7 @@ class Euler(AbstractStepSolver):
         state: PyTree,
         step_size: Scalar,
         key: Key | None,
-    ) -> tuple[Positions, PyTree, Mask]:
+    ) -> tuple[Positions, PyTree, Mask, Any]:
         """Propose ε v(x), plus noise, plus jumps.
 
         Args:
@@ -53,7 +55,7 @@ class Euler(AbstractStepSolver):
         velocity, alive = flow.velocity(field, positions, alive)
         move = step_size * velocity
         if not flow.traits.diffuses and not flow.traits.jumps:
-            return move, state, alive
+            return move, state, alive, RESULTS.successful
         assert key is not None  # the door of `transport` has seen to it
         noise_key, jump_key = jr.split(key)
         if flow.traits.diffuses:
@@ -63,4 +65,4 @@ class Euler(AbstractStepSolver):
             moved = positions + move
             parents = cast(AbstractJumpFlow, flow).ancestors(field, moved, alive, step_size, jump_key)
             move = moved[parents] - positions
-        return move, state, alive
+        return move, state, alive, RESULTS.successful

@@ -1,6 +1,6 @@
 """Steps by an optax optimiser."""
 
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
 from flowrl._flow import AbstractFlow, Field
+from flowrl._solution import RESULTS
 from flowrl._solver._step import AbstractStepSolver
 
 
@@ -29,7 +30,8 @@ class Optax(AbstractStepSolver):
 
     # The tiny root keeps the reverse-mode derivative finite where a coordinate's gradient is exactly zero.
     optimiser: optax.GradientTransformation = optax.adam(1.0, eps_root=1e-16)
-    handles_noise: ClassVar[bool] = False
+    handles_noise: ClassVar[Literal["none", "additive", "any"]] = "none"
+    handles_jumps: ClassVar[bool] = False
     handles_restriction: ClassVar[bool] = True
     needs_energy: ClassVar[bool] = False
 
@@ -54,7 +56,7 @@ class Optax(AbstractStepSolver):
         state: PyTree,
         step_size: Scalar,
         key: Key | None,
-    ) -> tuple[Positions, PyTree, Mask]:
+    ) -> tuple[Positions, PyTree, Mask, Any]:
         """Propose ε times the optimiser's update.
 
         Args:
@@ -72,4 +74,4 @@ class Optax(AbstractStepSolver):
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             update, new_state = self.optimiser.update(-velocity, state, positions)
         new_state = jax.tree.map(lambda new, old: jnp.asarray(new).astype(jnp.asarray(old).dtype), new_state, state)
-        return step_size * jnp.asarray(update).astype(positions.dtype), new_state, alive
+        return step_size * jnp.asarray(update).astype(positions.dtype), new_state, alive, RESULTS.successful

@@ -38,7 +38,7 @@ class AbstractStepSolver(AbstractSolver):
         state: PyTree,
         step_size: Scalar,
         key: Key | None,
-    ) -> tuple[Positions, PyTree, Mask]:
+    ) -> tuple[Positions, PyTree, Mask, Any]:
         """Propose one step.
 
         Args:
@@ -51,8 +51,8 @@ class AbstractStepSolver(AbstractSolver):
             key: randomness of this step for stochastic flows, else None.
 
         Returns:
-            The proposed move of z (n, d), the next state, and who is still alive. Frozen particles stay, whatever is
-            proposed for them.
+            The proposed move of z (n, d), the next state, who is still alive, and a member of `flowrl.RESULTS`:
+            successful, or why the step failed. Frozen particles stay, whatever is proposed for them.
         """
 
     def begin(self, problem: Problem) -> "Progress":
@@ -86,7 +86,7 @@ class AbstractStepSolver(AbstractSolver):
         """
         field, step_size, key = problem.at(progress.step)
         scale, before = field.scale, progress.coordinates
-        move, state, alive = self.step(
+        move, state, alive, result = self.step(
             problem.flow, field, before / scale, progress.alive, progress.state, step_size, key
         )
         proposed = before + scale * move
@@ -106,7 +106,8 @@ class AbstractStepSolver(AbstractSolver):
             clipped=progress.clipped + jnp.mean((clipped & alive).astype(scale.dtype)),
             capped=capped & alive,
             checked=progress.checked,
-            result=progress.result,
+            # What went wrong first is what is told.
+            result=_codes.where(progress.result == _codes.successful, result, progress.result),
         )
         return _checked(problem, advanced, moved, step_size)
 

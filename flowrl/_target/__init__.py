@@ -1,5 +1,8 @@
 """Targets: what particles move toward."""
 
 from flowrl._target._base import AbstractTarget as AbstractTarget, Knowledge as Knowledge
+from flowrl._target._empirical import Empirical as Empirical
 from flowrl._target._gradient import Score as Score, ValueGradient as ValueGradient
+from flowrl._target._posterior import Posterior as Posterior
+from flowrl._target._tilted import Tilted as Tilted
 from flowrl._target._value import AbstractValueTarget as AbstractValueTarget, Boltzmann as Boltzmann, Density as Density

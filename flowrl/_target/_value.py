@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key, Particle, Scalar
 from flowrl._target._base import AbstractTarget, Knowledge, as_arguments, no_samples
+from flowrl._target._function import as_function, scalar
 
 
 class AbstractValueTarget(AbstractTarget):
@@ -59,6 +59,10 @@ class Boltzmann(AbstractValueTarget):
         target = flowrl.Boltzmann(q, jnp.ones(2))
         ```
 
+    Annealing: with V = log p the law is p^(1/α), flat where α is large. `Budget(temperature=schedule)` with an optax
+    schedule that falls to 1 lets particles cross between modes before they settle in p. The repulsion of the particles
+    grows with α while the drift ∇V does not; a `step_size` in proportion to 1/√α keeps the first steps in hand.
+
     ??? cite "Source"
         Haarnoja et al., *Reinforcement Learning with Deep Energy-Based Policies*, ICML 2017, eq. 3: the policy that
         maximises E[Q] + α entropy.
@@ -70,15 +74,18 @@ class Boltzmann(AbstractValueTarget):
     stochastic: ClassVar[bool] = False
     vanishes_when_cold: ClassVar[bool] = False
 
-    def __init__(self, value: Callable[..., Any], *args: Any):
+    def __init__(self, value: Any, *args: Any):
         """Make the target.
 
         Args:
             value: function of `(*args, particle)` that returns one scalar. Use a named function or a module: a lambda
-                made anew for each call recompiles.
+                made anew for each call recompiles. A distribution with a method `log_prob` has the value log p.
             args: leading arguments of `value`: states, prompts, masks; any PyTrees.
+
+        Raises:
+            TypeError: `value` is no function.
         """
-        self.function = value
+        self.function = as_function(value, "value")
         self.args = as_arguments(args)
 
     def value(self, particle: Particle) -> Float[Array, ""]:
@@ -87,7 +94,7 @@ class Boltzmann(AbstractValueTarget):
         Args:
             particle: x, without the particle axis.
         """
-        return _scalar(self.function(*self.args, particle), "value")
+        return scalar(self.function(*self.args, particle), "value")
 
     def potential(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
         """Give U(x, α) = V(x), whatever α.
@@ -104,6 +111,10 @@ class Boltzmann(AbstractValueTarget):
 class Density(AbstractValueTarget):
     """The law p(x) itself, at every temperature α > 0: U = α log p.
 
+    Distributions with a method `log_prob` over one particle (numpyro's, distrax', flowjax') are taken as they are, and
+    so is a `logdensity_fn(position)` as blackjax asks for. A distribution with a batch shape gives a vector: make the
+    batch part of the event, `.to_event(1)` in numpyro.
+
     Example:
         ```python
         import jax.numpy as jnp
@@ -119,14 +130,20 @@ class Density(AbstractValueTarget):
     stochastic: ClassVar[bool] = False
     vanishes_when_cold: ClassVar[bool] = True
 
-    def __init__(self, log_prob: Callable[..., Any], *args: Any):
+    def __init__(self, log_prob: Any, *args: Any):
         """Make the target.
 
         Args:
-            log_prob: function of `(*args, particle)` that returns log p up to a constant, one scalar.
+            log_prob: function of `(*args, particle)` that returns log p up to a constant, one scalar; or an object
+                with such a method `log_prob`. The method is taken where there is one, also if the object can be called.
+                If the object is a PyTree, as the distributions of numpyro and every Equinox module are, new parameters
+                of it do not recompile; any other is held as it is, and a new one recompiles.
             args: leading arguments of `log_prob`: data, hyperparameters; any PyTrees.
+
+        Raises:
+            TypeError: `log_prob` is neither.
         """
-        self.function = log_prob
+        self.function = as_function(log_prob, "log_prob")
         self.args = as_arguments(args)
 
     def value(self, particle: Particle) -> Float[Array, ""]:
@@ -135,7 +152,7 @@ class Density(AbstractValueTarget):
         Args:
             particle: x, without the particle axis.
         """
-        return _scalar(self.function(*self.args, particle), "log_prob")
+        return scalar(self.function(*self.args, particle), "log_prob")
 
     def potential(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
         """Give U(x, α) = α log p(x).
@@ -148,13 +165,3 @@ class Density(AbstractValueTarget):
         del key
         value = self.value(particle)
         return temperature.astype(value.dtype) * value
-
-
-def _scalar(out: Any, name: str) -> Float[Array, ""]:
-    out = jnp.asarray(out)
-    if out.shape != ():
-        raise ValueError(
-            f"{name} returned shape {out.shape} for one particle; expected one scalar. It is called with a single "
-            "particle, without the particle axis: sum over coordinates, and aggregate an ensemble."
-        )
-    return out

@@ -51,6 +51,17 @@ class AuthorsSVGD(AbstractFlow):
         velocity = kernel @ gradient - field.temperature * repulsion
         return weight[:, None] * velocity / jnp.maximum(jnp.sum(weight), 1), alive
 
+    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "AuthorsSVGD":
+        """Give the flow itself: nothing of it depends on data.
+
+        Args:
+            field: unused.
+            positions: unused.
+            alive: unused.
+        """
+        del field, positions, alive
+        return self
+
     def energy(self, field: Field, positions: Positions, alive: Mask) -> NoReturn:
         """Refuse, as `flowrl.SVGD` does.
 

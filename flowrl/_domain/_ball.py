@@ -1,0 +1,202 @@
+"""Balls."""
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+
+from flowrl._custom_types import Particle, Particles, Scalar
+from flowrl._domain._base import AbstractDomain
+from flowrl._domain._coordinate import fold
+from flowrl._domain._ways import MAPPING, RESTRICTING, Way, check_way
+from flowrl._misc import concrete, numbers_to_array
+
+
+class Ball(AbstractDomain):
+    r"""The Euclidean ball |x − c| <= R over all coordinates of a particle together.
+
+    "project" moves particles outside to the nearest point of the sphere. "reflect" folds the distance to the centre at
+    R: to first order the reflection at the tangent plane, so meant for overshoots that are small against R. "bijector"
+    and "mirror" are both the gradient map of ψ(x) = −R √(R² − |x − c|²):
+
+    $$x = c + \frac{y}{\sqrt{1 + |y|²/R²}}, \qquad y = \frac{x - c}{\sqrt{1 - |x - c|²/R²}}, \qquad
+    \log\left|\det\frac{∂x}{∂y}\right| = -\frac{d + 2}{2} \log(1 + |y|²/R²),$$
+
+    and differ only for ascent (see `AbstractDomain.mirrors`). Near the centre y is x − c. By a map the ball is open.
+
+    Attributes:
+        centre: c.
+        radius: R, an array `()`.
+        by: how particles are kept inside.
+    """
+
+    centre: PyTree[Array]
+    radius: Array
+    by: Way = eqx.field(static=True)
+
+    def __init__(self, centre: PyTree[ArrayLike] = 0.0, radius: ArrayLike = 1.0, by: Way = "project"):
+        """Make a ball.
+
+        Args:
+            centre: c: a number, an array that broadcasts against one particle, or a PyTree of such with the structure
+                of a particle. Finite.
+            radius: R, one finite number > 0.
+            by: "project", "reflect", "bijector" or "mirror".
+
+        Raises:
+            ValueError: a concrete radius or centre is out of its range, or there is no such `by`.
+        """
+        check_way("Ball", by)
+        centre, value = numbers_to_array(centre), concrete(radius)
+        if value is not None and not (value.shape == () and 0 < value < np.inf):
+            raise ValueError(f"the radius of Ball must be one finite number > 0, got {value}.")
+        for leaf in jax.tree.leaves(centre):
+            place = concrete(leaf)
+            if place is not None and not np.isfinite(place).all():
+                raise ValueError(f"the centre of Ball must be finite, got {place}.")
+        self.centre = jax.tree.map(jnp.asarray, centre)
+        self.radius = jnp.asarray(radius)
+        self.by = by
+
+    @property
+    def restricts(self) -> bool:
+        """Whether particles are brought back after each step: by projection and by reflection."""
+        return self.by in RESTRICTING
+
+    @property
+    def maps(self) -> bool:
+        """Whether the flow runs in other coordinates."""
+        return self.by in MAPPING
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether ascent is mirror ascent."""
+        return self.by == "mirror"
+
+    def contains(self, particles: Particles) -> Bool[Array, " n"]:
+        """Say which particles have |x − c| <= R, up to the rounding of the coordinates; |x − c| < R by a map.
+
+        Args:
+            particles: leaves `(n, ...)`.
+        """
+
+        def inside(particle: Particle) -> Array:
+            offset, centre, radius = self._offset(particle)
+            distance = _norm(offset)
+            return distance < radius if self.maps else distance <= radius + _rounding(centre, radius)
+
+        return jax.vmap(inside)(particles)
+
+    def restrict(self, particles: Particles) -> Particles:
+        """Project on the ball, or fold at its sphere; the identity by a map, and on particles inside.
+
+        Args:
+            particles: leaves `(n, ...)`.
+        """
+
+        def bring(particle: Particle) -> Particle:
+            offset, centre, radius = self._offset(particle)
+            distance = _norm(offset)
+            outside = distance > radius + _rounding(centre, radius)
+            allowed = radius if self.by == "project" else fold(distance, -radius, radius)
+            inside = centre + offset * (allowed / jnp.where(outside, distance, 1))
+            flat, unravel = jax.flatten_util.ravel_pytree(particle)
+            return unravel(jnp.where(outside, inside, flat))
+
+        return particles if self.maps else jax.vmap(bring)(particles)
+
+    def forward(self, particle: Particle) -> Particle:
+        """Give x = T(y), strictly inside; without a map, the particle as it is.
+
+        Args:
+            particle: one particle in unconstrained coordinates.
+        """
+        if not self.maps:
+            return particle
+        y, unravel = jax.flatten_util.ravel_pytree(particle)
+        centre, radius = self._centre(particle), self.radius.astype(y.dtype)
+        unit, size = _hypotenuse(y / radius)
+        return unravel(centre + _shortened(radius * unit / size, _inner(centre, radius)))
+
+    def inverse(self, particle: Particle) -> Particle:
+        """Give y = T⁻¹(x), finite also on the sphere; without a map, the particle as it is.
+
+        Args:
+            particle: one particle inside.
+        """
+        if not self.maps:
+            return particle
+        offset, centre, radius = self._offset(particle)
+        offset = _shortened(offset, _inner(centre, radius))
+        ratio = _norm(offset) / radius
+        _, unravel = jax.flatten_util.ravel_pytree(particle)
+        return unravel(offset / jnp.sqrt((1 - ratio) * (1 + ratio)))
+
+    def log_det_jacobian(self, particle: Particle) -> Scalar:
+        """Give log|det ∂x/∂y| = −(d + 2)/2 log(1 + |y|²/R²); zero without a map.
+
+        Args:
+            particle: one particle in unconstrained coordinates.
+        """
+        y, _ = jax.flatten_util.ravel_pytree(particle)
+        if not self.maps:
+            return jnp.zeros((), y.dtype)
+        y = y / self.radius.astype(y.dtype)
+        _, size = _hypotenuse(y)
+        return -(y.size + 2) * (jnp.log(size) + jnp.log(_largest(y)))
+
+    def _centre(self, particle: Particle) -> Float[Array, " d"]:
+        """Give c as a row, in the dtype of the particle."""
+        try:
+            centre = jax.tree.map(
+                lambda c, leaf: jnp.broadcast_to(c.astype(leaf.dtype), leaf.shape),
+                jax.tree.broadcast(self.centre, particle),
+                particle,
+            )
+        except ValueError as error:
+            got, shape = (jax.tree.map(jnp.shape, tree) for tree in (self.centre, particle))
+            raise ValueError(
+                f"the centre of Ball, of shape {got}, does not broadcast against a particle of shape {shape}."
+            ) from error
+        return jax.flatten_util.ravel_pytree(centre)[0]
+
+    def _offset(self, particle: Particle) -> tuple[Float[Array, " d"], Float[Array, " d"], Scalar]:
+        """Give x − c, c and R."""
+        x, _ = jax.flatten_util.ravel_pytree(particle)
+        centre = self._centre(particle)
+        return x - centre, centre, self.radius.astype(x.dtype)
+
+
+def _largest(x: Array) -> Array:
+    """Give max(1, |x_i|): a unit in which squares do not overflow. The formulas do not depend on it."""
+    return jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(x)), 1))
+
+
+def _norm(x: Array) -> Array:
+    """Give |x|, for any size, with gradient zero at zero."""
+    unit = _largest(x)
+    squared = jnp.sum((x / unit) ** 2)
+    return unit * jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+
+
+def _hypotenuse(y: Array) -> tuple[Array, Array]:
+    """Give y and √(1 + |y|²), both over max(1, |y_i|)."""
+    unit = _largest(y)
+    return y / unit, jnp.sqrt(unit**-2 + jnp.sum((y / unit) ** 2))
+
+
+def _shortened(offset: Array, longest: Array) -> Array:
+    distance = _norm(offset)
+    return jnp.where(distance > longest, offset * (longest / jnp.where(distance > longest, distance, 1)), offset)
+
+
+def _rounding(centre: Array, radius: Array) -> Array:
+    """Give a bound on what rounding the coordinates of a point on the sphere changes its distance by."""
+    eps = jnp.finfo(radius.dtype).eps
+    return eps * ((4 + float(np.sqrt(centre.size))) * radius + _norm(centre))
+
+
+def _inner(centre: Array, radius: Array) -> Array:
+    return jnp.maximum(radius - _rounding(centre, radius), 0)

@@ -1,0 +1,99 @@
+r"""The blob method: the free energy with the density of the particles smoothed by a kernel.
+
+With ρ_i = Σ_j k(x_i, x_j), moving x_i changes Σ_l log ρ_l through its own term, by Σ_j ∇k(x_i, x_j)/ρ_i, and through
+all terms, by Σ_j ∇k(x_i, x_j)/ρ_j.
+"""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from flowrl._custom_types import Mask, Positions, Scalar
+from flowrl._flow._base import AbstractFlow, Traits
+from flowrl._flow._field import Field
+from flowrl._kernel import RBF, AbstractScalarKernel, LogNBandwidth
+from flowrl._kernel._distance import centre
+
+
+class Blob(AbstractFlow):
+    r"""The blob method for diffusion: a deterministic flow of the regularised free energy −E[V] + α E[log (k ∗ q)].
+
+    $$v_i = ∇U(x_i) - α \sum_j ∇_{x_i} k(x_i, x_j) \left(\frac{1}{ρ_i} + \frac{1}{ρ_j}\right),
+      \qquad ρ_i = \sum_l k(x_i, x_l)$$
+
+    It is a gradient flow on particles, so its energy falls and it comes to rest, but at the minimiser of a biased
+    energy: the kernel spreads the density already, so the particles come to rest too close together. On N(0, τ) and for
+    n → ∞ the best Gaussian has the variance u − σ² with $u = (τ + \sqrt{τ^2 + 4τσ^2})/2$: about τ − σ⁴/τ for a narrow
+    kernel, and zero, all particles in one place, from σ² = 2τ on. Too narrow a kernel sees no neighbours, and the
+    particles fall together until it does. So 200 particles on N(0, I_d) come to rest at a variance of
+
+    | bandwidth | d = 1 | d = 2 | d = 10 |
+    |---|---|---|---|
+    | median | 0.63 | 0.38 | 0.10 |
+    | log-n rule | 0.99 | 0.95 | 0.52 |
+    | σ = 0.5 | 0.96 | 0.95 | 0.23 |
+    | σ = 1 | 0.59 | 0.59 | 0.52 |
+
+    In few dimensions `Blob(RBF(LogNBandwidth()))` is nearly unbiased; in many no bandwidth is (see `SVGD`, `ALDI`).
+
+    Attributes:
+        kernel: k > 0; `RBF(LogNBandwidth())` by default, narrower than SVGD's. The energy holds the bandwidth fixed; with a rule
+            that depends on the particles it is another functional at every step.
+
+    ??? cite "Source"
+        Carrillo, Craig and Patacchini, *A blob method for diffusion*, Calculus of Variations and Partial Differential
+        Equations 58, 2019.
+    """
+
+    kernel: AbstractScalarKernel = RBF(LogNBandwidth())
+    traits: ClassVar[Traits] = Traits(energy_needs=frozenset({"value"}))
+
+    def __check_init__(self):
+        if not isinstance(self.kernel, AbstractScalarKernel):
+            raise TypeError(f"kernel must be a scalar kernel such as RBF(), got {self.kernel!r}.")
+
+    def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+        """Give the direction of steepest descent of the energy at every particle.
+
+        Args:
+            field: the target at this step's temperature.
+            positions: z, (n, d).
+            alive: particles that are not frozen.
+        """
+        gradient, alive = field.gradient(positions, alive)
+        x = centre(positions, alive)
+        kernel, weight = self.kernel.fitted(x, alive), alive.astype(x.dtype)
+        density = _density(kernel, x, alive)
+        push = kernel.gradient(x, x, weight) / density[:, None] + kernel.gradient(x, x, weight / density)
+        return jnp.where(alive[:, None], gradient - field.temperature * push, 0), alive
+
+    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "Blob":
+        """Give the flow with the kernel fixed at these particles.
+
+        Args:
+            field: unused.
+            positions: z, (n, d).
+            alive: particles that are not frozen.
+        """
+        del field
+        return Blob(self.kernel.fitted(centre(positions, alive), alive))
+
+    def energy(self, field: Field, positions: Positions, alive: Mask) -> Scalar:
+        """Give −mean U + α mean log (1/n Σ_j k(·, x_j)) over the living particles.
+
+        Args:
+            field: the target at this step's temperature.
+            positions: z, (n, d).
+            alive: particles that are not frozen.
+        """
+        potential, alive = field.potential(positions, alive)
+        x = centre(positions, alive)
+        weight = alive.astype(x.dtype)
+        count = jnp.maximum(jnp.sum(weight), 1)
+        smoothed = jnp.log(_density(self.kernel.fitted(x, alive), x, alive) / count)
+        return jnp.sum(weight * (field.temperature * smoothed - potential)) / count
+
+
+def _density(kernel: AbstractScalarKernel, x: Positions, alive: Mask):
+    """Give ρ_i = Σ_j k(x_i, x_j) over living j; 1 at the others, which may lie where it is zero."""
+    return jnp.where(alive, kernel.apply(x, x, alive.astype(x.dtype)[:, None])[:, 0], 1)

@@ -1,0 +1,252 @@
+"""Continuous time: a flow as an ordinary or stochastic differential equation, integrated by diffrax."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+import numpy as np
+import optimistix as optx
+from jaxtyping import Array, Float
+
+from flowrl._custom_types import Key, Mask, Positions, Scalar
+from flowrl._flow import AbstractStochasticFlow
+from flowrl._misc import row_norm
+from flowrl._solution import RESULTS
+from flowrl._solver._base import AbstractSolver, March, Problem
+
+_NoProgress = diffrax.NoProgressMeter()
+_codes: Any = RESULTS
+
+
+class Diffrax(AbstractSolver):
+    """The flow in continuous time, dx/dt = v(x) (or dx = v dt + noise dW), to the budget's time Σ ε.
+
+    Step size control, interpolation, adjoints, events and Brownian motion are diffrax's. The first step is the budget's
+    first ε; with `diffrax.ConstantStepSize()` all are. A temperature schedule holds for the time of its step.
+
+    Caps stop the set where it reaches them: `max_displacement` and `max_mmd` are events, located by root finding, and
+    `tolerance` is `diffrax.steady_state_event`. They are for deterministic flows.
+
+    Diffusions take a solver of stochastic equations and a constant step size. If their noise is additive, as Langevin's
+    is, any will do (`diffrax.ShARK()`, `diffrax.SRA1()`); else `diffrax.Euler()`, since the others ask for commutative
+    noise or integrate in Stratonovich's sense, and the flows here are meant in Itô's.
+
+    `save` takes increasing times between 0 and the budget's.
+
+    Attributes:
+        solver: how one step is taken.
+        controller: how long it is.
+        adjoint: how reverse mode goes back through it.
+        max_steps: bound on the number of steps, accepted and rejected; beyond it the result is `max_steps_reached`.
+        progress_meter: e.g. `diffrax.TqdmProgressMeter()`.
+
+    Example:
+        ```python
+        import diffrax
+        import jax
+        import jax.numpy as jnp
+        import flowrl
+
+        target = flowrl.Density(lambda x: -0.5 * jnp.sum(x**2))
+        start = 3 + jax.random.normal(jax.random.key(0), (50, 2))
+        solver = flowrl.Diffrax(diffrax.Tsit5(), diffrax.PIDController(rtol=1e-4, atol=1e-6))
+        solution = flowrl.transport(target, start, flowrl.Budget(100, 0.2), solver=solver)
+        ```
+
+    ??? cite "Source"
+        Kidger, *On Neural Differential Equations*, PhD thesis, Oxford 2021 (diffrax).
+    """
+
+    solver: diffrax.AbstractSolver = diffrax.Tsit5()
+    controller: diffrax.AbstractStepSizeController = diffrax.PIDController(rtol=1e-3, atol=1e-6)
+    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint()
+    max_steps: int = eqx.field(static=True, default=4096)
+    progress_meter: diffrax.AbstractProgressMeter = _NoProgress
+    handles_restriction: ClassVar[bool] = False
+    handles_jumps: ClassVar[bool] = False
+    needs_energy: ClassVar[bool] = False
+
+    def __check_init__(self):
+        for name, kind, hint in (
+            ("solver", diffrax.AbstractSolver, "diffrax.Tsit5()"),
+            ("controller", diffrax.AbstractStepSizeController, "diffrax.PIDController(rtol=1e-3, atol=1e-6)"),
+            ("adjoint", diffrax.AbstractAdjoint, "diffrax.RecursiveCheckpointAdjoint()"),
+            ("progress_meter", diffrax.AbstractProgressMeter, "diffrax.TqdmProgressMeter()"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} must be diffrax's, such as {hint}, got {getattr(self, name)!r}.")
+        if not isinstance(self.max_steps, int) or self.max_steps < 1:
+            raise ValueError(f"max_steps must be a Python int >= 1, got {self.max_steps!r}.")
+
+    @property
+    def handles_noise(self) -> Literal["none", "additive", "any"]:
+        """Any for `diffrax.Euler`; those with additive noise for other solvers of stochastic equations; else none."""
+        if isinstance(self.solver, diffrax.Euler):
+            return "any"
+        sorts = (diffrax.AbstractItoSolver, diffrax.AbstractStratonovichSolver)
+        return "additive" if isinstance(self.solver, sorts) else "none"
+
+    def solve(self, problem: Problem, save: Sequence[float] | None) -> March:
+        """Integrate to the budget's time, or to where an event stops it.
+
+        Args:
+            problem: flow, field, budget and start.
+            save: increasing times in [0, Σ ε] at which to record the particles; None records nothing. After an event
+                the particles stay as they are.
+
+        Raises:
+            ValueError: `save` is no such sequence, or the flow diffuses and the budget has caps or a tolerance.
+        """
+        budget, scale = problem.budget, problem.field.scale
+        start = problem.coordinates(problem.start) / scale
+        ends = problem.ends()
+        total = ends[-1] if ends.size else jnp.zeros((), start.dtype)
+        first = jnp.atleast_1d(budget.step_size)[0]
+        terms, stochastic = self._terms(problem, total, first)
+        events, reasons = _events(problem)
+        if stochastic and events:
+            raise ValueError(
+                "a displacement cap, an MMD cap or a tolerance is an event, which has no meaning along a diffusion's "
+                "rough path; leave them out, or use Euler()."
+            )
+        controller: Any = self.controller
+        if budget.temperature is not None and budget.temperature.ndim and not stochastic:
+            # The velocity jumps where the temperature does, and no step should straddle that.
+            controller = diffrax.ClipStepSizeController(controller, jump_ts=ends)
+        times = _times(save, start.dtype)
+        saves = [diffrax.SubSaveAt(t1=True)] + ([] if times is None else [diffrax.SubSaveAt(ts=times)])
+        # Diffrax mixes dtypes and ranks inside; what goes in and comes out has the particles' dtype.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            solution: Any = diffrax.diffeqsolve(
+                terms,
+                self.solver,
+                t0=jnp.zeros((), start.dtype),
+                t1=total,
+                dt0=jnp.minimum(first, total),
+                y0=start,
+                args=problem,
+                stepsize_controller=controller,
+                saveat=diffrax.SaveAt(subs=saves),
+                event=diffrax.Event(tuple(events), optx.Newton(1e-6, 1e-6)) if events else None,
+                adjoint=self.adjoint,
+                max_steps=self.max_steps,
+                progress_meter=self.progress_meter,
+                throw=False,
+            )
+        end = solution.ys[0][-1].astype(start.dtype)
+        finite = jnp.all(jnp.isfinite(end), axis=1)
+        end = jnp.where(finite[:, None], end, start)
+        _, alive = problem.flow.velocity(_at_time(problem, total), end, finite)
+        result = RESULTS.promote(solution.result)
+        for mask, reason in zip(solution.event_mask or (), reasons, strict=True):
+            result = _codes.where(mask, reason, result)
+        nothing = jnp.zeros((), start.dtype)
+        reached = jnp.minimum(solution.ts[0][-1].astype(start.dtype), total)
+        stats = {
+            "steps": solution.stats["num_accepted_steps"],
+            "time": reached,
+            "path_length": jnp.mean(problem.displacement(end * scale)),
+            "fraction_at_cap": nothing,
+            "fraction_clipped": nothing,
+        }
+        trajectory = None
+        if times is not None:
+            saved = solution.ys[1].astype(start.dtype)
+            # Diffrax leaves infinity at times after the end.
+            trajectory = jnp.where((times <= reached)[:, None, None], saved, end[None]) * scale[None]
+        return March(end * scale, alive, result, stats, trajectory)
+
+    def _terms(self, problem: Problem, total: Scalar, first: Scalar) -> tuple[Any, bool]:
+        everyone = jnp.all(jnp.isfinite(problem.coordinates(problem.start)), axis=1)
+        drift = diffrax.ODETerm(_velocity(everyone))
+        if not problem.flow.traits.diffuses:
+            return drift, False
+        shape = jax.ShapeDtypeStruct((everyone.shape[0], problem.field.scale.shape[1]), problem.field.scale.dtype)
+        least: Any = getattr(self.solver, "minimal_levy_area", diffrax.AbstractBrownianIncrement)
+        areas = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
+        area = next(area for area in areas if issubclass(area, least))
+        length = jnp.where(total > 0, total, 1)
+        motion = diffrax.VirtualBrownianTree(
+            jnp.zeros_like(length),
+            length,
+            # Below the smallest step that is taken; a path is resolved no further than this.
+            tol=jnp.where(first > 0, first, length) / 4,
+            shape=shape,
+            key=_brownian_key(problem),
+            levy_area=area,
+        )
+        return diffrax.MultiTerm(drift, diffrax.ControlTerm(_diffusion(everyone, shape), motion)), True
+
+
+def _brownian_key(problem: Problem) -> Key:
+    assert problem.key is not None  # the door of `transport` has seen to it
+    # Apart from the keys of single steps, which are folded from small numbers.
+    return jr.fold_in(problem.key, 2**31 - 1)
+
+
+def _at_time(problem: Problem, t: Scalar):
+    """Give the field of the step whose time holds t."""
+    step = jnp.minimum(jnp.sum(problem.ends() <= t), max(problem.budget.bound - 1, 0))
+    return problem.at(step)[0]
+
+
+def _velocity(everyone: Mask) -> Callable[[Any, Positions, Problem], Positions]:
+    def velocity(t: Any, z: Positions, problem: Problem) -> Positions:
+        return problem.flow.velocity(_at_time(problem, t), z, everyone)[0]
+
+    return velocity
+
+
+def _diffusion(everyone: Mask, shape: jax.ShapeDtypeStruct) -> Callable[[Any, Positions, Problem], Any]:
+    def diffusion(t: Any, z: Positions, problem: Problem) -> lx.AbstractLinearOperator:
+        flow, field = problem.flow, _at_time(problem, t)
+        assert isinstance(flow, AbstractStochasticFlow)
+        if flow.traits.additive:
+            return lx.DiagonalLinearOperator(flow.noise(field, z, everyone, jnp.ones(shape.shape, shape.dtype)))
+        return lx.FunctionLinearOperator(lambda white: flow.noise(field, z, everyone, white), shape)
+
+    return diffusion
+
+
+def _events(problem: Problem) -> tuple[list[Callable[..., Any]], list[Any]]:
+    budget, events, reasons = problem.budget, [], []
+    scale, max_mmd, max_displacement = problem.field.scale, budget.max_mmd, budget.max_displacement
+    if budget.tolerance is not None:
+
+        def rms(x: Float[Array, "n d"]) -> Scalar:
+            return jnp.sqrt(jnp.mean(row_norm(x) ** 2))
+
+        at_rest: Any = budget.tolerance
+        events.append(diffrax.steady_state_event(rtol=0.0, atol=at_rest, norm=rms))
+        reasons.append(_codes.stationary)
+    if max_mmd is not None:
+
+        def discrepancy(t: Any, y: Positions, args: Any, **_: Any) -> Scalar:
+            del t, args
+            return problem.mmd(y * scale) - max_mmd
+
+        events.append(discrepancy)
+        reasons.append(_codes.mmd_reached)
+    if max_displacement is not None:
+
+        def displacement(t: Any, y: Positions, args: Any, **_: Any) -> Scalar:
+            del t, args
+            return jnp.max(problem.displacement(y * scale)) - max_displacement
+
+        events.append(displacement)
+        reasons.append(_codes.displacement_reached)
+    return events, reasons
+
+
+def _times(save: Sequence[float] | None, dtype: Any) -> Float[Array, " saved"] | None:
+    if save is None:
+        return None
+    times = np.asarray(save, float)
+    if times.ndim != 1 or not times.size or (np.diff(times) <= 0).any() or times[0] < 0:
+        raise ValueError(f"save must be increasing times between 0 and the budget's time; got {save}.")
+    return jnp.asarray(times, dtype)

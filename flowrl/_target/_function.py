@@ -1,0 +1,106 @@
+"""What a target makes of the thing it is given: a function, a module, or a distribution with a method `log_prob`."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flowrl._target._base import AbstractTarget
+
+
+class LogProb(eqx.Module):
+    """The method `log_prob` of a distribution as a function whose arrays are leaves, so that new ones never recompile.
+
+    Attributes:
+        distribution: any PyTree with `log_prob(*args, x)`.
+    """
+
+    distribution: Any
+
+    def __init__(self, distribution: Any):
+        """Take a distribution.
+
+        Args:
+            distribution: its floats and NumPy arrays become arrays; its integers stay static.
+        """
+        self.distribution = as_leaves(distribution)
+
+    def __call__(self, *args: Any) -> Array:
+        """Give log p(x) in the dtype of x.
+
+        Args:
+            args: leading arguments, and the particle.
+        """
+        with third_party():
+            out = jnp.asarray(self.distribution.log_prob(*args))
+        return out.astype(jax.tree.leaves(args[-1])[0].dtype)
+
+
+def as_leaves(tree: Any) -> Any:
+    """Turn the floats and NumPy arrays of a PyTree into arrays; integers and everything else stay static.
+
+    Args:
+        tree: any PyTree.
+    """
+    numbers = (np.ndarray, np.floating)
+    return jax.tree.map(lambda x: jnp.asarray(x) if type(x) is float or isinstance(x, numbers) else x, tree)
+
+
+@contextlib.contextmanager
+def third_party() -> Iterator[None]:
+    """Let other people's code mix dtypes and ranks, whatever the process forbids."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def as_function(given: Any, name: str) -> Callable[..., Any]:
+    """Give the function that a target evaluates.
+
+    Args:
+        given: a function, a callable module, or an object with a method `log_prob`. The method is taken where there
+            is one, also if the object can be called: to call a distribution of numpyro is to draw from it.
+        name: the argument's name, for the message.
+
+    Raises:
+        TypeError: `given` is none of these.
+    """
+    if isinstance(given, type):
+        raise TypeError(f"{name} is the class {given.__name__}; did you mean an instance, {given.__name__}(...)?")
+    if isinstance(given, AbstractTarget):
+        raise TypeError(
+            f"{name} is a target already ({type(given).__name__}); expected a function of a particle. Use it as it is, "
+            "or join two by Tilted(log_reference, value)."
+        )
+    if hasattr(given, "log_prob"):
+        return LogProb(given)
+    if not callable(given):
+        raise TypeError(
+            f"{name} must be a function of one particle, a callable module or a distribution with a method log_prob, "
+            f"got {type(given).__name__}."
+        )
+    return given
+
+
+def scalar(out: Any, name: str) -> Float[Array, ""]:
+    """Refuse what is not one number.
+
+    Args:
+        out: what a user's function returned.
+        name: its name, for the message.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    out = jnp.asarray(out)
+    if out.shape != ():
+        raise ValueError(
+            f"{name} returned shape {out.shape} for one particle; expected one scalar. It is called with a single "
+            "particle, without the particle axis: sum over coordinates (of a distribution with a batch shape: "
+            ".to_event(1)), and aggregate an ensemble."
+        )
+    return out
