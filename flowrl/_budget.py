@@ -79,7 +79,8 @@ class Budget(eqx.Module):
             tolerance: speed >= 0 at which the set counts as at rest: it stops once the root mean square over particles
                 of |Δx| / ε is at most this, in units of `scale` per unit time. Refused for diffusions and jumps.
             max_mmd: cap >= 0 on the maximum mean discrepancy between the set and its start, Gaussian kernel, in
-                units of `scale`. A set found beyond it goes back to where the last check left it, and stops.
+                units of `scale`. A set found beyond it goes back to where the last check left it, and stops. In
+                float32 a cap below about 1e-3 is decided by rounding, on the safe side.
             mmd_sigma: bandwidth σ > 0 of that kernel, in units of `scale`; None for the median rule at the start.
             check_every: steps >= 1 between two checks of `tolerance` and `max_mmd`. `max_mmd` is also checked at the
                 end, so it holds whatever this is. Each set stops for itself; under `jax.vmap` the slowest sets the
@@ -105,6 +106,8 @@ class Budget(eqx.Module):
             steps = jnp.asarray(steps)
             if not jnp.issubdtype(steps.dtype, jnp.integer) or steps.ndim != 0:
                 raise TypeError(f"steps must be an integer scalar, got {steps.dtype}{list(steps.shape)}.")
+            if max_steps is not None and not isinstance(max_steps, int | np.integer):
+                raise TypeError(f"max_steps must be a Python int, got {max_steps!r}.")
             if max_steps is None or max_steps < 0:
                 raise ValueError("steps is an array, so its bound is needed: Budget(steps, ..., max_steps=10).")
             value = concrete(steps)
@@ -122,9 +125,13 @@ class Budget(eqx.Module):
         if mmd_sigma is not None and max_mmd is None:
             raise ValueError("mmd_sigma is the bandwidth of the cap max_mmd; give that too, or leave it out.")
         self.mmd_sigma = _cap("mmd_sigma", mmd_sigma, positive=True)
-        if not isinstance(check_every, int) or check_every < 1:
+        if isinstance(check_every, bool) or not isinstance(check_every, int | np.integer) or check_every < 1:
             raise ValueError(f"check_every must be a Python int >= 1, got {check_every!r}.")
-        self.check_every = check_every
+        if check_every > 1 and tolerance is None and max_mmd is None:
+            raise ValueError(
+                "check_every says how often tolerance and max_mmd are looked at; give one, or leave it out."
+            )
+        self.check_every = int(check_every)
 
     @property
     def steps(self) -> int | Count:

@@ -1,5 +1,7 @@
 """The door of a transport: concrete misuse is refused before anything is compiled, numbers get their dtype."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,9 +22,9 @@ def check(
     solver: AbstractSolver,
     domain: AbstractDomain,
     target: AbstractTarget,
-    particles: Particles,
+    particles: Any,
     budget: Budget,
-) -> None:
+) -> Particles:
     """Refuse concrete misuse before anything is compiled.
 
     Args:
@@ -33,11 +35,13 @@ def check(
         particles: leaves (n, ...).
         budget: as the user made it.
 
+    Returns:
+        The particles, their leaves made arrays.
+
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, or the parts do not go together.
     """
-    check_particles(particles)
     if not isinstance(target, AbstractTarget):
         raise TypeError(
             f"target must be a flowrl target, got {type(target).__name__}. Wrap a value as Boltzmann(value), a log "
@@ -45,6 +49,8 @@ def check(
         )
     if not isinstance(budget, Budget):
         raise TypeError(f"budget must be a flowrl.Budget, got {type(budget).__name__}.")
+    particles = jax.tree.map(jnp.asarray, particles)
+    check_particles(particles)
     support = supports(flow, solver, domain, target)
     if not support:
         raise ValueError(support.reason)
@@ -66,6 +72,8 @@ def check(
         )
     if (traits.diffuses or traits.jumps) and budget.tolerance is not None:
         raise ValueError(f"the particles of {name} never come to rest; leave tolerance=None in the budget.")
+    if "samples" in traits.needs:
+        _check_samples(target, particles, domain)
     finite = [concrete(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(particles)]
     if any(ok is not None and not ok for ok in finite):
         raise ValueError("particles hold NaN or infinity; drop or repair them before the transport.")
@@ -77,6 +85,23 @@ def check(
                 f"(first: index {int(np.argmin(inside))}); bring them inside, "
                 + ("strictly, as a map asks." if domain.maps else "e.g. by domain.restrict(particles).")
             )
+    return particles
+
+
+def _check_samples(target: AbstractTarget, particles: Particles, domain: AbstractDomain) -> None:
+    """Refuse samples that are no particles of this kind, or lie outside the domain."""
+    samples = target.samples()
+    shapes = [jax.tree.map(lambda leaf: leaf.shape[1:], tree) for tree in (samples, particles)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"one sample of the target has the shape {shapes[0]}, one particle {shapes[1]}; they must be equal."
+        )
+    inside = concrete(domain.contains(samples))
+    if inside is not None and not inside.all():
+        raise ValueError(
+            f"{int((~inside).sum())} of {inside.size} samples of the target lie outside {type(domain).__name__}, where "
+            "no particle can follow; drop them, or widen the domain."
+        )
 
 
 def check_key(flow: AbstractFlow, target: AbstractTarget, key: Key | None) -> None:

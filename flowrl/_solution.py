@@ -34,7 +34,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]  (Eq
         "Allow more, or take smaller steps to come closer to the cap."
     )
     outside_domain = (
-        "A particle started outside the domain. Nothing was moved. Project the particles first, or widen the domain."
+        "A particle started outside the domain, or the domain is empty (a lower face not below its upper one). Nothing "
+        "was moved. Project the particles first, or widen the domain."
     )
 
 
@@ -132,6 +133,9 @@ def _verdict(solution: Solution) -> str:
     if stats["fraction_clipped"].size and stats["fraction_clipped"].max() > 0.5:
         lines.append("  try      the domain stopped most moves: a smaller step_size, or start further inside")
     if stats["nonfinite"].size and stats["nonfinite"].max() > 0:
-        lines.append(f"  warning  {int(stats['nonfinite'].sum())} particles were frozen: their score was not finite")
+        lines.append(
+            f"  warning  {int(stats['nonfinite'].sum())} particles were frozen: their value or score was not "
+            "finite (outside the support? then give a domain)"
+        )
     lines += [f"  note     {note}" for note in solution.notes]
     return "\n".join(lines)

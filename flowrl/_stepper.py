@@ -33,7 +33,7 @@ class Stepper(eqx.Module):
     """A transport one step at a time: `init` gives a state, `step` takes a key and a state and gives the next.
 
     The steps are those of `flowrl.transport`, and stop where its budget does: a state whose budget is spent stays as it
-    is. With the same key at every step the two agree to rounding.
+    is, however often it is sent on. With the same key at every step the two agree to rounding.
 
     The two methods have the signatures of a blackjax algorithm, so `blackjax.util.run_inference_algorithm` and its
     progress bar run a `Stepper` as it stands.
@@ -83,8 +83,7 @@ class Stepper(eqx.Module):
             ValueError: a concrete argument is out of range, or the parts do not go together.
         """
         del rng_key
-        particles = jax.tree.map(jnp.asarray, particles)
-        check(self.method.flow, self.method.solver, self.method.domain, self.target, particles, self.budget)
+        particles = check(self.method.flow, self.method.solver, self.method.domain, self.target, particles, self.budget)
         return _begin(self, particles)
 
     def step(self, rng_key: Key | None, state: State) -> tuple[State, Solution]:

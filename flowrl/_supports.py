@@ -43,7 +43,13 @@ def supports(
 
     Returns:
         A `Support`, true or false, with the reason.
+
+    Raises:
+        TypeError: a part is of another kind, or a class where an instance is meant.
     """
+    for part, kind in ((flow, AbstractFlow), (solver, AbstractSolver), (domain, AbstractDomain)):
+        if not isinstance(part, kind):
+            raise TypeError(f"expected an instance of {kind.__name__}, got {part!r}.")
     traits, name = flow.traits, type(flow).__name__
     names = f"{name} with {type(solver).__name__}"
     if traits.diffuses and solver.handles_noise == "none":

@@ -83,8 +83,7 @@ class Transport(eqx.Module):
         Returns:
             The `flowrl.Solution`.
         """
-        particles = jax.tree.map(jnp.asarray, particles)
-        check(self.flow, self.solver, self.domain, target, particles, budget)
+        particles = check(self.flow, self.solver, self.domain, target, particles, budget)
         check_key(self.flow, target, key)
         save = tuple(np.asarray(save).tolist()) if isinstance(save, Sequence | np.ndarray | jax.Array) else save
         solution = _run(self, target, particles, resolve(budget, particles), key, save)
@@ -186,7 +185,9 @@ def conclude(problem: Problem, march: March, *, taken: Bool[Array, ""], valued: 
         valued: whether to evaluate the particles.
     """
     particles, budget, target, traits = problem.start, problem.budget, problem.field.target, problem.flow.traits
-    valid, inside = budget.valid(), jnp.all(problem.field.domain.contains(particles))
+    # A particle that is not finite is frozen, and no reason to stop the others.
+    finite = jnp.all(jnp.isfinite(ravel(particles)[0]), axis=1)
+    valid, inside = budget.valid(), jnp.all(problem.field.domain.contains(particles) | ~finite)
     if (target.vanishes_when_cold or traits.temperature == "positive") and budget.temperature is not None:
         valid = valid & jnp.all(budget.temperature > 0)
 
@@ -195,7 +196,7 @@ def conclude(problem: Problem, march: March, *, taken: Bool[Array, ""], valued: 
     # Zero steps give the input back bit for bit, also where the domain's map would round.
     moved = jax.tree.map(lambda new, old: jnp.where(kept, new, old), moved, particles)
     displacement = jnp.where(kept, jax.lax.stop_gradient(problem.displacement(march.coordinates)), 0)
-    alive = jnp.where(kept, march.alive, jnp.all(jnp.isfinite(ravel(particles)[0]), axis=1))
+    alive = jnp.where(kept, march.alive, finite)
     result = march.result if isinstance(march.result, RESULTS) else RESULTS.promote(march.result)
     result = RESULTS.where(jnp.any(alive), result, RESULTS.nonfinite_score)
     result = RESULTS.where(inside, result, RESULTS.outside_domain)

@@ -30,6 +30,13 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Compiled programs are kept for ever otherwise: gigabytes by the end of the run."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key(request):
     """A key made from the test's own name: the same in every run and in any order, another for every test."""

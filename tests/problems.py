@@ -102,7 +102,7 @@ def double_banana(x):
 PLANE = {"mixture": mixture, "banana": banana, "ring": ring, "double banana": double_banana}
 
 
-def quadrature(log_prob, reach=7.0, points=561):
+def quadrature(log_prob, reach=20.0, points=801):
     """Mean and covariance of a plane density, on a grid in float64."""
     axis = np.linspace(-reach, reach, points)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""The tables of docs/concepts/flows.md are the compatibility table of the code: `python tests/test_tables.py` writes them."""
+"""The tables of docs/concepts/flows.md are those of the code: `python tests/test_tables.py` writes them anew."""
 
 import pathlib
 

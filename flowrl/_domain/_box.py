@@ -112,7 +112,7 @@ class Box(AbstractDomain):
 
         def inside(leaf: Array, low: Array, high: Array) -> Array:
             within = (leaf > low) & (leaf < high) if self.maps else (leaf >= low) & (leaf <= high)
-            return jnp.all(within, axis=tuple(range(1, leaf.ndim)))
+            return jnp.all(within & (low < high), axis=tuple(range(1, leaf.ndim)))
 
         return jnp.all(jnp.stack(jax.tree.leaves(self._each(inside, particles, batched=True))), axis=0)
 

@@ -32,8 +32,8 @@ class ALDI(AbstractStochasticFlow):
 
     The particles must be spread out at the start. They never leave their affine hull: n > d + 1 of them sample the
     target, n <= d only its restriction to that hull (with min(d + 1, n)/n as the factor), and one alone, or several in
-    one place, do not move. The cost of a step is O(nd²) beyond the gradients. Reverse mode is refused for n < d, and is
-    undefined for particles in a hyperplane.
+    one place, do not move. The cost of a step is O(nd²) beyond the gradients. Reverse mode has no meaning for
+    n <= d, or for particles in a hyperplane.
 
     Example:
         ```python
@@ -42,7 +42,7 @@ class ALDI(AbstractStochasticFlow):
         import flowrl
 
         target = flowrl.Density(lambda x: -0.5 * (x[0] ** 2 + 1e4 * x[1] ** 2))
-        start = jax.random.normal(jax.random.key(0), (200, 2)) * jnp.array([1.0, 0.02])
+        start = jax.random.normal(jax.random.key(0), (200, 2)) * jnp.array([[1.0, 0.02]])
         budget = flowrl.Budget(steps=100, step_size=0.1)
         solution = flowrl.transport(target, start, budget, flow=flowrl.ALDI(), key=jax.random.key(1))
         ```

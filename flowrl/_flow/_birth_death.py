@@ -11,6 +11,7 @@ from flowrl._flow._base import AbstractJumpFlow, Traits
 from flowrl._flow._field import Field
 from flowrl._kernel import RBF, AbstractScalarKernel
 from flowrl._kernel._distance import centre
+from flowrl._kernel._linear import refuse_linear
 
 
 class BirthDeath(AbstractJumpFlow):
@@ -49,6 +50,7 @@ class BirthDeath(AbstractJumpFlow):
     def __check_init__(self):
         if not isinstance(self.kernel, AbstractScalarKernel):
             raise TypeError(f"kernel must be a scalar kernel such as RBF(), got {self.kernel!r}.")
+        refuse_linear(self.kernel, "BirthDeath")
 
     def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give zero: particles only jump. Those whose potential is not finite are frozen.

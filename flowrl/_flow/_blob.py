@@ -13,6 +13,7 @@ from flowrl._flow._base import AbstractFlow, Traits
 from flowrl._flow._field import Field
 from flowrl._kernel import RBF, AbstractScalarKernel, LogNBandwidth
 from flowrl._kernel._distance import centre
+from flowrl._kernel._linear import refuse_linear
 
 
 class Blob(AbstractFlow):
@@ -34,11 +35,11 @@ class Blob(AbstractFlow):
     | σ = 0.5 | 0.96 | 0.95 | 0.23 |
     | σ = 1 | 0.59 | 0.59 | 0.52 |
 
-    In few dimensions `Blob(RBF(LogNBandwidth()))` is nearly unbiased; in many no bandwidth is (see `SVGD`, `ALDI`).
+    So the log-n rule is the default. In many dimensions no bandwidth is without bias (see `SVGD`, `ALDI`).
 
     Attributes:
-        kernel: k > 0; `RBF(LogNBandwidth())` by default, narrower than SVGD's. The energy holds the bandwidth fixed; with a rule
-            that depends on the particles it is another functional at every step.
+        kernel: k > 0; `RBF(LogNBandwidth())` by default, narrower than SVGD's. The energy holds the bandwidth fixed;
+            with a rule that depends on the particles it is another functional at every step.
 
     ??? cite "Source"
         Carrillo, Craig and Patacchini, *A blob method for diffusion*, Calculus of Variations and Partial Differential
@@ -51,6 +52,7 @@ class Blob(AbstractFlow):
     def __check_init__(self):
         if not isinstance(self.kernel, AbstractScalarKernel):
             raise TypeError(f"kernel must be a scalar kernel such as RBF(), got {self.kernel!r}.")
+        refuse_linear(self.kernel, "Blob")
 
     def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give the direction of steepest descent of the energy at every particle.

@@ -145,5 +145,6 @@ def _from_consensus(field: Field, positions: Positions, alive: Mask) -> tuple[Po
     below = jnp.where(alive, potential - jnp.where(jnp.any(alive), best, 0), 0)
     weight = jnp.where(alive, jnp.exp(below / field.temperature), 0)
     z = centre(positions, alive)
-    mean = (weight[None] @ z) / jnp.maximum(jnp.sum(weight), 1)  # the best weighs 1
+    # Not a maximum with 1, which the sum often is: a tie would halve the derivative.
+    mean = (weight[None] @ z) / jnp.where(jnp.any(alive), jnp.sum(weight), 1)
     return jnp.where(alive[:, None], z - mean, 0), alive

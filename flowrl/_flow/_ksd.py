@@ -16,6 +16,7 @@ from flowrl._flow._field import Field
 from flowrl._kernel import RBF, AbstractKernel
 from flowrl._kernel._blocks import by_rows
 from flowrl._kernel._distance import centre
+from flowrl._kernel._linear import refuse_linear
 
 
 class KSDDescent(AbstractFlow):
@@ -25,7 +26,8 @@ class KSDDescent(AbstractFlow):
       k_p(x, y) = s(x)·s(y) k + s(x)·∇_y k + s(y)·∇_x k + ∇_x·∇_y k, \qquad s = ∇U / α$$
 
     It needs no samples and no normalising constant, its energy is finite on particles, and so it can be followed and
-    minimised by any optimiser. It differentiates the score: a step costs a Hessian-vector product a particle.
+    minimised by any optimiser. It differentiates the score: a step costs a Hessian-vector product a particle. It is
+    quadratic in the score, so a minibatch of a `Posterior` biases it.
 
     Particles can come to rest where there is no mass: with modes 3 apart of deviation 0.5, ten particles that start
     between them gather there, and stay, while SVGD takes them to the modes. Start near the target, for example where
@@ -45,6 +47,7 @@ class KSDDescent(AbstractFlow):
     def __check_init__(self):
         if not isinstance(self.kernel, AbstractKernel):
             raise TypeError(f"kernel must be a kernel such as RBF(), got {self.kernel!r}.")
+        refuse_linear(self.kernel, "KSDDescent")
 
     def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give the direction of steepest descent of the discrepancy at every particle.

@@ -13,6 +13,7 @@ from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._flow._base import AbstractFlow, Traits
 from flowrl._flow._field import Field
 from flowrl._kernel import RBF, AbstractScalarKernel
+from flowrl._kernel._linear import refuse_linear
 from flowrl._misc import concrete
 
 
@@ -63,6 +64,7 @@ class MMDFlow(AbstractFlow):
         """
         if not isinstance(kernel, AbstractScalarKernel):
             raise TypeError(f"kernel must be a scalar kernel such as RBF(), got {kernel!r}.")
+        refuse_linear(kernel, "MMDFlow")
         value = None if noise is None else concrete(noise)
         if value is not None and not (value.shape == () and 0 <= value < float("inf")):
             raise ValueError(f"noise must be one finite number >= 0, or None for none; got {value}.")

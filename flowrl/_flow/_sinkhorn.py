@@ -1,8 +1,9 @@
 """The flow of the Sinkhorn divergence to samples."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
@@ -84,7 +85,7 @@ class SinkhornFlow(AbstractFlow):
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        moves = displacements(positions, *self._against(field, alive))
+        moves = _not_differentiable(displacements(positions, *self._against(field, alive)))
         return jnp.where(alive[:, None], moves, 0), alive
 
     def fitted(self, field: Field, positions: Positions, alive: Mask) -> "SinkhornFlow":
@@ -120,3 +121,15 @@ class SinkhornFlow(AbstractFlow):
         variance = jnp.mean(jnp.sum((moved - jnp.mean(moved, axis=0, keepdims=True)) ** 2, axis=1))
         unit = jnp.where(variance > jnp.finfo(variance.dtype).tiny, variance, 1)
         return self.regularisation.astype(variance.dtype) * unit
+
+
+@jax.custom_jvp
+def _not_differentiable(velocity: Positions) -> Positions:
+    return velocity
+
+
+@_not_differentiable.defjvp
+def _refuse(primals: Any, tangents: Any) -> NoReturn:
+    del primals, tangents
+    # The potentials are constants for autodiff, which is right for the energy and would be silently wrong here.
+    raise TypeError("a transport by SinkhornFlow cannot be differentiated; its energy can, and JKO descends that.")

@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike
 
 from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._kernel._distance import centre, masked_median, pairs, squared_distances
-from flowrl._misc import concrete
+from flowrl._kernel._number import number
 
 _EXACT = 512
 """Above this many particles the median is taken over a fixed subset of as many."""
@@ -46,12 +46,10 @@ class FixedBandwidth(AbstractBandwidth):
             sigma: σ > 0, in the coordinates the flow runs in (units of the budget's `scale`).
 
         Raises:
-            ValueError: a concrete sigma is not positive.
+            TypeError: sigma is no number.
+            ValueError: sigma is not one number, or a concrete one is not positive and finite.
         """
-        value = concrete(sigma)
-        if value is not None and not (value.shape == () and value > 0):
-            raise ValueError(f"sigma must be one positive number, got {value}.")
-        self.sigma = jnp.asarray(sigma, jnp.result_type(float))
+        self.sigma = number("sigma", sigma, lambda value: 0 < value < np.inf, "one positive number")
 
     def __call__(self, positions: Positions, alive: Mask) -> Scalar:
         """Give σ².

@@ -1,10 +1,11 @@
 """The linear kernel."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from flowrl._custom_types import Mask, Positions
-from flowrl._kernel._base import AbstractScalarKernel, Jet, Pairs
+from flowrl._kernel._base import AbstractKernel, AbstractScalarKernel, Jet, Pairs
 from flowrl._kernel._number import number
 
 
@@ -16,6 +17,7 @@ class Linear(AbstractScalarKernel):
     `SVGD` with it moves the set by affine maps alone. At rest the mean score is zero (for c > 0) and the covariance of
     particles and scores is −I, so on a normal target the particles have the exact mean and covariance, whatever their
     number beyond d; it says nothing of the shape otherwise. It is not bounded: to sample a law, add another kernel.
+    The mean moves with the particles, so flows with an energy or a density estimate refuse it.
 
     Attributes:
         offset: c, an array `()`.
@@ -64,3 +66,21 @@ class Linear(AbstractScalarKernel):
         value = self.offset.astype(inner.dtype) ** 2 + inner
         trace = jnp.full_like(inner, pairs.dimension)
         return Jet(value, jnp.zeros_like(inner), jnp.ones_like(inner), trace, jnp.zeros((), inner.dtype))
+
+
+def refuse_linear(kernel: AbstractKernel, flow: str) -> None:
+    """Refuse a kernel that counts from the mean of the particles, which moves: its energy is no one function.
+
+    Args:
+        kernel: any kernel.
+        flow: who asks.
+
+    Raises:
+        TypeError: `Linear` is in it.
+    """
+    parts = jax.tree.leaves(kernel, is_leaf=lambda part: isinstance(part, Linear))
+    if any(isinstance(part, Linear) for part in parts):
+        raise TypeError(
+            f"{flow} takes no Linear kernel, which counts from the mean of the particles, and that moves; use another, "
+            "or SVGD."
+        )

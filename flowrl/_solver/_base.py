@@ -133,20 +133,24 @@ class Problem(eqx.Module):
     def mmd(self, coordinates: Positions) -> Scalar:
         """Give the maximum mean discrepancy of the particles to their start, in units of the budget's `scale`.
 
+        Particles that did not start finite are left out.
+
         The kernel is Gaussian, its σ the budget's `mmd_sigma`, or the median rule's at the start.
 
         Args:
             coordinates: y, (n, d).
         """
         start = ravel(self.start)[0] / self.field.scale
-        now = ravel(self.particles(coordinates))[0] / self.field.scale
+        counted = jnp.all(jnp.isfinite(start), axis=1)
+        start = jnp.where(counted[:, None], start, 0)
+        now = jnp.where(counted[:, None], ravel(self.particles(coordinates))[0] / self.field.scale, 0)
         sigma = self.budget.mmd_sigma
         kernel = RBF() if sigma is None else RBF(FixedBandwidth(sigma))
-        kernel = kernel.fitted(start, jnp.ones(start.shape[0], bool))
-        weights = jnp.full((start.shape[0], 1), 1 / start.shape[0], start.dtype)
+        kernel = kernel.fitted(start, counted)
+        weights = counted.astype(start.dtype) / jnp.maximum(jnp.sum(counted.astype(start.dtype)), 1)
 
         def mean(x: Positions, y: Positions) -> Scalar:
-            return jnp.mean(kernel.apply(x, y, weights))
+            return jnp.sum(weights * kernel.apply(x, y, weights[:, None])[:, 0])
 
         return jnp.sqrt(jnp.maximum(mean(start, start) + mean(now, now) - 2 * mean(start, now), 0))
 

@@ -227,7 +227,7 @@ def _checked(problem: Problem, progress: Progress, moved: PerParticle, step_size
         # The last step is always checked, so that what comes back is certified whatever `check_every`.
         due = due | (progress.step >= jnp.minimum(jnp.asarray(budget.steps), budget.bound).astype(progress.step.dtype))
         due = due | (progress.result != _codes.successful)
-        too_far = due & (problem.mmd(progress.coordinates) > budget.max_mmd)
+        too_far = due & ~(problem.mmd(progress.coordinates) <= budget.max_mmd)
         allowed, at = progress.checked
         coordinates = jnp.where(too_far, allowed, progress.coordinates)
         keep = due & ~too_far

@@ -31,13 +31,17 @@ class LogProb(eqx.Module):
         self.distribution = as_leaves(distribution)
 
     def __call__(self, *args: Any) -> Array:
-        """Give log p(x) in the dtype of x.
+        """Give log p(x) in the dtype of x; −∞ outside the distribution's `support`, if it tells (as numpyro's do).
 
         Args:
             args: leading arguments, and the particle.
         """
         with third_party():
             out = jnp.asarray(self.distribution.log_prob(*args))
+            # Many libraries go on with a finite number outside the support.
+            support = getattr(self.distribution, "support", None)
+            if callable(support):
+                out = jnp.where(jnp.all(jnp.asarray(support(args[-1]))), out, -jnp.inf)
         return out.astype(jax.tree.leaves(args[-1])[0].dtype)
 
 

@@ -26,7 +26,7 @@ class Score(AbstractTarget):
             score: function of `(*args, particle)` that returns ∇ log p with the shape of the particle.
             args: leading arguments of `score`; any PyTrees.
         """
-        self.function = score
+        self.function = _callable(score, "score")
         self.args = as_arguments(args)
 
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
@@ -96,7 +96,7 @@ class ValueGradient(AbstractTarget):
             value_gradient: function of `(*args, particle)` that returns ∇V with the shape of the particle.
             args: leading arguments of `value_gradient`; any PyTrees.
         """
-        self.function = value_gradient
+        self.function = _callable(value_gradient, "value_gradient")
         self.args = as_arguments(args)
 
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
@@ -143,6 +143,12 @@ class ValueGradient(AbstractTarget):
             TypeError: always.
         """
         no_samples(self)
+
+
+def _callable(given: Any, name: str) -> Callable[..., Any]:
+    if isinstance(given, type) or not callable(given):
+        raise TypeError(f"{name} must be a function of one particle or a callable module, got {given!r}.")
+    return given
 
 
 def _like(out: Any, particle: Particle, name: str) -> Particle:

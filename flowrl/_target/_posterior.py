@@ -75,7 +75,9 @@ class Posterior(AbstractTarget):
                 log p(datum | x), one scalar. Use named functions or modules: a lambda made anew recompiles.
             data: array (N, ...) or PyTree of such; N >= 1. New data of the same shape do not recompile.
             batch_size: a Python int or None: data drawn at each step, >= 1; None, or N and more, for all of them and
-                no randomness.
+                no randomness. The score is then unbiased, which is enough for flows that are linear in it (`SVGD`,
+                `Langevin`, `Ascent`); `KSDDescent` is quadratic in it and `Consensus` exponential in the potential,
+                so they are biased by a batch.
 
         Raises:
             TypeError: an argument is of the wrong kind.
@@ -108,7 +110,9 @@ class Posterior(AbstractTarget):
             key: draws the batch; None with all data.
         """
         rows, weight = self._rows(key)
-        prior = jax.grad(self._prior)(particle)
+        log_prior, prior = jax.value_and_grad(self._prior)(particle)
+        # Outside the prior's support autodiff can be finite all the same.
+        prior = jax.tree.map(lambda p: jnp.where(jnp.isfinite(log_prior), p, jnp.nan), prior)
         data = _sum_in_chunks(lambda chunk: jax.grad(self._likelihood)(particle, chunk), rows)
         return jax.tree.map(lambda p, d: temperature.astype(p.dtype) * (p + weight * d), prior, data)
 

@@ -19,7 +19,8 @@ class Tilted(AbstractTarget):
     alignment. With a prior as reference and a log likelihood as value it is the posterior whose likelihood is tempered
     to the power 1/α; a temperature schedule that ends at 1 anneals from the prior to the posterior.
 
-    At α = 0 it is V alone. The part α log μ of the drift grows with α, so a large α wants a small step.
+    At α = 0 it is V alone. Flows without a temperature (`Ascent`) see it at α = 1. The part α log μ of the drift grows
+    with α, so a large α wants a small step.
 
     Attributes:
         reference: the target whose potential is α log μ.

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key, Particle, Scalar
@@ -24,14 +25,17 @@ class AbstractValueTarget(AbstractTarget):
         """
 
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
-        """Give ∇U(x, α) at one particle, by reverse-mode autodiff.
+        """Give ∇U(x, α) at one particle, by reverse-mode autodiff; NaN where U is not finite.
+
+        Beyond the support of a law autodiff can be finite all the same (that of log x is, at x < 0).
 
         Args:
             particle: x, without the particle axis.
             temperature: α >= 0.
             key: unused, the target is deterministic.
         """
-        return jax.grad(lambda x: self.potential(x, temperature, key=key))(particle)
+        potential, gradient = jax.value_and_grad(lambda x: self.potential(x, temperature, key=key))(particle)
+        return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(potential), leaf, jnp.nan), gradient)
 
     def samples(self) -> NoReturn:
         """Refuse: a function gives no samples.
