@@ -61,7 +61,8 @@ class Solution(eqx.Module):
         stats: what was spent, arrays without a particle axis: `steps`; `time` (the sum of the step sizes);
             `displacement_max` and `displacement_rms` over particles (Euclidean, in the unit of the budget's `scale`);
             `path_length` (mean over particles of the length travelled); `fraction_at_cap`; `fraction_clipped`
-            (particle-steps that the domain stopped); `nonfinite` (particles frozen because their score was not finite).
+            (particle-steps that the domain stopped); `nonfinite` (particles
+            frozen because their value or score was not finite).
         trajectory: particles at the step counts asked for by `save`, leaves `(len(save), n, ...)`, or None.
         notes: what to know about the law of these particles.
     """

@@ -197,6 +197,10 @@ def conclude(problem: Problem, march: March, *, taken: Bool[Array, ""], valued: 
     moved = jax.tree.map(lambda new, old: jnp.where(kept, new, old), moved, particles)
     displacement = jnp.where(kept, jax.lax.stop_gradient(problem.displacement(march.coordinates)), 0)
     alive = jnp.where(kept, march.alive, finite)
+    values = _values(target, moved, alive) if valued else None
+    if values is not None:
+        # One that left the support in the last step was never asked for its score.
+        alive = alive & jnp.isfinite(values)
     result = march.result if isinstance(march.result, RESULTS) else RESULTS.promote(march.result)
     result = RESULTS.where(jnp.any(alive), result, RESULTS.nonfinite_score)
     result = RESULTS.where(inside, result, RESULTS.outside_domain)
@@ -215,7 +219,6 @@ def conclude(problem: Problem, march: March, *, taken: Bool[Array, ""], valued: 
     notes = ()
     if traits.diffuses and budget.max_displacement is not None:
         notes = ("the flow is stochastic and its particles are capped: they sample a truncated law",)
-    values = _values(target, moved, alive) if valued else None
     return Solution(moved, values, result, stats, trajectory, notes)
 
 

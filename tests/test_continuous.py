@@ -39,13 +39,13 @@ def test_euler_jko_and_tsit5_meet_at_their_orders():
     particles = draw(0, (6, 2))
     exact = _marched(TIGHT, 8, particles)
     constant = flowrl.Diffrax(diffrax.Tsit5(), diffrax.ConstantStepSize())
-    for solver, order, counts, slack in (
-        (flowrl.Euler(), 1, (16, 32, 64), 0.2),
-        (constant, 5, (4, 8, 16), 0.6),
-    ):
+    for solver, counts in ((flowrl.Euler(), (16, 32, 64)), (constant, (4, 8, 16))):
         errors = [distances(exact, _marched(solver, steps, particles)).max() for steps in counts]
         rates = [np.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
-        assert rates == pytest.approx([order] * 2, abs=slack)
+        if solver is constant:
+            assert min(rates) > 4.4
+        else:
+            assert rates == pytest.approx([1, 1], abs=0.2)
     # The proximal step is implicit Euler: first order too, with an error of the other sign.
     exact = _marched(TIGHT, 8, particles, ASCENT)
     errors = [np.asarray(_marched(ACCURATE, steps, particles, ASCENT) - exact) for steps in (16, 32, 64)]
@@ -120,9 +120,10 @@ def test_the_cap_is_landed_on_by_each_set_of_a_batch():
 
     solutions = run(particles, cap)
     # Ascent of −|x|²/2 moves x by |x| (1 − exp(−t)): the third set ends before it can reach its cap.
-    assert solutions.stats["displacement_max"][:2] == pytest.approx(cap[:2], abs=1e-4)
+    np.testing.assert_allclose(solutions.stats["displacement_max"][:2], cap[:2], atol=1e-4)
     farthest = np.linalg.norm(np.asarray(particles), axis=-1).max(axis=1)
-    assert solutions.stats["time"][:2] == pytest.approx(-np.log(1 - np.asarray(cap[:2]) / farthest[:2]), abs=1e-3)
+    reached_at = -np.log(1 - np.asarray(cap[:2]) / farthest[:2])
+    np.testing.assert_allclose(solutions.stats["time"][:2], reached_at, atol=1e-3)
     assert float(solutions.stats["time"][2]) == pytest.approx(4.0)
     reached = solutions.result == flowrl.RESULTS.displacement_reached
     assert reached.tolist() == [True, True, False]
@@ -270,7 +271,7 @@ def test_blob_jko_on_a_gaussian_approaches_the_bures_recursion():
         deviation = (deviation + np.sqrt(deviation**2 + 4 * h * (1 + h))) / (2 * (1 + h))
     errors = []
     for n, sigma in ((16, 0.8), (32, 0.4), (64, 0.2)):
-        quantiles = jax.scipy.stats.norm.ppf((jnp.arange(n) + 0.5) / n)
+        quantiles = jax.scipy.stats.norm.ppf((jnp.arange(n, dtype=FLOAT) + 0.5) / n)
         flow = flowrl.Blob(flowrl.RBF(flowrl.FixedBandwidth(sigma)))
         start = 2.0 * (quantiles / quantiles.std())[:, None]
         solver = flowrl.JKO(optx.LBFGS(1e-8, 1e-8), max_steps=1000)

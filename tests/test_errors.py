@@ -79,7 +79,14 @@ CASES = {
     "lists": ("transport(normal, [[1.0, 2.0], [3.0, 4.0]], budget)", ValueError, ["scalar", "leading axis"]),
     # Targets
     "unwrapped target": ("transport(log_normal, x, budget)", TypeError, ["Boltzmann(value)", "Density(log_prob)"]),
-    "swapped": ("transport(x, normal, budget)", TypeError, []),
+    "swapped": ("transport(x, normal, budget)", TypeError, ["target must be", "Empirical(samples)"]),
+    "a number for a score": ("Score(3)", TypeError, ["score", "function", "3"]),
+    "supports of a class": (
+        "flowrl.supports(flowrl.SVGD, flowrl.Euler(), flowrl.Unbounded())",
+        TypeError,
+        ["instance of AbstractFlow", "SVGD"],
+    ),
+    "infinite bandwidth": ("flowrl.FixedBandwidth(jnp.inf)", ValueError, ["sigma", "positive"]),
     "vector value": ("transport(Boltzmann(lambda x: x**2), x, budget)", ValueError, ["(2,)", "one scalar", "sum over"]),
     "vector log density": ("transport(Density(lambda x: x), x, budget)", ValueError, ["log_prob", "(2,)"]),
     "ensemble": ("transport(Boltzmann(lambda x: x.sum()[None]), x, budget)", ValueError, ["(1,)", "ensemble"]),
@@ -224,6 +231,8 @@ CASES = {
     "negative discrepancy": ("Budget(3, max_mmd=-0.1)", ValueError, ["max_mmd", ">= 0", "-0.1"]),
     "no bandwidth": ("Budget(3, max_mmd=0.1, mmd_sigma=0.0)", ValueError, ["mmd_sigma", "> 0"]),
     "a bandwidth of nothing": ("Budget(3, mmd_sigma=1.0)", ValueError, ["mmd_sigma", "max_mmd"]),
+    "check nothing": ("Budget(3, check_every=5)", ValueError, ["check_every", "tolerance", "max_mmd"]),
+    "bound by fractions": ("Budget(jnp.asarray(2), max_steps=2.5)", TypeError, ["max_steps", "Python int", "2.5"]),
     "check never": ("Budget(3, check_every=0)", ValueError, ["check_every", ">= 1", "0"]),
     "check by fractions": ("Budget(3, check_every=1.5)", ValueError, ["check_every", "Python int", "1.5"]),
     "noise at rest": (
@@ -298,7 +307,7 @@ CASES = {
         ["2 of 4 particles", "Box", "index 2", "restrict"],
     ),
     "bandwidth": ("flowrl.FixedBandwidth(0.0)", ValueError, ["sigma", "positive", "0"]),
-    "bandwidths": ("flowrl.FixedBandwidth([1.0, 2.0])", ValueError, ["one positive number"]),
+    "bandwidths": ("flowrl.FixedBandwidth([1.0, 2.0])", ValueError, ["sigma", "one number", "(2,)"]),
     # Trajectories
     "save out of order": ("transport(normal, x, budget, save=(1, 0))", ValueError, ["increasing", "0 and 2", "(1, 0)"]),
     "save twice": ("transport(normal, x, budget, save=(1, 1))", ValueError, ["increasing"]),

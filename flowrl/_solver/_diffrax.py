@@ -36,7 +36,7 @@ class Diffrax(AbstractSolver):
     is, any will do (`diffrax.ShARK()`, `diffrax.SRA1()`); else `diffrax.Euler()`, since the others ask for commutative
     noise or integrate in Stratonovich's sense, and the flows here are meant in Itô's.
 
-    `save` takes increasing times between 0 and the budget's.
+    `save` takes increasing times; after the budget's time, or an event, the particles stay where they are.
 
     Attributes:
         solver: how one step is taken.
@@ -96,8 +96,7 @@ class Diffrax(AbstractSolver):
 
         Args:
             problem: flow, field, budget and start.
-            save: increasing times in [0, Σ ε] at which to record the particles; None records nothing. After an event
-                the particles stay as they are.
+            save: increasing times >= 0 at which to record the particles; None records nothing.
 
         Raises:
             ValueError: `save` is no such sequence, or the flow diffuses and the budget has caps or a tolerance.
@@ -119,6 +118,7 @@ class Diffrax(AbstractSolver):
             # The velocity jumps where the temperature does, and no step should straddle that.
             controller = diffrax.ClipStepSizeController(controller, jump_ts=ends)
         times = _times(save, start.dtype)
+        times = None if times is None else jnp.minimum(times, total)
         saves = [diffrax.SubSaveAt(t1=True)] + ([] if times is None else [diffrax.SubSaveAt(ts=times)])
         # Diffrax mixes dtypes and ranks inside; what goes in and comes out has the particles' dtype.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -157,8 +157,8 @@ class Diffrax(AbstractSolver):
         trajectory = None
         if times is not None:
             saved = solution.ys[1].astype(start.dtype)
-            # Diffrax leaves infinity at times after the end.
-            trajectory = jnp.where((times <= reached)[:, None, None], saved, end[None]) * scale[None]
+            # Diffrax leaves infinity at times after an event.
+            trajectory = jnp.where((times < reached)[:, None, None], saved, end[None]) * scale[None]
         return March(end * scale, alive, result, stats, trajectory)
 
     def _terms(self, problem: Problem, total: Scalar, first: Scalar) -> tuple[Any, bool]:
@@ -248,5 +248,5 @@ def _times(save: Sequence[float] | None, dtype: Any) -> Float[Array, " saved"] |
         return None
     times = np.asarray(save, float)
     if times.ndim != 1 or not times.size or (np.diff(times) <= 0).any() or times[0] < 0:
-        raise ValueError(f"save must be increasing times between 0 and the budget's time; got {save}.")
+        raise ValueError(f"save must be increasing times >= 0; got {save}.")
     return jnp.asarray(times, dtype)

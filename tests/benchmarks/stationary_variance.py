@@ -71,20 +71,13 @@ def numpyro(start, steps):
     """Give those of numpyro, RBFKernel's own rule."""
     import numpyro as library
     from numpyro.contrib.einstein import SVGD, RBFKernel
-    from numpyro.infer import init_to_value
 
     n, d = start.shape
 
     def model():
         library.sample("x", library.distributions.Normal(jnp.zeros(d), 1).to_event(1))
 
-    svgd = SVGD(
-        model,
-        library.optim.Adagrad(0.1),
-        RBFKernel(),
-        num_stein_particles=n,
-        guide_kwargs={"init_loc_fn": init_to_value(values={"x": start[0]})},
-    )
+    svgd = SVGD(model, library.optim.Adagrad(0.1), RBFKernel(), num_stein_particles=n)
     state = svgd.init(jr.key(0))
     name = next(iter(svgd.get_params(state)))
     # The particles of all libraries start at the same places.
