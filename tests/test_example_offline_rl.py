@@ -42,6 +42,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(EXAMPLE), *words], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, data_dir, monkeypatch):
     # Three runs of the same programs, one after the other: compile them once.
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))

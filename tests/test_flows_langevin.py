@@ -10,6 +10,8 @@ from problems import FLOAT, assert_close, draw, linear, log_normal, quadratic, s
 
 import flowrl
 
+pytestmark = pytest.mark.slow  # Monte Carlo and compilation
+
 FLOWS = {"langevin": flowrl.Langevin(), "aldi": flowrl.ALDI()}
 NORMAL = flowrl.Density(log_normal)
 STATISTICS = jnp.float32

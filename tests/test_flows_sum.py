@@ -12,6 +12,8 @@ from problems import FLOAT, assert_close, draw, log_normal, quadratic, same_bits
 
 import flowrl
 
+pytestmark = pytest.mark.slow  # Monte Carlo and compilation
+
 FIXED = flowrl.RBF(flowrl.FixedBandwidth(0.5))
 JUMPS = flowrl.BirthDeath(FIXED)
 NORMAL = flowrl.Density(log_normal)

@@ -11,6 +11,8 @@ import flowrl
 from flowrl import _sinkhorn
 from flowrl._kernel import _blocks
 
+pytestmark = pytest.mark.slow  # compilation
+
 
 def _field(target, d=2, dtype=FLOAT):
     one = jnp.ones((), dtype)

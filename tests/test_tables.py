@@ -1,5 +1,6 @@
-"""The tables of docs/concepts/flows.md are those of the code: `python tests/test_tables.py` writes them anew."""
+"""The tables of docs/concepts/flows.md are those of code and results; `python tests/test_tables.py` writes them."""
 
+import csv
 import pathlib
 
 import diffrax
@@ -7,7 +8,8 @@ import optax
 
 import flowrl
 
-PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "concepts" / "flows.md"
+DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
+PAGE, VARIANCE = DOCS / "concepts" / "flows.md", DOCS / "results" / "stationary_variance.csv"
 
 FLOWS = {
     "SVGD": flowrl.SVGD(),
@@ -71,7 +73,16 @@ def _domains():
     return _table(head, rows)
 
 
-TABLES = {"flows": _flows, "domains": _domains}
+def _variance():
+    rows = list(csv.DictReader(VARIANCE.open()))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    found = {(row["method"], int(row["d"]), int(row["n"])): float(row["variance"]) for row in rows}
+    cases = sorted({(d, n) for _, d, n in found})
+    head = ["d", "n", *methods]
+    return _table(head, [[str(d), str(n), *(f"{found[m, d, n]:.2f}" for m in methods)] for d, n in cases])
+
+
+TABLES = {"flows": _flows, "domains": _domains, "variance": _variance}
 
 
 def _marked(name):

@@ -102,8 +102,9 @@ class LogNBandwidth(AbstractBandwidth):
 class ScottBandwidth(AbstractBandwidth):
     """σ = s n^(−1/(d+4)), Scott's rule for density estimates; s² is the mean of the coordinates' unbiased variances.
 
-    The particles' density is then estimated with about the least error if it is normal with equal widths. Coincident
-    particles fall back to σ = 1.
+    The particles' density is then estimated with about the least error if it is normal with equal widths. For `SVGD` it
+    is no good rule beyond one dimension: a set that shrinks makes its kernel narrower, and with d = 10 it shrinks to a
+    point. Coincident particles fall back to σ = 1.
 
     ??? cite "Source"
         Scott, *Multivariate Density Estimation*, Wiley 1992, chapter 6.

@@ -6,7 +6,7 @@ products of the matrices k, R, L and tr ∇_x∇_yᵀ k: the kernel's `Jet`. A k
 """
 
 import abc
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -137,7 +137,7 @@ class AbstractScalarKernel(AbstractKernel):
 
         return SumKernel(self, other) if isinstance(other, AbstractScalarKernel) else NotImplemented
 
-    def __mul__(self, other) -> "AbstractScalarKernel":
+    def __mul__(self, other: Any) -> "AbstractScalarKernel":
         """Give the product of two kernels, or a multiple of this one.
 
         Args:
@@ -153,7 +153,7 @@ class AbstractScalarKernel(AbstractKernel):
             else NotImplemented
         )
 
-    def __rmul__(self, other) -> "AbstractScalarKernel":
+    def __rmul__(self, other: Any) -> "AbstractScalarKernel":
         """Give a multiple of this kernel.
 
         Args:

@@ -17,7 +17,7 @@ from flowrl._solver._step import AbstractStepSolver
 class JKO(AbstractStepSolver):
     r"""The proximal (minimising-movement) step, implicit Euler for the Wasserstein gradient flow of an energy.
 
-    $$x^{k+1} = \arg\min_x\; E(x) + \frac{1}{2 h n} \sum_i |x_i - x^k_i|^2, \qquad h = \text{step\_size}$$
+    $$x^{k+1} = \operatorname{argmin}_x\; E(x) + \frac{1}{2 h n} \sum_i |x_i - x^k_i|^2, \qquad h = \text{step\_size}$$
 
     On n atoms that move little the optimal coupling to the previous set is the identity, so this is the JKO scheme
     itself. The energy falls at every h, however large. What the flow fits to data (a bandwidth) is fixed during a step.

@@ -24,7 +24,7 @@ def stein_thinning(
 ) -> Int[Array, " m"]:
     r"""Choose points one after the other so that the chosen ones have the least kernel Stein discrepancy.
 
-    $$π_t = \arg\min_i \; κ(x_i, x_i) + 2 \sum_{j < t} κ(x_{π_j}, x_i) - λ t \log p(x_i)$$
+    $$π_t = \operatorname{argmin}_i \; κ(x_i, x_i) + 2 \sum_{j < t} κ(x_{π_j}, x_i) - λ t \log p(x_i)$$
 
     with the Stein kernel κ. Every choice is the best next one for $t^2 \mathrm{KSD}^2 - λ t \sum_j \log p(x_{π_j})$. A
     point can be chosen again. It discards the burn-in of a Markov chain, corrects a biased sampler and compresses.
