@@ -166,6 +166,7 @@ def test_reverse_mode_through_the_equation_matches_finite_differences():
     assert float(jax.grad(loss)(at)) == pytest.approx(float(difference), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domain", [flowrl.positive(), flowrl.positive(by="mirror")], ids=["bijector", "mirror"])
 @pytest.mark.parametrize("dtype", {jnp.float32, FLOAT})
 def test_mapped_domains_and_dtypes(domain, dtype):
@@ -241,6 +242,7 @@ ENERGETIC = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENERGETIC)
 def test_the_energy_falls_at_every_h(name):
     flow, kind = ENERGETIC[name]
@@ -263,6 +265,7 @@ def test_the_energy_falls_at_every_h(name):
     assert energies[-1] < energies[0] - 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not X64, reason="the inner minimisation is carried to 1e-8")
 def test_blob_jko_on_a_gaussian_approaches_the_bures_recursion():
     """JKO of the free energy on N(0, s²), target N(0, 1): s⁺ solves (s⁺ − s)/h = 1/s⁺ − s⁺."""

@@ -1,8 +1,8 @@
 """The contract that every supported combination of parts keeps, whatever the parts.
 
 The cases are a covering array: every pair of levels (of flow, solver, domain, target, budget, structure, precision)
-that occurs in a supported combination is in at least one. By default those are run that hold a level for the first time; the
-others are slow. All flows with all solvers, domains and targets:
+that occurs in a supported combination is in at least one. By default those are run that hold a level for the first
+time; the others are slow. All flows with all solvers, domains and targets:
 
     pytest tests/test_contract.py --full-product -m ""
 """

@@ -363,6 +363,7 @@ DOUBLE = [("mixed", "bijector"), ("product", "project"), ("off", "mirror")]
 CAPPED += [(kind, by, np.float64) for kind, by in DOUBLE if X64]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "by", "dtype"), CAPPED)
 def test_zero_steps_the_cap_and_a_second_start(kind, by, dtype):
     domain, start = KINDS[kind](by), _inside(kind, dtype)

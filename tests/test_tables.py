@@ -74,7 +74,7 @@ def _domains():
 
 
 def _variance():
-    rows = list(csv.DictReader(VARIANCE.open()))
+    rows = list(csv.DictReader(VARIANCE.read_text().splitlines()))
     methods = list(dict.fromkeys(row["method"] for row in rows))
     found = {(row["method"], int(row["d"]), int(row["n"])): float(row["variance"]) for row in rows}
     cases = sorted({(d, n) for _, d, n in found})

@@ -52,6 +52,7 @@ def test_n_step_returns_take_the_rewards_of_the_data():
     assert q(agent, 0, 0.5) == pytest.approx(expected, abs=0.15)
 
 
+@pytest.mark.slow
 def test_transported_targets_and_the_maximum_are_worth_more():
     """The value of a state rises with what the target assumes will be done there, toward the optimum 0."""
     mean = trained(chain(3000), updates=1500)

@@ -65,6 +65,7 @@ def test_a_reference_trained_along_resumes_exactly_too(tmp_path):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_sigkill_and_resume(tmp_path):
     """The real thing: a process killed while it trains, then started again."""
     script = textwrap.dedent(
