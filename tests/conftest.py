@@ -5,9 +5,6 @@ import zlib
 
 os.environ.setdefault("MUJOCO_GL", "disabled")  # the simulators are stepped, never drawn
 
-# Nearly all the time of these tests is compilation, and this saves a quarter of it. Results differ by rounding at most.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-
 import hypothesis
 import jax
 import jax.random as jr
@@ -25,6 +22,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Each new shape is a compilation, so few examples; derandomised, so that a failure today is a failure tomorrow.
 hypothesis.settings.register_profile("flowrl", max_examples=20, deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("flowrl")
+
+
+def pytest_configure(config):
+    # Nearly all the time of the quick tests is compilation, and this saves a quarter of it; the slow ones would run
+    # slower. Results differ by rounding at most. JAX reads it when the first array is made.
+    if config.getoption("markexpr") == "not slow":
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 def pytest_addoption(parser):
