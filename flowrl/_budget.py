@@ -4,7 +4,6 @@ A flow is marched for `steps` L steps of size ε (`step_size`) at temperature α
 displacement turns the budget into a certificate: no particle ends further than D from where it started.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from flowrl._custom_types import Count, Schedule
-from flowrl._misc import concrete, numbers_to_array
+from flowrl._misc import concrete, number, numbers_to_array, real_array
 
 
 class Budget(eqx.Module):
@@ -164,30 +163,10 @@ class Budget(eqx.Module):
         return jnp.all(jnp.stack(checks))
 
 
-def _float_array(name: str, x: Any, ok: Callable[[np.ndarray], Any], expected: str) -> Array:
-    try:
-        array = jnp.asarray(x)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a number or an array, got {x!r}.") from error
-    if jnp.issubdtype(array.dtype, jnp.integer):
-        array = array.astype(jnp.result_type(float))
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"{name} must be a real number, got dtype {array.dtype}.")
-    # The number as it was given: inside a jitted function even a constant array is traced.
-    value = concrete(x)
-    if value is not None and not np.all(ok(value)):
-        raise ValueError(f"{name} must be {expected}, got {value}.")
-    # A strong dtype: a Python float and an array of the same value are then the same program.
-    return jax.lax.convert_element_type(array, array.dtype)
-
-
 def _cap(name: str, x: Any, *, positive: bool = False) -> Array | None:
     if x is None:
         return None
-    cap = _float_array(name, x, lambda value: value > 0 if positive else value >= 0, "> 0" if positive else ">= 0")
-    if cap.ndim != 0:
-        raise ValueError(f"{name} must be one number, got shape {cap.shape}.")
-    return cap
+    return number(name, x, lambda value: value > 0 if positive else value >= 0, "> 0" if positive else ">= 0")
 
 
 def _per_step(name: str, x: Any, length: int) -> Array:
@@ -195,7 +174,7 @@ def _per_step(name: str, x: Any, length: int) -> Array:
         # One evaluation per step keeps any Python callable usable, jitted or not.
         x = [x(step) for step in range(length)]
         x = np.asarray(x) if not any(isinstance(leaf, jax.core.Tracer) for leaf in x) else jnp.stack(x)
-    array = _float_array(name, x, lambda value: (value >= 0) & (value < np.inf), ">= 0 and finite")
+    array = real_array(name, x, lambda value: (value >= 0) & (value < np.inf), ">= 0 and finite")
     if array.ndim > 1 or (array.ndim == 1 and array.shape[0] != length):
         raise ValueError(f"{name} must be a number or have shape ({length},), one entry a step; got {array.shape}.")
     return array if array.size else jnp.zeros((), array.dtype)
@@ -203,7 +182,7 @@ def _per_step(name: str, x: Any, length: int) -> Array:
 
 def _scale(scale: PyTree[ArrayLike]) -> PyTree[Array]:
     def unit(leaf: Any) -> Array:
-        return _float_array("scale", leaf, lambda value: (value > 0) & (value < np.inf), "> 0 and finite")
+        return real_array("scale", leaf, lambda value: (value > 0) & (value < np.inf), "> 0 and finite")
 
     return jax.tree.map(unit, numbers_to_array(scale))
 

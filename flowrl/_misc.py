@@ -29,6 +29,53 @@ def numbers_to_array(x: Any) -> Any:
     return x
 
 
+def real_array(name: str, x: Any, ok: Callable[[np.ndarray], Any], expected: str) -> Array:
+    """Make an array of what a user gives for a real number or several, so that new numbers never retrace.
+
+    Args:
+        name: what it is called in the message.
+        x: the number, or an array.
+        ok: whether concrete values are in their range, entry by entry.
+        expected: the range in words.
+
+    Raises:
+        TypeError: x is not real.
+        ValueError: a concrete entry is out of its range.
+    """
+    try:
+        array = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number or an array, got {x!r}.") from error
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        array = array.astype(jnp.result_type(float))
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must be a real number, got dtype {array.dtype}.")
+    # The number as it was given: inside a jitted function even a constant array is traced.
+    value = concrete(x)
+    if value is not None and not np.all(ok(value)):
+        raise ValueError(f"{name} must be {expected}, got {value}.")
+    # A strong dtype: a Python float and an array of the same value are then the same program.
+    return jax.lax.convert_element_type(array, array.dtype)
+
+
+def number(name: str, x: Any, ok: Callable[[np.ndarray], Any], expected: str) -> Array:
+    """Make an array `()` of what a user gives for one real number.
+
+    Args:
+        name: what it is called in the message.
+        x: the number.
+        ok: whether a concrete value is in its range.
+        expected: the range in words.
+
+    Raises:
+        TypeError: x is not real.
+        ValueError: x is not one number, or a concrete one is out of its range.
+    """
+    if np.shape(x) != ():
+        raise ValueError(f"{name} must be one number, got shape {np.shape(x)}.")
+    return real_array(name, x, ok, expected).astype(jnp.result_type(float))
+
+
 def check_particles(particles: Particles) -> tuple[int, jnp.dtype]:
     """Refuse anything that is not a set of particles.
 

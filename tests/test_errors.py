@@ -266,7 +266,7 @@ CASES = {
     "way of a simplex": ("flowrl.Simplex('clip')", ValueError, ["Simplex", "'clip'", '"mirror"']),
     "reflected simplex": ("flowrl.Simplex('reflect')", ValueError, ["no interior", '"mirror"', '"project"']),
     "radius": ("flowrl.Ball(radius=0)", ValueError, ["radius", "> 0", "0"]),
-    "radii": ("flowrl.Ball(radius=[1.0, 2.0])", ValueError, ["radius", "one finite number"]),
+    "radii": ("flowrl.Ball(radius=[1.0, 2.0])", ValueError, ["radius", "one number", "(2,)"]),
     "centre": ("flowrl.Ball(jnp.inf)", ValueError, ["centre", "finite", "inf"]),
     "centre shape": (
         "transport(normal, x, budget, domain=flowrl.Ball(jnp.zeros(3)))",

@@ -11,7 +11,7 @@ from flowrl._custom_types import Particle, Particles, Scalar
 from flowrl._domain._base import AbstractDomain
 from flowrl._domain._coordinate import fold
 from flowrl._domain._ways import MAPPING, RESTRICTING, Way, check_way
-from flowrl._misc import concrete, numbers_to_array
+from flowrl._misc import concrete, number, numbers_to_array
 
 
 class Ball(AbstractDomain):
@@ -49,15 +49,13 @@ class Ball(AbstractDomain):
             ValueError: a concrete radius or centre is out of its range, or there is no such `by`.
         """
         check_way("Ball", by)
-        centre, value = numbers_to_array(centre), concrete(radius)
-        if value is not None and not (value.shape == () and 0 < value < np.inf):
-            raise ValueError(f"the radius of Ball must be one finite number > 0, got {value}.")
+        centre = numbers_to_array(centre)
         for leaf in jax.tree.leaves(centre):
             place = concrete(leaf)
             if place is not None and not np.isfinite(place).all():
                 raise ValueError(f"the centre of Ball must be finite, got {place}.")
         self.centre = jax.tree.map(jnp.asarray, centre)
-        self.radius = jnp.asarray(radius)
+        self.radius = number("the radius of Ball", radius, lambda value: 0 < value < np.inf, "one finite number > 0")
         self.by = by
 
     @property

@@ -12,8 +12,7 @@ from flowrl._custom_types import Mask, Positions
 from flowrl._flow._base import AbstractStochasticFlow, Traits
 from flowrl._flow._field import Field
 from flowrl._kernel._distance import centre
-from flowrl._kernel._number import number
-from flowrl._misc import row_norm
+from flowrl._misc import number, row_norm
 
 
 class Consensus(AbstractStochasticFlow):

@@ -14,7 +14,7 @@ from flowrl._flow._base import AbstractFlow, Traits
 from flowrl._flow._field import Field
 from flowrl._kernel import RBF, AbstractScalarKernel
 from flowrl._kernel._linear import refuse_linear
-from flowrl._misc import concrete
+from flowrl._misc import number
 
 
 class MMDFlow(AbstractFlow):
@@ -59,17 +59,18 @@ class MMDFlow(AbstractFlow):
                 the budget's `scale`). None for no noise; a number asks for a key, be it 0.
 
         Raises:
-            TypeError: `kernel` is not a scalar kernel.
+            TypeError: `kernel` is not a scalar kernel, or `noise` no number.
             ValueError: a concrete `noise` is not a finite number >= 0.
         """
         if not isinstance(kernel, AbstractScalarKernel):
             raise TypeError(f"kernel must be a scalar kernel such as RBF(), got {kernel!r}.")
         refuse_linear(kernel, "MMDFlow")
-        value = None if noise is None else concrete(noise)
-        if value is not None and not (value.shape == () and 0 <= value < float("inf")):
-            raise ValueError(f"noise must be one finite number >= 0, or None for none; got {value}.")
         self.kernel = kernel
-        self.noise = None if noise is None else jnp.asarray(noise, jnp.result_type(float))
+        self.noise = None
+        if noise is not None:
+            self.noise = number(
+                "noise", noise, lambda value: 0 <= value < float("inf"), "a finite number >= 0, or None"
+            )
 
     @property
     def traits(self) -> Traits:

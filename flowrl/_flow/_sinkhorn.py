@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._flow._base import AbstractFlow, Traits
 from flowrl._flow._field import Field
-from flowrl._kernel._number import number
+from flowrl._misc import number
 from flowrl._sinkhorn import displacements, divergence
 
 

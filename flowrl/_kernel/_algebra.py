@@ -6,7 +6,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from flowrl._custom_types import Mask, Positions
 from flowrl._kernel._base import AbstractScalarKernel, Jet, Pairs
-from flowrl._kernel._number import number
+from flowrl._misc import number
 
 
 class SumKernel(AbstractScalarKernel):

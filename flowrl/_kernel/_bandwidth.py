@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike
 
 from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._kernel._distance import centre, masked_median, pairs, squared_distances
-from flowrl._kernel._number import number
+from flowrl._misc import number
 
 _EXACT = 512
 """Above this many particles the median is taken over a fixed subset of as many."""

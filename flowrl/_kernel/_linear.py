@@ -6,7 +6,7 @@ from jaxtyping import Array, ArrayLike
 
 from flowrl._custom_types import Mask, Positions
 from flowrl._kernel._base import AbstractKernel, AbstractScalarKernel, Jet, Pairs
-from flowrl._kernel._number import number
+from flowrl._misc import number
 
 
 class Linear(AbstractScalarKernel):
