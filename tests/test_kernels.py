@@ -591,7 +591,7 @@ def test_a_kernel_with_a_kink_has_no_stein_kernel(name):
         (lambda: -1 * RBF(), ValueError, "must be > 0 and finite, got -1"),
         (lambda: RBF() * 0.0, ValueError, "must be > 0 and finite, got 0"),
         (lambda: np.array([1.0, 2.0]) * RBF(), ValueError, r"must be one number, got shape \(2,\)"),
-        (lambda: True * RBF(), TypeError, "must be a real number, got True"),
+        (lambda: True * RBF(), TypeError, "must be a real number, got dtype bool"),
         (lambda: RBF() * (1 + 1j), TypeError, "unsupported operand"),
         (lambda: "a" * RBF(), TypeError, "RBF"),
         (lambda: RBF() + 1, TypeError, "RBF"),
