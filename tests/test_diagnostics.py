@@ -165,6 +165,57 @@ def test_the_statistic_of_the_test_is_unbiased_ksd(key):
     assert again.p_value == found.p_value
 
 
+def _normal(key, n, d):
+    return jr.normal(key, (n, d), FLOAT)
+
+
+def _gamma(key, n, d):
+    return jr.gamma(key, 3.0, (n, d), FLOAT)
+
+
+def _laplace(key, n, d):
+    return jr.laplace(key, (n, d), FLOAT) / 2**0.5
+
+
+def _autoregression(key, n, d):
+    noise = jr.normal(key, (n + 1, d), FLOAT)
+    step = lambda x, e: (0.9 * x + 0.19**0.5 * e,) * 2
+    return jax.lax.scan(step, noise[0], noise[1:])[1]
+
+
+@functools.partial(jax.jit, static_argnames=("draw", "score", "n", "d"))
+def _rejections(key, draw, score, n, d):
+    """How many of 1000 tests reject at level 0.05."""
+
+    def one(key):
+        draws, signs = jr.split(key)
+        x = draw(draws, n, d)
+        return diagnostics.ksd_test(x, score(x), key=signs, bootstraps=199).p_value <= 0.05
+
+    return jnp.sum(jax.lax.map(one, jr.split(key, 1000), batch_size=50))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("draw", "score", "n", "d", "rate"),
+    [
+        # The law itself, at the rates of the docstring.
+        (_normal, jnp.negative, 50, 1, 0.044),
+        (_normal, jnp.negative, 20, 5, 0.046),
+        (_gamma, lambda x: 2 / x - 1, 50, 1, 0.09),
+        (_autoregression, jnp.negative, 200, 1, 0.8),
+        # Alternatives of the right mean and variance, of the right mean, and of the right shape.
+        (_laplace, jnp.negative, 100, 1, 0.62),
+        (lambda key, n, d: 0.6 * _normal(key, n, d), jnp.negative, 50, 1, 0.84),
+        (lambda key, n, d: 0.3 + _normal(key, n, d), jnp.negative, 100, 5, 1.0),
+    ],
+    ids=["normal", "normal in 5-d", "gamma", "correlated", "Laplace", "narrow", "shifted"],
+)
+def test_how_often_the_test_rejects(draw, score, n, d, rate, key):
+    low, high = scipy.stats.binom.interval(0.9999, 1000, rate)
+    assert low - 10 <= int(_rejections(key, draw, score, n, d)) <= high + 10  # and 1 % for the rate, itself an estimate
+
+
 def test_two_particles_always_pass(key):
     # All signs give ± the statistic, and the statistic itself is counted.
     x = jnp.asarray([[3.0], [3.1]], FLOAT)
@@ -309,6 +360,50 @@ def test_sliced_wasserstein_is_below_the_exact_one_and_repeats(key):
     sliced = functools.partial(diagnostics.sliced_wasserstein, X, Z, key=key, projections=16)
     assert 0 < sliced() < diagnostics.wasserstein(X, Z)
     assert sliced() == sliced()
+
+
+# Other libraries on the same points.
+
+
+@pytest.fixture
+def pot(monkeypatch):
+    """POT on NumPy alone: it imports every framework that it finds otherwise."""
+    for framework in ("JAX", "PYTORCH", "TENSORFLOW", "CUPY"):
+        monkeypatch.setenv(f"POT_BACKEND_DISABLE_{framework}", "1")
+    import ot
+
+    return ot
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_wasserstein_is_pots_over_all_couplings(p, pot):
+    cost = pot.dist(rows(X), rows(Z), metric="euclidean") ** p
+    assert_close(diagnostics.wasserstein(X, Z, p), pot.emd2([], [], cost) ** (1 / p), **CLOSE)
+    x, y = rows(X)[:, 0], rows(Y)[:, 0]
+    want = pot.wasserstein_1d(x, y, p=p) ** (1 / p)
+    assert_close(diagnostics.wasserstein(X[:, 0], Y[:, 0], p), want, **CLOSE)
+
+
+def test_wasserstein_in_the_plane_is_scipys():
+    x, y = X[:6, :2], Y[:6, :2]
+    assert_close(diagnostics.wasserstein(x, y, 1), scipy.stats.wasserstein_distance_nd(rows(x), rows(y)), **CLOSE)
+
+
+@pytest.mark.parametrize("p", [1, 3])
+def test_sliced_wasserstein_is_pots_over_the_same_directions(p, pot, key):
+    directions = rows(jr.normal(key, (16, D), FLOAT))  # as they are drawn inside
+    directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    want = pot.sliced_wasserstein_distance(rows(X), rows(Y), projections=directions.T, p=p)
+    assert_close(diagnostics.sliced_wasserstein(X, Y, key=key, projections=16, p=p), want, **CLOSE)
+
+
+@pytest.mark.parametrize("regularisation", [1.0, 0.5])
+def test_sinkhorn_divergence_is_pots(regularisation, pot):
+    x, y = rows(X), rows(Y)
+    epsilon = regularisation * y.var(axis=0).sum()
+    cost = lambda a, b: pot.solve(0.5 * pot.dist(a, b), reg=epsilon, max_iter=20_000, tol=1e-10).value
+    want = cost(x, y) - 0.5 * cost(x, x) - 0.5 * cost(y, y)
+    assert_close(diagnostics.sinkhorn_divergence(X, Y, regularisation), want, rtol=tolerance(1e-9, 1e-3))
 
 
 def test_sinkhorn_divergence_has_its_limits():

@@ -53,6 +53,7 @@ BRINGS = {
     "minari": {"minari", "h5py"},  # minari[hdf5]
     "ogbench": {"ogbench", "mujoco", "dm_control"},
     "gymnasium": {"gymnasium", "mujoco"},  # gymnasium[mujoco]
+    "matplotlib": {"matplotlib", "PIL"},
 }
 
 
@@ -69,7 +70,7 @@ def _declared():
     """Import names of the runtime dependencies, and those of the extras that the package itself may use."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    optional = _import_names(extras["rl"] + extras["rlhf"] + extras["examples"] + extras["bayes"])
+    optional = _import_names(extras["rl"] + extras["rlhf"] + extras["plot"] + extras["examples"] + extras["bayes"])
     return _import_names(project["dependencies"]), optional
 
 

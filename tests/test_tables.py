@@ -1,15 +1,17 @@
-"""The tables of docs/concepts/flows.md are those of code and results; `python tests/test_tables.py` writes them."""
+"""The tables of the docs are those of code and results; `python tests/test_tables.py` writes them."""
 
 import csv
 import pathlib
+import statistics
 
 import diffrax
 import optax
+import pytest
 
 import flowrl
 
 DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
-PAGE, VARIANCE = DOCS / "concepts" / "flows.md", DOCS / "results" / "stationary_variance.csv"
+RESULTS = DOCS / "results"
 
 FLOWS = {
     "SVGD": flowrl.SVGD(),
@@ -43,6 +45,10 @@ def _table(head, rows):
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+def _read(name):
+    return list(csv.DictReader((RESULTS / name).read_text().splitlines()))
+
+
 def _flows():
     head = ["flow", "asks the target for", "temperature", "random", "energy", *SOLVERS]
     rows = []
@@ -74,7 +80,7 @@ def _domains():
 
 
 def _variance():
-    rows = list(csv.DictReader(VARIANCE.read_text().splitlines()))
+    rows = _read("stationary_variance.csv")
     methods = list(dict.fromkeys(row["method"] for row in rows))
     found = {(row["method"], int(row["d"]), int(row["n"])): float(row["variance"]) for row in rows}
     cases = sorted({(d, n) for _, d, n in found})
@@ -82,25 +88,69 @@ def _variance():
     return _table(head, [[str(d), str(n), *(f"{found[m, d, n]:.2f}" for m in methods)] for d, n in cases])
 
 
-TABLES = {"flows": _flows, "domains": _domains, "variance": _variance}
+def _groups(rows, *names):
+    """Rows that share what is named, in the order of the file."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return groups
+
+
+def _median(rows, name):
+    return statistics.median(float(row[name]) for row in rows)
+
+
+def _cost():
+    rows = [row for row in _read("posteriors.csv") if not row["method"].startswith("NUTS thinned")]
+    found, cases = _groups(rows, "method", "posterior", "start"), list(_groups(rows, "posterior", "start"))
+
+    def cell(runs):
+        reached = [row for row in runs if row["gradients_to_accuracy"]]
+        if not reached:
+            return f"never; {_median(runs, 'best_error'):.2f}"
+        count = "" if len(reached) == len(runs) else f"{len(reached)} of {len(runs)}: "
+        cost = f"{_median(reached, 'gradients_to_accuracy'):,.0f}, {_median(reached, 'seconds_to_accuracy'):.3f} s"
+        return count + cost
+
+    head = ["method", *(f"{model}, from {start}" for model, start in cases)]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    return _table(head, [[method, *(cell(found[method, *case]) for case in cases)] for method in methods])
+
+
+def _quality():
+    rows = []
+    for (model, start, method), runs in _groups(_read("posteriors.csv"), "posterior", "start", "method").items():
+        predicts = runs[0]["test_log_likelihood"] != ""
+        test = f"{_median(runs, 'test_log_likelihood'):.3f}".replace("-", "−") if predicts else "–"
+        errors = (f"{_median(runs, name):.3f}" for name in ("mean_error", "log_sd_error", "ksd"))
+        rows.append([f"{model}, from {start}", method, f"{_median(runs, 'kept'):.0f}", *errors, test])
+    return _table(["posterior", "method", "particles", "mean / sd", "log sd", "KSD", "test log-likelihood"], rows)
+
+
+FLOWS_PAGE, POSTERIOR_PAGE = DOCS / "concepts" / "flows.md", DOCS / "tutorials" / "posterior.md"
+TABLES = {
+    "flows": (FLOWS_PAGE, _flows),
+    "domains": (FLOWS_PAGE, _domains),
+    "variance": (FLOWS_PAGE, _variance),
+    "cost": (POSTERIOR_PAGE, _cost),
+    "quality": (POSTERIOR_PAGE, _quality),
+}
 
 
 def _marked(name):
     return f"<!-- table: {name} -->\n\n", f"\n\n<!-- end: {name} -->"
 
 
-def test_the_tables_of_the_docs_are_those_of_the_code():
-    text = PAGE.read_text()
-    for name, table in TABLES.items():
-        begin, end = _marked(name)
-        written = text.split(begin)[1].split(end)[0]
-        assert written == table(), f"python {pathlib.Path(__file__).name} writes the table of {name} anew"
+@pytest.mark.parametrize("name", TABLES)
+def test_the_tables_of_the_docs_are_those_of_the_code(name):
+    page, table = TABLES[name]
+    begin, end = _marked(name)
+    written = page.read_text().split(begin)[1].split(end)[0]
+    assert written == table(), f"python tests/{pathlib.Path(__file__).name} writes the table of {name} anew"
 
 
 if __name__ == "__main__":
-    page = PAGE.read_text()
-    for name, table in TABLES.items():
+    for name, (page, table) in TABLES.items():
         begin, end = _marked(name)
-        head, rest = page.split(begin)
-        page = head + begin + table() + end + rest.split(end)[1]
-    PAGE.write_text(page)
+        head, rest = page.read_text().split(begin)
+        page.write_text(head + begin + table() + end + rest.split(end)[1])
