@@ -37,7 +37,6 @@ from flowrl.rl import (
     PolicyTable,
     RunDirectory,
     Standardizer,
-    VGFState,
     data,
     evaluate,
     fit,
@@ -247,7 +246,7 @@ def main(config: Config) -> list[report.Row]:
             )
             curve = tuple(p for p in policies if p.candidates == config.particles and not p.noise)
 
-            def evaluate_curve(state: VGFState, step: int) -> dict[str, Any]:
+            def evaluate_curve(state: Any, step: int) -> dict[str, Any]:
                 show = _bar(bars, f"curve at {step:,} (episodes)")
                 agent = Agent(vgf, state, standardizer)
                 measured = evaluate(agent, curve, lanes, episodes=config.curve_episodes, seed=0, progress=show)

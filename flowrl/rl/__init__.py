@@ -1,6 +1,11 @@
 """Reinforcement learning by value gradient flow: data, references, critics, training, evaluation."""
 
 from flowrl.rl import data as data, presets as presets, report as report
+from flowrl.rl._algorithm import (
+    AbstractAlgorithm as AbstractAlgorithm,
+    AbstractPretrained as AbstractPretrained,
+    AbstractState as AbstractState,
+)
 from flowrl.rl._authors import AuthorsSVGD as AuthorsSVGD
 from flowrl.rl._checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
 from flowrl.rl._critic import (
@@ -17,11 +22,5 @@ from flowrl.rl._policy import Acted as Acted, Agent as Agent, Policy as Policy, 
 from flowrl.rl._reference import FlowReference as FlowReference
 from flowrl.rl._replay import Replay as Replay, Standardizer as Standardizer, make_replay as make_replay
 from flowrl.rl._run import RunDirectory as RunDirectory, to_csv as to_csv
-from flowrl.rl._vgf import (
-    VGF as VGF,
-    VGFState as VGFState,
-    cache_particles as cache_particles,
-    init as init,
-    train_critic as train_critic,
-    train_reference as train_reference,
-)
+from flowrl.rl._train import Trainable as Trainable, held_out as held_out, train as train
+from flowrl.rl._vgf import VGF as VGF, VGFState as VGFState

@@ -26,12 +26,14 @@ class Evaluation(NamedTuple):
         lengths: steps, (policies, episodes).
         displacements: root mean square over the episode of the chosen actions' displacement, in the budget's unit of
             length, (policies, episodes).
+        steps: mean over the episode of the steps L of the flow, (policies, episodes).
     """
 
     returns: np.ndarray
     successes: np.ndarray
     lengths: np.ndarray
     displacements: np.ndarray
+    steps: np.ndarray
 
 
 def evaluate(
@@ -68,7 +70,7 @@ def evaluate(
     waiting = [deque((p, e) for e in range(episodes) for p in block.policies) for block in table.blocks]
     queues = {lane: queue for block, queue in zip(table.blocks, waiting, strict=True) for lane in block.lanes}
     shape = (len(policies), episodes)
-    result = Evaluation(np.zeros(shape), np.zeros(shape), np.zeros(shape, int), np.zeros(shape))
+    result = Evaluation(np.zeros(shape), np.zeros(shape), np.zeros(shape, int), np.zeros(shape), np.zeros(shape))
     size = agent.standardizer.mean.shape[0]
     policy, episode, time = (np.zeros(lanes.size, np.int32) for _ in range(3))
     observations = np.zeros((lanes.size, size), np.float32)
@@ -89,7 +91,7 @@ def evaluate(
     while active.any():
         lane_arrays = (jnp.asarray(policy), jnp.asarray(observations), jnp.asarray(episode), jnp.asarray(time))
         acted = act(agent, table, *lane_arrays, key)
-        actions, displacement = np.asarray(acted.action), np.asarray(acted.displacement)
+        actions, displacement, steps = (np.asarray(x) for x in (acted.action, acted.displacement, acted.steps))
         running = [int(lane) for lane in np.flatnonzero(active)]
         broken = [lane for lane in running if not np.isfinite(actions[lane]).all()]
         if broken:
@@ -105,10 +107,12 @@ def evaluate(
             time[lane] += 1
             result.returns[at] += step.reward
             result.displacements[at] += float(displacement[lane]) ** 2
+            result.steps[at] += float(steps[lane])
             if step.done:
                 result.successes[at] = step.success
                 result.lengths[at] = time[lane]
                 result.displacements[at] = np.sqrt(result.displacements[at] / time[lane])
+                result.steps[at] /= time[lane]
                 active[lane] = False
                 finished.append(lane)
                 done += 1

@@ -41,6 +41,11 @@ class FlowReference(eqx.Module):
         self.field = MLP((observation_size, action_size, 1), action_size, hidden, key=key)
         self.steps = steps
 
+    @property
+    def action_size(self) -> int:
+        """Coordinates of an action."""
+        return self.field.layers[-1].bias.shape[0]
+
     def loss(
         self,
         observation: Float[Array, " obs"],

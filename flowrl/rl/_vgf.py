@@ -10,7 +10,7 @@ budget is spent; the set that arrives is the policy. Training bootstraps from it
     Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026 (arXiv 2604.14265), algorithm 1.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -24,12 +24,14 @@ from flowrl._custom_types import Key
 from flowrl._solution import RESULTS, Solution
 from flowrl._target import Boltzmann
 from flowrl._transport import Transport
+from flowrl.rl._algorithm import AbstractPretrained, AbstractState
 from flowrl.rl._critic import AbstractAggregate, Critic, Mean, drive
 from flowrl.rl._reference import FlowReference
 from flowrl.rl._replay import Replay
+from flowrl.rl._train import Trainable, copied, polyak
 
 
-class VGF(eqx.Module):
+class VGF(AbstractPretrained):
     """The algorithm as a value: its parts and constants. See `flowrl.rl.presets` for named settings.
 
     Attributes:
@@ -98,59 +100,221 @@ class VGF(eqx.Module):
         if self.train_budget.temperature is not None and self.train_budget.temperature.ndim:
             raise ValueError("VGF: a temperature schedule over the steps of one transport is not supported here.")
 
+    @property
+    def pretraining(self) -> int:
+        """Updates of the reference alone: `reference_updates` if it is frozen after them, else 0."""
+        return self.reference_updates if self.frozen_reference else 0
 
-class VGFState(eqx.Module):
-    """Everything that training changes; with the data and the algorithm it determines the rest of the run.
+    def init(self, observation_size: int, action_size: int, *, key: Key) -> "VGFState":
+        """Make the state before the first update.
+
+        Args:
+            observation_size: coordinates of s.
+            action_size: coordinates of a.
+            key: randomness of the whole run.
+        """
+        reference_key, critic_key, run_key = jr.split(key, 3)
+        reference = FlowReference(
+            observation_size, action_size, self.reference_hidden, steps=self.reference_steps, key=reference_key
+        )
+        critic = Critic(observation_size, action_size, self.hidden, self.members, key=critic_key)
+        return VGFState(
+            reference=Trainable.start(reference, self._reference_optimiser),
+            critic=Trainable.start(critic, self._critic_optimiser),
+            target_critic=copied(critic),
+            scale=jnp.ones(action_size, jnp.float32),
+            reference_step=jnp.zeros((), jnp.int32),
+            step=jnp.zeros((), jnp.int32),
+            key=run_key,
+        )
+
+    def pretrain(
+        self, state: "VGFState", replay: Replay, rows: Int[Array, " batch"], key: Key
+    ) -> tuple["VGFState", dict[str, Array]]:
+        """Fit the reference to the actions of a batch.
+
+        Args:
+            state: the current state.
+            replay: the data.
+            rows: rows of the batch.
+            key: randomness of this update.
+        """
+        actions = replay.actions[rows]
+        noise_key, time_key = jr.split(key)
+        noise = jr.normal(noise_key, actions.shape, actions.dtype)
+        time = jr.uniform(time_key, actions.shape[:1], actions.dtype)
+        loss, gradient = eqx.filter_value_and_grad(reference_loss)(
+            state.reference.network, replay.observations[rows], actions, noise, time
+        )
+        state = eqx.tree_at(
+            lambda s: (s.reference, s.reference_step),
+            state,
+            (state.reference.updated(gradient, self._reference_optimiser), state.reference_step + 1),
+        )
+        return state, {"reference_loss": loss}
+
+    def prepare(self, state: "VGFState", replay: Replay, *, key: Key, chunk: int = 2048) -> tuple["VGFState", Replay]:
+        """Sample a frozen reference at every next state, and measure its spread.
+
+        Args:
+            state: its reference is sampled.
+            replay: the data.
+            key: randomness; the same key gives the same cache.
+            chunk: rows sampled at a time.
+
+        Returns:
+            The state with the budgets' unit of length, and the data with `samples` particles a state.
+        """
+        if not self.frozen_reference:
+            return state, replay
+        particles = _sample_rows(state.reference.network, replay.next_observations, self.samples, chunk, key)
+        replay = eqx.tree_at(lambda r: r.particles, replay, particles, is_leaf=lambda x: x is None)
+        if self.relative:
+            state = eqx.tree_at(lambda s: s.scale, state, spread(particles))
+        return state, replay
+
+    def update(
+        self, state: "VGFState", replay: Replay, rows: Int[Array, " batch"], key: Key
+    ) -> tuple["VGFState", dict[str, Array]]:
+        """Make one TD update, and one of a reference that is trained along.
+
+        Args:
+            state: the current state.
+            replay: the data, prepared.
+            rows: rows of the batch.
+            key: randomness of this update.
+
+        Returns:
+            The next state, and the metrics `td_loss`, `value`, `displacement` (root mean square over states, particles
+            and coordinates, in the budget's unit), `nonfinite` (particles frozen) and `failed` (sets whose transport
+            failed).
+
+        Raises:
+            ValueError: the reference is frozen but its samples are not cached.
+        """
+        if self.frozen_reference:
+            return self._critic_update(state, replay, rows, self._cached(replay, rows, key))
+        particle_key, reference_key = jr.split(key)
+        state, metrics = self.pretrain(state, replay, rows, reference_key)
+        states = replay.next_observations[replay.bootstrap[rows]]
+        noise = jr.normal(particle_key, (rows.shape[0], self.particles, replay.actions.shape[1]), states.dtype)
+        start = jax.vmap(_samples, (None, 0, 0))(state.reference.network, states, noise)
+        state, critic_metrics = self._critic_update(state, replay, rows, start)
+        return state, metrics | critic_metrics
+
+    def propose(self, state: "VGFState", observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
+        """Draw one sample of the reference.
+
+        Args:
+            state: the networks.
+            observation: s, standardised.
+            key: randomness of this sample.
+        """
+        noise = jr.normal(key, state.scale.shape, observation.dtype)
+        return state.reference.network.sample(observation, noise)
+
+    def improve(
+        self,
+        state: "VGFState",
+        observation: Float[Array, " obs"],
+        particles: Float[Array, "n act"],
+        steps: int,
+        step_size: Float[Array, ""],
+    ) -> Solution:
+        """Transport samples of the reference; temperature and displacement cap are those of the train budget.
+
+        Args:
+            state: the networks.
+            observation: s, standardised.
+            particles: samples of the reference.
+            steps: L_test.
+            step_size: ε, in the unit of length `state.scale`.
+        """
+        train = self.train_budget
+        budget = Budget(steps, step_size, train.temperature, scale=state.scale, max_displacement=train.max_displacement)
+        return transported(self, state.critic.network, observation, particles, budget, save=tuple(range(steps + 1)))
+
+    def values(
+        self, state: "VGFState", observation: Float[Array, " obs"], actions: Float[Array, "n act"]
+    ) -> Float[Array, "members n"]:
+        """Give Q_k(s, a).
+
+        Args:
+            state: the networks.
+            observation: s, standardised.
+            actions: candidates.
+        """
+        return jax.vmap(state.critic.network, (None, 0), 1)(observation, actions)
+
+    def _critic_update(
+        self, state: "VGFState", replay: Replay, rows: Int[Array, " batch"], start: Float[Array, "batch n act"]
+    ) -> tuple["VGFState", dict[str, Array]]:
+        next_observations = replay.next_observations[replay.bootstrap[rows]]
+        budget = self.train_budget.rescaled(state.scale)
+        critic = state.critic.network
+        solution = jax.vmap(lambda s, a: transported(self, critic, s, a, budget))(next_observations, start)
+        targets = td_target(
+            self,
+            state.target_critic,
+            replay.returns[rows],
+            replay.discounts[rows],
+            next_observations,
+            jax.lax.stop_gradient(solution.particles),
+        )
+        loss, gradient = eqx.filter_value_and_grad(critic_loss)(
+            critic, replay.observations[rows], replay.actions[rows], jax.lax.stop_gradient(targets)
+        )
+        trained = state.critic.updated(gradient, self._critic_optimiser)
+        slow = polyak(state.target_critic, trained.network, self.polyak)
+        state = eqx.tree_at(lambda s: (s.critic, s.target_critic, s.step), state, (trained, slow, state.step + 1))
+        metrics = {
+            "td_loss": loss,
+            "value": jnp.mean(targets),
+            "displacement": jnp.sqrt(jnp.mean(solution.stats["displacement_rms"] ** 2) / start.shape[-1]),
+            "nonfinite": jnp.sum(solution.stats["nonfinite"]).astype(loss.dtype),
+            "failed": jnp.sum(solution.result != RESULTS.successful).astype(loss.dtype),
+        }
+        return state, metrics
+
+    def _cached(self, replay: Replay, rows: Int[Array, " batch"], key: Key) -> Float[Array, "batch n act"]:
+        """Give N of the M cached samples at the bootstrap states."""
+        if replay.particles is None:
+            raise ValueError("a frozen reference needs cached samples: prepare(state, replay, key=key) draws them.")
+        # A random window: the samples of a state are distinct, and it is one gather.
+        first = jr.randint(key, (rows.shape[0], 1), 0, self.samples)
+        window = (first + jnp.arange(self.particles)[None]) % self.samples
+        return replay.particles[replay.bootstrap[rows][:, None], window]
+
+    @property
+    def _critic_optimiser(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate)
+
+    @property
+    def _reference_optimiser(self) -> optax.GradientTransformation:
+        rate = self.reference_learning_rate
+        return optax.adam(optax.cosine_decay_schedule(rate, self.reference_updates) if self.frozen_reference else rate)
+
+
+class VGFState(AbstractState):
+    """Everything that training changes.
 
     Attributes:
         reference: μ.
-        reference_optimiser: Adam's state.
         critic: Q.
         target_critic: its Polyak average.
-        critic_optimiser: Adam's state.
         scale: unit of length of the budgets, (act,): the reference's spread, or ones.
         reference_step: updates of the reference so far.
         step: updates of the critic so far.
         key: randomness to come.
     """
 
-    reference: FlowReference
-    reference_optimiser: Any
-    critic: Critic
+    reference: Trainable
+    critic: Trainable
     target_critic: Critic
-    critic_optimiser: Any
     scale: Float[Array, " act"]
     reference_step: Int[Array, ""]
     step: Int[Array, ""]
     key: Key
-
-
-def init(vgf: VGF, observation_size: int, action_size: int, *, key: Key) -> VGFState:
-    """Make the state before the first update.
-
-    Args:
-        vgf: the algorithm.
-        observation_size: coordinates of s.
-        action_size: coordinates of a.
-        key: randomness of the whole run.
-    """
-    reference_key, critic_key, run_key = jr.split(key, 3)
-    reference = FlowReference(
-        observation_size, action_size, vgf.reference_hidden, steps=vgf.reference_steps, key=reference_key
-    )
-    critic = Critic(observation_size, action_size, vgf.hidden, vgf.members, key=critic_key)
-    return VGFState(
-        reference=reference,
-        reference_optimiser=_reference_optimiser(vgf).init(eqx.filter(reference, eqx.is_array)),
-        critic=critic,
-        # A copy: donated buffers must not be shared between two fields.
-        target_critic=jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, critic),
-        critic_optimiser=optax.adam(vgf.learning_rate).init(eqx.filter(critic, eqx.is_array)),
-        scale=jnp.ones(action_size, jnp.float32),
-        reference_step=jnp.zeros((), jnp.int32),
-        step=jnp.zeros((), jnp.int32),
-        key=run_key,
-    )
 
 
 def value(
@@ -250,160 +414,6 @@ def critic_loss(
     return jnp.mean(jnp.sum((values - targets[:, None]) ** 2, axis=1))
 
 
-@eqx.filter_jit(donate="all-except-first")
-def _reference_interval(constant: tuple[VGF, Replay, int], state: VGFState) -> tuple[VGFState, dict[str, Array]]:
-    vgf, replay, updates = constant
-
-    def update(state: VGFState, _: None) -> tuple[VGFState, Array]:
-        key, batch_key, loss_key = jr.split(state.key, 3)
-        rows = jr.randint(batch_key, (vgf.batch_size,), 0, replay.actions.shape[0])
-        state = eqx.tree_at(lambda s: s.key, state, key)
-        return _reference_update(vgf, state, replay.observations[rows], replay.actions[rows], loss_key)
-
-    state, losses = _scan(update, state, updates)
-    return state, {"reference_loss": jnp.mean(losses)}
-
-
-def _reference_update(
-    vgf: VGF, state: VGFState, observations: Array, actions: Array, key: Key
-) -> tuple[VGFState, Array]:
-    noise_key, time_key = jr.split(key)
-    noise = jr.normal(noise_key, actions.shape, actions.dtype)
-    time = jr.uniform(time_key, actions.shape[:1], actions.dtype)
-    loss, gradient = eqx.filter_value_and_grad(reference_loss)(state.reference, observations, actions, noise, time)
-    updates, optimiser = _adam(_reference_optimiser(vgf), gradient, state.reference_optimiser)
-    state = eqx.tree_at(
-        lambda s: (s.reference, s.reference_optimiser, s.reference_step),
-        state,
-        (eqx.apply_updates(state.reference, updates), optimiser, state.reference_step + 1),
-    )
-    return state, loss
-
-
-@eqx.filter_jit(donate="all-except-first")
-def _critic_interval(constant: tuple[VGF, Replay, int], state: VGFState) -> tuple[VGFState, dict[str, Array]]:
-    vgf, replay, updates = constant
-
-    def update(state: VGFState, _: None) -> tuple[VGFState, dict[str, Array]]:
-        key, batch_key, particle_key, reference_key = jr.split(state.key, 4)
-        rows = jr.randint(batch_key, (vgf.batch_size,), 0, replay.actions.shape[0])
-        state = eqx.tree_at(lambda s: s.key, state, key)
-        metrics = {}
-        if not vgf.frozen_reference:
-            state, metrics["reference_loss"] = _reference_update(
-                vgf, state, replay.observations[rows], replay.actions[rows], reference_key
-            )
-        start = _start_particles(vgf, state.reference, replay, rows, particle_key)
-        state, critic_metrics = critic_update(vgf, state, replay, rows, start)
-        return state, metrics | critic_metrics
-
-    state, metrics = _scan(update, state, updates)
-    return state, jax.tree.map(jnp.mean, metrics)
-
-
-def critic_update(
-    vgf: VGF, state: VGFState, replay: Replay, rows: Int[Array, " batch"], start: Float[Array, "batch n act"]
-) -> tuple[VGFState, dict[str, Array]]:
-    """Make one TD update on given rows and given reference samples.
-
-    Args:
-        vgf: the algorithm.
-        state: the current state.
-        replay: the data.
-        rows: rows of the batch.
-        start: reference samples at the bootstrap state of every row.
-
-    Returns:
-        The next state, and the metrics `td_loss`, `value`, `displacement` (root mean square over states, particles and
-        coordinates, in the budget's unit), `nonfinite` (particles frozen) and `failed` (sets whose transport failed).
-    """
-    next_observations = replay.next_observations[replay.bootstrap[rows]]
-    budget = vgf.train_budget.rescaled(state.scale)
-    solution = jax.vmap(lambda s, a: transported(vgf, state.critic, s, a, budget))(next_observations, start)
-    particles = jax.lax.stop_gradient(solution.particles)
-    targets = jax.lax.stop_gradient(
-        td_target(vgf, state.target_critic, replay.returns[rows], replay.discounts[rows], next_observations, particles)
-    )
-    loss, gradient = eqx.filter_value_and_grad(critic_loss)(
-        state.critic, replay.observations[rows], replay.actions[rows], targets
-    )
-    updates, optimiser = _adam(optax.adam(vgf.learning_rate), gradient, state.critic_optimiser)
-    critic = eqx.apply_updates(state.critic, updates)
-    target_critic = jax.tree.map(
-        lambda slow, new: slow + vgf.polyak * (new - slow) if eqx.is_array(slow) else slow, state.target_critic, critic
-    )
-    state = eqx.tree_at(
-        lambda s: (s.critic, s.target_critic, s.critic_optimiser, s.step),
-        state,
-        (critic, target_critic, optimiser, state.step + 1),
-    )
-    metrics = {
-        "td_loss": loss,
-        "value": jnp.mean(targets),
-        "displacement": jnp.sqrt(jnp.mean(solution.stats["displacement_rms"] ** 2) / start.shape[-1]),
-        "nonfinite": jnp.sum(solution.stats["nonfinite"]).astype(loss.dtype),
-        "failed": jnp.sum(solution.result != RESULTS.successful).astype(loss.dtype),
-    }
-    return state, metrics
-
-
-def train_reference(vgf: VGF, state: VGFState, replay: Replay, updates: int) -> tuple[VGFState, dict[str, Array]]:
-    """Train the reference for some updates in one compiled call.
-
-    Args:
-        vgf: the algorithm.
-        state: the current state; its buffers are given away.
-        replay: the data.
-        updates: number of updates; each number compiles its own program.
-
-    Returns:
-        The next state, and mean metrics over the interval.
-    """
-    return _reference_interval((vgf, replay, updates), state)
-
-
-def train_critic(vgf: VGF, state: VGFState, replay: Replay, updates: int) -> tuple[VGFState, dict[str, Array]]:
-    """Train the critic (and a reference that is not frozen) for some updates in one compiled call.
-
-    Args:
-        vgf: the algorithm.
-        state: the current state; its buffers are given away.
-        replay: the data, with cached particles if the reference is frozen.
-        updates: number of updates; each number compiles its own program.
-
-    Returns:
-        The next state, and mean metrics over the interval.
-
-    Raises:
-        ValueError: the reference is frozen but its samples are not cached.
-    """
-    if vgf.frozen_reference and replay.particles is None:
-        raise ValueError("a frozen reference needs cached samples: call cache_particles(vgf, state, replay, key=key).")
-    return _critic_interval((vgf, replay, updates), state)
-
-
-def cache_particles(
-    vgf: VGF, state: VGFState, replay: Replay, *, key: Key, chunk: int = 2048
-) -> tuple[Replay, VGFState]:
-    """Sample the frozen reference at every next state, and measure its spread.
-
-    Args:
-        vgf: the algorithm; `vgf.samples` samples a state are drawn.
-        state: its reference is sampled.
-        replay: the data.
-        key: randomness; give the same key again to get the same cache after a restart.
-        chunk: rows sampled at a time.
-
-    Returns:
-        The data with particles, and the state with the budgets' unit of length.
-    """
-    particles = _sample_rows(state.reference, replay.next_observations, vgf.samples, chunk, key)
-    replay = eqx.tree_at(lambda r: r.particles, replay, particles, is_leaf=lambda x: x is None)
-    if vgf.relative:
-        state = eqx.tree_at(lambda s: s.scale, state, spread(particles))
-    return replay, state
-
-
 @eqx.filter_jit
 def _sample_rows(reference: FlowReference, observations: Array, samples: int, chunk: int, key: Key) -> Array:
     rows, size = observations.shape
@@ -412,48 +422,14 @@ def _sample_rows(reference: FlowReference, observations: Array, samples: int, ch
 
     def one_chunk(arguments: tuple[Array, Array]) -> Array:
         index, block = arguments
-        noise = jr.normal(jr.fold_in(key, index), (chunk, samples, _action_size(reference)), block.dtype)
-        return jax.vmap(lambda s, x: jax.vmap(lambda z: reference.sample(s, z))(x))(block, noise)
+        noise = jr.normal(jr.fold_in(key, index), (chunk, samples, reference.action_size), block.dtype)
+        return jax.vmap(_samples, (None, 0, 0))(reference, block, noise)
 
     sampled = jax.lax.map(one_chunk, (jnp.arange(chunks.shape[0]), chunks))
     return sampled.reshape(-1, *sampled.shape[2:])[:rows]
 
 
-def _start_particles(vgf: VGF, reference: FlowReference, replay: Replay, rows: Array, key: Key) -> Array:
-    """Draw N reference samples at the bootstrap states, cached or fresh."""
-    at = replay.bootstrap[rows]
-    if not vgf.frozen_reference:
-        noise = jr.normal(key, (rows.shape[0], vgf.particles, _action_size(reference)), replay.actions.dtype)
-        states = replay.next_observations[at]
-        return jax.vmap(lambda s, x: jax.vmap(lambda z: reference.sample(s, z))(x))(states, noise)
-    assert replay.particles is not None
-    # A random window of N of the M cached samples: distinct, and one gather.
-    first = jr.randint(key, (rows.shape[0], 1), 0, vgf.samples)
-    window = (first + jnp.arange(vgf.particles)[None]) % vgf.samples
-    return replay.particles[at[:, None], window]
-
-
-def _action_size(reference: FlowReference) -> int:
-    return reference.field.layers[-1].bias.shape[0]
-
-
-def _reference_optimiser(vgf: VGF) -> optax.GradientTransformation:
-    rate = vgf.reference_learning_rate
-    return optax.adam(optax.cosine_decay_schedule(rate, vgf.reference_updates) if vgf.frozen_reference else rate)
-
-
-def _adam(optimiser: optax.GradientTransformation, gradient: Any, state: Any) -> tuple[Any, Any]:
-    # Adam raises a float to an int32 power, which strict promotion refuses.
-    with jax.numpy_dtype_promotion("standard"):
-        return optimiser.update(gradient, state)
-
-
-def _scan(update: Any, state: VGFState, updates: int) -> tuple[VGFState, Any]:
-    dynamic, static = eqx.partition(state, eqx.is_array)
-
-    def body(dynamic: Any, _: None) -> tuple[Any, Any]:
-        new, out = update(eqx.combine(dynamic, static), None)
-        return eqx.filter(new, eqx.is_array), out
-
-    dynamic, out = jax.lax.scan(body, dynamic, None, length=updates)
-    return eqx.combine(dynamic, static), out
+def _samples(
+    reference: FlowReference, observation: Float[Array, " obs"], noise: Float[Array, "n act"]
+) -> Float[Array, "n act"]:
+    return jax.vmap(lambda z: reference.sample(observation, z))(noise)

@@ -29,7 +29,9 @@ def default(steps: int = 0, step_size: float = 0.1, **changes: object) -> VGF:
         changes: other fields of `VGF`.
     """
     samples = {"samples": max(8, int(changes.get("particles", 8)))}  # pyright: ignore[reportArgumentType]
-    return _changed(VGF(Transport(Ascent(), Optax(), _ACTIONS), Budget(steps, step_size)), samples | changes)
+    return _changed(
+        VGF(transport=Transport(Ascent(), Optax(), _ACTIONS), train_budget=Budget(steps, step_size)), samples | changes
+    )
 
 
 def paper(steps: int = 1, step_size: float = 0.1, **changes: object) -> VGF:
@@ -43,7 +45,12 @@ def paper(steps: int = 1, step_size: float = 0.1, **changes: object) -> VGF:
     ??? cite "Source"
         Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026.
     """
-    vgf = VGF(Transport(SVGD(), Euler(), _ACTIONS), Budget(steps, step_size, 0.0), relative=False, particles=5)
+    vgf = VGF(
+        transport=Transport(SVGD(), Euler(), _ACTIONS),
+        train_budget=Budget(steps, step_size, 0.0),
+        relative=False,
+        particles=5,
+    )
     return _changed(vgf, changes)
 
 
@@ -71,8 +78,8 @@ def reference(
         github.com/ryanxhr/vgf at 3ec8f9b, defaults of its offline scripts.
     """
     vgf = VGF(
-        Transport(AuthorsSVGD(through_bandwidth), Optax(_ADAM), _ACTIONS),
-        Budget(steps, step_size, temperature),
+        transport=Transport(AuthorsSVGD(through_bandwidth), Optax(_ADAM), _ACTIONS),
+        train_budget=Budget(steps, step_size, temperature),
         relative=False,
         particles=10,
         target=Minimum(),

@@ -7,7 +7,6 @@ import pytest
 from rl.toys import ToyLanes
 
 from flowrl.rl import Agent, Policy, PolicyTable, Standardizer, act, evaluate, presets
-from flowrl.rl._vgf import init
 
 POLICIES = (
     Policy("bc", 4, select="uniform"),
@@ -21,7 +20,7 @@ POLICIES = (
 @pytest.fixture(scope="module")
 def agent() -> Agent:
     vgf = presets.default(hidden=(16,), reference_hidden=(16,))
-    state = init(vgf, 3, 2, key=jr.key(0))
+    state = vgf.init(3, 2, key=jr.key(0))
     return Agent(vgf, state, Standardizer(jnp.zeros(3, jnp.float32), jnp.ones(3, jnp.float32)))
 
 

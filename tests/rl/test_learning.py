@@ -24,14 +24,14 @@ def trained(data, *, updates, n_step=1, discount=0.9, **changes):
 
 def q(agent, place, action):
     state = agent.standardizer(jnp.asarray(np.eye(4, dtype=np.float32)[place]))
-    return float(value(agent.state.critic, Mean(), state, jnp.asarray([[action]], jnp.float32))[0])
+    return float(value(agent.state.critic.network, Mean(), state, jnp.asarray([[action]], jnp.float32))[0])
 
 
 def reference_reward(agent, place):
     """Expected reward of the learned reference itself, so that its own error does not count."""
     state = agent.standardizer(jnp.asarray(np.eye(4, dtype=np.float32)[place]))
     noise = jr.normal(jr.key(5), (4000, 1), jnp.float32)
-    actions = jax.vmap(lambda z: agent.state.reference.sample(state, z))(noise)
+    actions = jax.vmap(lambda z: agent.state.reference.network.sample(state, z))(noise)
     return -float(jnp.mean((actions - 0.5) ** 2))
 
 
