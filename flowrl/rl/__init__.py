@@ -18,8 +18,26 @@ from flowrl.rl._critic import (
 from flowrl.rl._evaluate import Evaluation as Evaluation, evaluate as evaluate
 from flowrl.rl._fit import Progress as Progress, fit as fit
 from flowrl.rl._lanes import Lanes as Lanes, Stepped as Stepped
+from flowrl.rl._losses import (
+    critic_loss as critic_loss,
+    gradient_loss as gradient_loss,
+    td_target as td_target,
+    value as value,
+)
 from flowrl.rl._policy import Acted as Acted, Agent as Agent, Policy as Policy, PolicyTable as PolicyTable, act as act
-from flowrl.rl._reference import FlowReference as FlowReference
+from flowrl.rl._reference import (
+    AbstractReference as AbstractReference,
+    FlowReference as FlowReference,
+    GaussianReference as GaussianReference,
+    OneStepReference as OneStepReference,
+)
+from flowrl.rl._reference_learner import (
+    ReferenceLearner as ReferenceLearner,
+    ReferenceState as ReferenceState,
+    reference_loss as reference_loss,
+    sample_rows as sample_rows,
+    sample_sets as sample_sets,
+)
 from flowrl.rl._replay import Replay as Replay, Standardizer as Standardizer, make_replay as make_replay
 from flowrl.rl._run import RunDirectory as RunDirectory, to_csv as to_csv
 from flowrl.rl._train import Trainable as Trainable, held_out as held_out, train as train

@@ -242,7 +242,7 @@ def _own_steps(agent: Agent, observation: Array, path: Float[Array, "saved n act
     disagreement = jnp.std(values, axis=1)
     known = jnp.mean(disagreement[1:], axis=1) <= band * jnp.max(disagreement[0])
     good = known & (mean[1:] > mean[:-1])
-    return jnp.sum(jnp.cumprod(good.astype(jnp.int32)))
+    return jnp.sum(jnp.cumprod(good.astype(jnp.int32)), dtype=jnp.int32)
 
 
 def _random_directions(start: Array, flowed: Array, scale: Array, key: Key) -> Array:

@@ -22,17 +22,29 @@ from jaxtyping import Array, Float, Int
 from flowrl._budget import Budget, spread
 from flowrl._custom_types import Key
 from flowrl._solution import RESULTS, Solution
-from flowrl._target import Boltzmann
+from flowrl._target import AbstractTarget, Boltzmann, ValueGradient
 from flowrl._transport import Transport
+from flowrl.nn import MLP
 from flowrl.rl._algorithm import AbstractPretrained, AbstractState
 from flowrl.rl._critic import AbstractAggregate, Critic, Mean, drive
-from flowrl.rl._reference import FlowReference
+from flowrl.rl._losses import critic_loss, gradient_loss, td_target, value
+from flowrl.rl._reference_learner import ReferenceLearner, ReferenceState, sample_rows, sample_sets
 from flowrl.rl._replay import Replay
 from flowrl.rl._train import Trainable, copied, polyak
 
+#: Weights of the advantage-weighted reference are cut off here, as is usual for weights exp(A/β).
+MAX_WEIGHT = 100.0
+
 
 class VGF(AbstractPretrained):
-    """The algorithm as a value: its parts and constants. See `flowrl.rl.presets` for named settings.
+    r"""The algorithm as a value: its parts and constants. See `flowrl.rl.presets` for named settings.
+
+    With `advantage_temperature` β the reference is fitted to the data weighted by
+
+    $$w = \min\bigl(e^{A(s, a)/β}, 100\bigr), \qquad A(s, a) = Q(s, a) - \operatorname{mean}_i Q(s, a_i), \quad
+      a_i \sim μ(·|s)$$
+
+    so that a data set full of bad behaviour does not hold the particles back.
 
     Attributes:
         transport: how particles are moved, in training and in test; its domain is the box of actions [−1, 1].
@@ -43,15 +55,22 @@ class VGF(AbstractPretrained):
         drive: makes it one number along whose gradient particles flow.
         selection: makes it one number by which test-time candidates are ranked.
         over_particles: the target is the mean over the N particles, or their maximum.
+        amortised: let particles follow a network f(s, a) fitted to ∇_a Q (aggregated by `drive`) at the actions of the
+            "data" or at the "particles" before and after their transport; "no" differentiates the critic.
+        reference: "flow" for a flow-matching model, "gaussian" for a normal law.
+        one_step: distil a sampler of one step from the reference, and sample by it.
+        reference_average: decay in [0, 1) of an exponential moving average of the reference's weights; 0 for none.
+        advantage_temperature: β > 0 in the units of the value, or None to weigh all data the same. It needs the critic,
+            and so a reference that is not frozen.
         frozen_reference: train the reference first, then freeze it and cache `samples` particles at every next state;
             otherwise it is trained along with the critic and sampled afresh.
         samples: M >= N, cached particles a state.
         polyak: τ, rate at which the target network follows.
-        learning_rate: Adam's rate for the critic.
+        learning_rate: Adam's rate for the critic and f.
         reference_learning_rate: Adam's rate for the reference; decays as a cosine over `reference_updates` if frozen.
         reference_updates: updates of the reference before it is frozen.
         batch_size: transitions an update.
-        hidden: widths of the critic's hidden layers.
+        hidden: widths of the hidden layers of the critic and f.
         reference_hidden: widths of the reference's hidden layers.
         members: number of critics.
         reference_steps: K, Euler steps of a reference sample.
@@ -65,6 +84,11 @@ class VGF(AbstractPretrained):
     drive: AbstractAggregate = Mean()
     selection: AbstractAggregate = Mean()
     over_particles: Literal["mean", "max"] = eqx.field(static=True, default="mean")
+    amortised: Literal["no", "data", "particles"] = eqx.field(static=True, default="no")
+    reference: Literal["flow", "gaussian"] = eqx.field(static=True, default="flow")
+    one_step: bool = eqx.field(static=True, default=False)
+    reference_average: float = eqx.field(static=True, default=0.0)
+    advantage_temperature: float | None = eqx.field(static=True, default=None)
     frozen_reference: bool = eqx.field(static=True, default=True)
     samples: int = eqx.field(static=True, default=8)
     polyak: float = eqx.field(static=True, default=0.005)
@@ -86,8 +110,20 @@ class VGF(AbstractPretrained):
                 raise ValueError(f"VGF: {name} must be > 0, got {getattr(self, name)}.")
         if not 0 < self.polyak <= 1:
             raise ValueError(f"VGF: polyak must be in (0, 1], got {self.polyak}.")
-        if self.over_particles not in ("mean", "max"):
-            raise ValueError(f"VGF: over_particles must be 'mean' or 'max', got {self.over_particles!r}.")
+        if not 0 <= self.reference_average < 1:
+            raise ValueError(f"VGF: reference_average must be in [0, 1), got {self.reference_average}.")
+        for name, known in (
+            ("over_particles", ("mean", "max")),
+            ("amortised", ("no", "data", "particles")),
+            ("reference", ("flow", "gaussian")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"VGF: {name} must be one of {known}, got {getattr(self, name)!r}.")
+        if self.advantage_temperature is not None:
+            if not 0 < self.advantage_temperature < float("inf"):
+                raise ValueError(f"VGF: advantage_temperature must be > 0, got {self.advantage_temperature}.")
+            if self.frozen_reference:
+                raise ValueError("VGF: advantage weights need the critic; set frozen_reference=False, relative=False.")
         if self.frozen_reference and self.samples < max(self.particles, 2):
             raise ValueError(
                 f"VGF: samples ({self.samples}) must be at least 2 and at least particles ({self.particles}): the "
@@ -113,15 +149,17 @@ class VGF(AbstractPretrained):
             action_size: coordinates of a.
             key: randomness of the whole run.
         """
-        reference_key, critic_key, run_key = jr.split(key, 3)
-        reference = FlowReference(
-            observation_size, action_size, self.reference_hidden, steps=self.reference_steps, key=reference_key
-        )
+        reference_key, critic_key, run_key, gradient_key = jr.split(key, 4)
         critic = Critic(observation_size, action_size, self.hidden, self.members, key=critic_key)
+        gradient = None
+        if self.amortised != "no":
+            network = MLP((observation_size, action_size), action_size, self.hidden, layer_norm=True, key=gradient_key)
+            gradient = Trainable.start(network, self._optimiser)
         return VGFState(
-            reference=Trainable.start(reference, self._reference_optimiser),
-            critic=Trainable.start(critic, self._critic_optimiser),
+            reference=self._learner.init(observation_size, action_size, key=reference_key),
+            critic=Trainable.start(critic, self._optimiser),
             target_critic=copied(critic),
+            gradient=gradient,
             scale=jnp.ones(action_size, jnp.float32),
             reference_step=jnp.zeros((), jnp.int32),
             step=jnp.zeros((), jnp.int32),
@@ -130,7 +168,7 @@ class VGF(AbstractPretrained):
 
     def pretrain(
         self, state: "VGFState", replay: Replay, rows: Int[Array, " batch"], key: Key
-    ) -> tuple["VGFState", dict[str, Array]]:
+    ) -> tuple["VGFState", dict[str, Float[Array, ""]]]:
         """Fit the reference to the actions of a batch.
 
         Args:
@@ -139,19 +177,7 @@ class VGF(AbstractPretrained):
             rows: rows of the batch.
             key: randomness of this update.
         """
-        actions = replay.actions[rows]
-        noise_key, time_key = jr.split(key)
-        noise = jr.normal(noise_key, actions.shape, actions.dtype)
-        time = jr.uniform(time_key, actions.shape[:1], actions.dtype)
-        loss, gradient = eqx.filter_value_and_grad(reference_loss)(
-            state.reference.network, replay.observations[rows], actions, noise, time
-        )
-        state = eqx.tree_at(
-            lambda s: (s.reference, s.reference_step),
-            state,
-            (state.reference.updated(gradient, self._reference_optimiser), state.reference_step + 1),
-        )
-        return state, {"reference_loss": loss}
+        return self._reference_update(state, replay, rows, key, None)
 
     def prepare(self, state: "VGFState", replay: Replay, *, key: Key, chunk: int = 2048) -> tuple["VGFState", Replay]:
         """Sample a frozen reference at every next state, and measure its spread.
@@ -167,7 +193,8 @@ class VGF(AbstractPretrained):
         """
         if not self.frozen_reference:
             return state, replay
-        particles = _sample_rows(state.reference.network, replay.next_observations, self.samples, chunk, key)
+        size = replay.actions.shape[1]
+        particles = sample_rows(state.reference, replay.next_observations, size, self.samples, chunk, key)
         replay = eqx.tree_at(lambda r: r.particles, replay, particles, is_leaf=lambda x: x is None)
         if self.relative:
             state = eqx.tree_at(lambda s: s.scale, state, spread(particles))
@@ -175,8 +202,8 @@ class VGF(AbstractPretrained):
 
     def update(
         self, state: "VGFState", replay: Replay, rows: Int[Array, " batch"], key: Key
-    ) -> tuple["VGFState", dict[str, Array]]:
-        """Make one TD update, and one of a reference that is trained along.
+    ) -> tuple["VGFState", dict[str, Float[Array, ""]]]:
+        """Make one TD update, and one of what is trained along: the reference if it is not frozen, f if there is one.
 
         Args:
             state: the current state.
@@ -186,19 +213,21 @@ class VGF(AbstractPretrained):
 
         Returns:
             The next state, and the metrics `td_loss`, `value`, `displacement` (root mean square over states, particles
-            and coordinates, in the budget's unit), `nonfinite` (particles frozen) and `failed` (sets whose transport
-            failed).
+            and coordinates, in the budget's unit), `nonfinite` (particles frozen), `failed` (sets whose transport
+            failed), and the losses of what is trained along.
 
         Raises:
             ValueError: the reference is frozen but its samples are not cached.
         """
+        metrics = {}
         if self.frozen_reference:
-            return self._critic_update(state, replay, rows, self._cached(replay, rows, key))
-        particle_key, reference_key = jr.split(key)
-        state, metrics = self.pretrain(state, replay, rows, reference_key)
-        states = replay.next_observations[replay.bootstrap[rows]]
-        noise = jr.normal(particle_key, (rows.shape[0], self.particles, replay.actions.shape[1]), states.dtype)
-        start = jax.vmap(_samples, (None, 0, 0))(state.reference.network, states, noise)
+            start = self._cached(replay, rows, key)
+        else:
+            particle_key, reference_key, weight_key = jr.split(key, 3)
+            weights = self._weights(state, replay, rows, weight_key)
+            state, metrics = self._reference_update(state, replay, rows, reference_key, weights)
+            next_observations = replay.next_observations[replay.bootstrap[rows]]
+            start = self._fresh(state, next_observations, particle_key)
         state, critic_metrics = self._critic_update(state, replay, rows, start)
         return state, metrics | critic_metrics
 
@@ -210,8 +239,7 @@ class VGF(AbstractPretrained):
             observation: s, standardised.
             key: randomness of this sample.
         """
-        noise = jr.normal(key, state.scale.shape, observation.dtype)
-        return state.reference.network.sample(observation, noise)
+        return state.reference.sample(observation, jr.normal(key, state.scale.shape, observation.dtype))
 
     def improve(
         self,
@@ -231,8 +259,10 @@ class VGF(AbstractPretrained):
             step_size: ε, in the unit of length `state.scale`.
         """
         train = self.train_budget
-        budget = Budget(steps, step_size, train.temperature, scale=state.scale, max_displacement=train.max_displacement)
-        return transported(self, state.critic.network, observation, particles, budget, save=tuple(range(steps + 1)))
+        cap = train.max_displacement
+        budget = Budget(steps, step_size, train.temperature, scale=state.scale, max_displacement=cap)
+        target = self._direction(state.critic.network, state.gradient, observation)
+        return self.transport(target, particles, budget, save=tuple(range(steps + 1)), throw=False)
 
     def values(
         self, state: "VGFState", observation: Float[Array, " obs"], actions: Float[Array, "n act"]
@@ -246,27 +276,45 @@ class VGF(AbstractPretrained):
         """
         return jax.vmap(state.critic.network, (None, 0), 1)(observation, actions)
 
+    def _reference_update(
+        self,
+        state: "VGFState",
+        replay: Replay,
+        rows: Int[Array, " batch"],
+        key: Key,
+        weights: Float[Array, " batch"] | None,
+    ) -> tuple["VGFState", dict[str, Float[Array, ""]]]:
+        reference, metrics = self._learner.update(
+            state.reference, replay.observations[rows], replay.actions[rows], key, weights
+        )
+        state = eqx.tree_at(lambda s: (s.reference, s.reference_step), state, (reference, state.reference_step + 1))
+        return state, metrics
+
     def _critic_update(
         self, state: "VGFState", replay: Replay, rows: Int[Array, " batch"], start: Float[Array, "batch n act"]
-    ) -> tuple["VGFState", dict[str, Array]]:
+    ) -> tuple["VGFState", dict[str, Float[Array, ""]]]:
         next_observations = replay.next_observations[replay.bootstrap[rows]]
         budget = self.train_budget.rescaled(state.scale)
         critic = state.critic.network
-        solution = jax.vmap(lambda s, a: transported(self, critic, s, a, budget))(next_observations, start)
+
+        def transported(observation: Array, particles: Array) -> Solution:
+            target = self._direction(critic, state.gradient, observation)
+            return self.transport(target, particles, budget, throw=False)
+
+        solution = jax.vmap(transported)(next_observations, start)
+        particles = jax.lax.stop_gradient(solution.particles)
         targets = td_target(
-            self,
             state.target_critic,
+            self.target,
+            self.over_particles,
             replay.returns[rows],
             replay.discounts[rows],
             next_observations,
-            jax.lax.stop_gradient(solution.particles),
+            particles,
         )
         loss, gradient = eqx.filter_value_and_grad(critic_loss)(
             critic, replay.observations[rows], replay.actions[rows], jax.lax.stop_gradient(targets)
         )
-        trained = state.critic.updated(gradient, self._critic_optimiser)
-        slow = polyak(state.target_critic, trained.network, self.polyak)
-        state = eqx.tree_at(lambda s: (s.critic, s.target_critic, s.step), state, (trained, slow, state.step + 1))
         metrics = {
             "td_loss": loss,
             "value": jnp.mean(targets),
@@ -274,7 +322,51 @@ class VGF(AbstractPretrained):
             "nonfinite": jnp.sum(solution.stats["nonfinite"]).astype(loss.dtype),
             "failed": jnp.sum(solution.result != RESULTS.successful).astype(loss.dtype),
         }
+        amortised = state.gradient
+        if amortised is not None:
+            at_data = self.amortised == "data"
+            states = replay.observations[rows] if at_data else next_observations
+            actions = replay.actions[rows][:, None] if at_data else jnp.concatenate([start, particles], axis=1)
+            metrics["gradient_loss"], slope = eqx.filter_value_and_grad(gradient_loss)(
+                amortised.network, critic, self.drive, states, actions
+            )
+            amortised = amortised.updated(slope, self._optimiser)
+        trained = state.critic.updated(gradient, self._optimiser)
+        slow = polyak(state.target_critic, trained.network, self.polyak)
+        state = eqx.tree_at(
+            lambda s: (s.critic, s.target_critic, s.gradient, s.step),
+            state,
+            (trained, slow, amortised, state.step + 1),
+            is_leaf=lambda x: x is None,
+        )
         return state, metrics
+
+    def _direction(
+        self, critic: Critic, gradient: Trainable | None, observation: Float[Array, " obs"]
+    ) -> AbstractTarget:
+        """Give what the particles of one state flow toward: the ensemble, or f in the place of its gradient."""
+        if gradient is not None:
+            return ValueGradient(gradient.network, observation)
+        return Boltzmann(drive, critic, self.drive, observation)
+
+    def _weights(
+        self, state: "VGFState", replay: Replay, rows: Int[Array, " batch"], key: Key
+    ) -> Float[Array, " batch"] | None:
+        """Give the weight of each transition in the reference's loss."""
+        if self.advantage_temperature is None:
+            return None
+        observations = replay.observations[rows]
+        values = jax.vmap(lambda s, a: value(state.target_critic, self.drive, s, a))
+        baseline = jnp.mean(values(observations, self._fresh(state, observations, key)), axis=1)
+        advantages = values(observations, replay.actions[rows][:, None])[:, 0] - baseline
+        return jnp.minimum(jnp.exp(advantages / self.advantage_temperature), MAX_WEIGHT)
+
+    def _fresh(
+        self, state: "VGFState", observations: Float[Array, "batch obs"], key: Key
+    ) -> Float[Array, "batch n act"]:
+        """Draw N samples of the reference in every state."""
+        shape = (observations.shape[0], self.particles, state.scale.shape[0])
+        return sample_sets(state.reference.sample, observations, jr.normal(key, shape, observations.dtype))
 
     def _cached(self, replay: Replay, rows: Int[Array, " batch"], key: Key) -> Float[Array, "batch n act"]:
         """Give N of the M cached samples at the bootstrap states."""
@@ -286,13 +378,20 @@ class VGF(AbstractPretrained):
         return replay.particles[replay.bootstrap[rows][:, None], window]
 
     @property
-    def _critic_optimiser(self) -> optax.GradientTransformation:
+    def _optimiser(self) -> optax.GradientTransformation:
         return optax.adam(self.learning_rate)
 
     @property
-    def _reference_optimiser(self) -> optax.GradientTransformation:
-        rate = self.reference_learning_rate
-        return optax.adam(optax.cosine_decay_schedule(rate, self.reference_updates) if self.frozen_reference else rate)
+    def _learner(self) -> ReferenceLearner:
+        return ReferenceLearner(
+            kind=self.reference,
+            hidden=self.reference_hidden,
+            steps=self.reference_steps,
+            learning_rate=self.reference_learning_rate,
+            decay_updates=self.reference_updates if self.frozen_reference else None,
+            average=self.reference_average,
+            one_step=self.one_step,
+        )
 
 
 class VGFState(AbstractState):
@@ -302,134 +401,18 @@ class VGFState(AbstractState):
         reference: μ.
         critic: Q.
         target_critic: its Polyak average.
+        gradient: f, the network of its gradient, or None.
         scale: unit of length of the budgets, (act,): the reference's spread, or ones.
         reference_step: updates of the reference so far.
         step: updates of the critic so far.
         key: randomness to come.
     """
 
-    reference: Trainable
+    reference: ReferenceState
     critic: Trainable
     target_critic: Critic
+    gradient: Trainable | None
     scale: Float[Array, " act"]
     reference_step: Int[Array, ""]
     step: Int[Array, ""]
     key: Key
-
-
-def value(
-    critic: Critic, aggregate: AbstractAggregate, observation: Float[Array, " obs"], particles: Float[Array, "n act"]
-) -> Float[Array, " n"]:
-    """Give the aggregated value of each particle at one state.
-
-    Args:
-        critic: the ensemble.
-        aggregate: how members become one number.
-        observation: s, standardised.
-        particles: actions.
-    """
-    return jax.vmap(lambda action: drive(critic, aggregate, observation, action))(particles)
-
-
-def transported(
-    vgf: VGF,
-    critic: Critic,
-    observation: Float[Array, " obs"],
-    particles: Float[Array, "n act"],
-    budget: Budget,
-    *,
-    save: tuple[int, ...] | None = None,
-) -> Solution:
-    """Transport the particles of one state along the critic.
-
-    Args:
-        vgf: the algorithm.
-        critic: the ensemble that drives.
-        observation: s, standardised.
-        particles: samples of the reference, in [−1, 1].
-        budget: the budget, with its `scale`.
-        save: as in `flowrl.transport`.
-    """
-    target = Boltzmann(drive, critic, vgf.drive, observation)
-    return vgf.transport(target, particles, budget, save=save, throw=False)
-
-
-def reference_loss(
-    reference: FlowReference,
-    observations: Float[Array, "batch obs"],
-    actions: Float[Array, "batch act"],
-    noise: Float[Array, "batch act"],
-    time: Float[Array, " batch"],
-) -> Float[Array, ""]:
-    """Give the flow-matching loss of a batch.
-
-    Args:
-        reference: μ.
-        observations: s, standardised.
-        actions: a.
-        noise: standard normal.
-        time: uniform on [0, 1].
-    """
-    return jnp.mean(jax.vmap(reference.loss)(observations, actions, noise, time))
-
-
-def td_target(
-    vgf: VGF,
-    target_critic: Critic,
-    returns: Float[Array, " batch"],
-    discounts: Float[Array, " batch"],
-    next_observations: Float[Array, "batch obs"],
-    particles: Float[Array, "batch n act"],
-) -> Float[Array, " batch"]:
-    """Give y = returns + discounts · (mean or maximum over particles of the aggregated target value).
-
-    Args:
-        vgf: the algorithm.
-        target_critic: the slow ensemble.
-        returns: n-step returns.
-        discounts: γ^m · mask.
-        next_observations: bootstrap states.
-        particles: transported particles there.
-    """
-    values = jax.vmap(lambda s, a: value(target_critic, vgf.target, s, a))(next_observations, particles)
-    best = jnp.max(values, axis=1) if vgf.over_particles == "max" else jnp.mean(values, axis=1)
-    return returns + discounts * best
-
-
-def critic_loss(
-    critic: Critic,
-    observations: Float[Array, "batch obs"],
-    actions: Float[Array, "batch act"],
-    targets: Float[Array, " batch"],
-) -> Float[Array, ""]:
-    """Give the TD loss: squared errors summed over members, averaged over the batch.
-
-    Args:
-        critic: the ensemble.
-        observations: s, standardised.
-        actions: a.
-        targets: y.
-    """
-    values = jax.vmap(critic)(observations, actions)
-    return jnp.mean(jnp.sum((values - targets[:, None]) ** 2, axis=1))
-
-
-@eqx.filter_jit
-def _sample_rows(reference: FlowReference, observations: Array, samples: int, chunk: int, key: Key) -> Array:
-    rows, size = observations.shape
-    padding = -rows % chunk
-    chunks = jnp.concatenate([observations, jnp.zeros((padding, size), observations.dtype)]).reshape(-1, chunk, size)
-
-    def one_chunk(arguments: tuple[Array, Array]) -> Array:
-        index, block = arguments
-        noise = jr.normal(jr.fold_in(key, index), (chunk, samples, reference.action_size), block.dtype)
-        return jax.vmap(_samples, (None, 0, 0))(reference, block, noise)
-
-    sampled = jax.lax.map(one_chunk, (jnp.arange(chunks.shape[0]), chunks))
-    return sampled.reshape(-1, *sampled.shape[2:])[:rows]
-
-
-def _samples(
-    reference: FlowReference, observation: Float[Array, " obs"], noise: Float[Array, "n act"]
-) -> Float[Array, "n act"]:
-    return jax.vmap(lambda z: reference.sample(observation, z))(noise)

@@ -16,6 +16,7 @@ from flowrl.rl._vgf import VGF
 _ACTIONS = Box(-1.0, 1.0)
 # Made once: an optimiser made anew would compile anew. Plain Adam, as the authors have it.
 _ADAM = optax.adam(1.0)
+_CLIPPED_ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1.0))
 
 
 def default(steps: int = 0, step_size: float = 0.1, **changes: object) -> VGF:
@@ -85,6 +86,39 @@ def reference(
         target=Minimum(),
         drive=Mean(),
         selection=Minimum(),
+        frozen_reference=False,
+        reference_learning_rate=3e-4,
+        hidden=(512, 512, 512, 512),
+        reference_hidden=(512, 512, 512, 512),
+        reference_steps=10,
+    )
+    return _changed(vgf, changes)
+
+
+def amortized(steps: int = 5, step_size: float = 0.1, **changes: object) -> VGF:
+    """Give the amortised variant of the authors' code: N = 5 particles follow a network f(s, a) fitted to ∇_a Q.
+
+    f is fitted at the actions of the data, and there is no kernel: particles move apart from each other, by Adam. One
+    thing is not copied: they clip the norm of f over the particles of all states of the batch together, which couples
+    the states; here it is clipped over those of one state.
+
+    Args:
+        steps: L_train.
+        step_size: learning rate of the particles' Adam, in the units of the action.
+        changes: other fields of `VGF`, such as `amortised="particles"` to fit f where it is used.
+
+    ??? cite "Source"
+        Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026, algorithm 1 (the optional network);
+        github.com/ryanxhr/vgf at 3ec8f9b, agents/a_vgf.py.
+    """
+    vgf = VGF(
+        transport=Transport(Ascent(), Optax(_CLIPPED_ADAM), _ACTIONS),
+        train_budget=Budget(steps, step_size),
+        relative=False,
+        particles=5,
+        target=Minimum(),
+        selection=Minimum(),
+        amortised="data",
         frozen_reference=False,
         reference_learning_rate=3e-4,
         hidden=(512, 512, 512, 512),

@@ -9,7 +9,7 @@ import pytest
 from rl.toys import ToyLanes, bandit, chain
 
 from flowrl.rl import Agent, LowerConfidence, Mean, Minimum, Policy, Standardizer, evaluate, fit, make_replay, presets
-from flowrl.rl._vgf import value
+from flowrl.rl._losses import value
 
 SMALL = {"hidden": (64, 64), "reference_hidden": (32, 32), "batch_size": 128, "reference_steps": 5}
 
@@ -31,7 +31,7 @@ def reference_reward(agent, place):
     """Expected reward of the learned reference itself, so that its own error does not count."""
     state = agent.standardizer(jnp.asarray(np.eye(4, dtype=np.float32)[place]))
     noise = jr.normal(jr.key(5), (4000, 1), jnp.float32)
-    actions = jax.vmap(lambda z: agent.state.reference.network.sample(state, z))(noise)
+    actions = jax.vmap(lambda z: agent.state.reference.sample(state, z))(noise)
     return -float(jnp.mean((actions - 0.5) ** 2))
 
 
