@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from flowrl.rl.data import Transitions
+from flowrl.rl.data import OBSERVATION_PROTOCOLS, Transitions
 
 
 class Standardizer(eqx.Module):
@@ -20,12 +20,22 @@ class Standardizer(eqx.Module):
     std: Float[Array, " obs"]
 
     @classmethod
-    def fit(cls, observations: Float[np.ndarray | Array, "rows obs"]) -> "Standardizer":
+    def fit(cls, observations: Float[np.ndarray | Array, "rows obs"], protocol: str = "standard") -> "Standardizer":
         """Measure the constants.
 
         Args:
             observations: (rows, obs).
+            protocol: one of `flowrl.rl.data.OBSERVATION_PROTOCOLS`; "none" leaves observations as they are.
+
+        Raises:
+            ValueError: the protocol is unknown.
         """
+        if protocol not in OBSERVATION_PROTOCOLS:
+            known = ", ".join(OBSERVATION_PROTOCOLS)
+            raise ValueError(f"unknown observation protocol {protocol!r}, expected one of {known}.")
+        if protocol == "none":
+            width = observations.shape[1]
+            return cls(jnp.zeros(width, jnp.float32), jnp.ones(width, jnp.float32))
         rows = np.asarray(observations, np.float64)
         mean, std = rows.mean(axis=0), rows.std(axis=0)
         return cls(jnp.asarray(mean, jnp.float32), jnp.asarray(np.maximum(std, 1e-3), jnp.float32))
@@ -76,18 +86,20 @@ def make_replay(
         standardizer: applied to both kinds of observations.
         discount: γ in [0, 1].
         n_step: n >= 1.
-        reward_scale: factor on every reward.
+        reward_scale: factor on every reward, > 0.
 
     Returns:
         The `Replay`, without cached particles.
 
     Raises:
-        ValueError: `discount` or `n_step` is out of range.
+        ValueError: `discount`, `n_step` or `reward_scale` is out of range.
     """
     if not 0 <= discount <= 1:
         raise ValueError(f"discount must be in [0, 1], got {discount}.")
     if n_step < 1:
         raise ValueError(f"n_step must be >= 1, got {n_step}.")
+    if not 0 < reward_scale < float("inf"):
+        raise ValueError(f"reward_scale must be finite and > 0, got {reward_scale}.")
     rewards = np.asarray(data.rewards, np.float64) * reward_scale
     rows = rewards.shape[0]
     stops = (np.asarray(data.terminals) > 0) | (np.asarray(data.masks) == 0)

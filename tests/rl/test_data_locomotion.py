@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from flowrl.rl import data as data_room
 from flowrl.rl.data import _behaviour, _locomotion, _pool, _store
 
 REPLAY = "walker2d-medium-replay-local-v0"  # nine policies, the early ones of which fall over
@@ -31,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(folder):
-    return _locomotion.load(REPLAY, folder, workers=1, progress=None, dataset_path=None, **SIZES)
+    return data_room.load(REPLAY, folder, workers=1, **SIZES)
 
 
 @pytest.mark.usefixtures("data")
@@ -85,11 +86,11 @@ def test_info(data, folder):
     assert (info.label, info.metric, info.env_id, info.seed, info.rows) == ("local", "return", "Walker2d-v5", 3, 200)
     path = folder / REPLAY / "local-rows200-val9-seed3" / f"{REPLAY}.npz"
     assert info.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    again = _locomotion.load(REPLAY, folder, workers=1, progress=None, dataset_path=path, **SIZES)
+    again = data_room.load(REPLAY, folder, dataset_path=path)
     assert again.info == info  # a path to one of ours is recognised
     for suffix in ("", "-val"):
         (folder / f"mine{suffix}.npz").write_bytes(path.with_name(f"{REPLAY}{suffix}.npz").read_bytes())
-    mine = _locomotion.load(REPLAY, folder, workers=1, progress=None, dataset_path=folder / "mine.npz", **SIZES)
+    mine = data_room.load(REPLAY, folder, dataset_path=folder / "mine.npz")
     assert mine.info == dataclasses.replace(info, label="file", seed=None, versions=_store.versions())
 
 

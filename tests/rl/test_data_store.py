@@ -153,6 +153,21 @@ def test_manifest_with_unknown_field(tmp_path):
         _store.read_manifest(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../x.npz", "/etc/passwd", "a/b.npz", "..", "", "a\\b"])
+def test_manifest_that_leads_out_of_its_folder(tmp_path, name):
+    _store.write_manifest(tmp_path, _manifest({name: "0" * 64}))
+    with pytest.raises(ValueError, match=r"manifest\.json: files names .*expected a file in the same folder"):
+        _store.read_manifest(tmp_path)
+
+
+def test_manifest_without_a_list_of_files(tmp_path):
+    _store.write_manifest(tmp_path, _manifest({}))
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**content, "files": ["x.npz"]}))
+    with pytest.raises(ValueError, match=r"files is \['x\.npz'\]"):
+        _store.read_manifest(tmp_path)
+
+
 def test_cache_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert _store.resolve_dir(None) == tmp_path / "flowrl" / "data"

@@ -1,6 +1,9 @@
 """The optional packages of this room, and what to say when they are missing."""
 
+import contextlib
 import importlib
+import io
+from typing import Any
 
 
 def require(*modules: str) -> None:
@@ -21,3 +24,10 @@ def require(*modules: str) -> None:
                 'pip install "flowrl-transport[rl]"',
                 name=module,
             ) from error
+
+
+def robotics() -> Any:
+    """Imports gymnasium-robotics, without the notice that it prints about environments which are not used here."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        require("gymnasium_robotics")
+    return importlib.import_module("gymnasium_robotics")

@@ -18,6 +18,7 @@ import numpy as np
 from flowrl.rl.data import _store
 from flowrl.rl.data._extras import require
 from flowrl.rl.data._pool import Values, run
+from flowrl.rl.data._published import is_published
 from flowrl.rl.data._schema import DataInfo
 from flowrl.rl.data._source import Metric, Progress
 
@@ -131,16 +132,17 @@ def describe(path: Path, name: str, env_id: str, *, rows: int, success_timing: s
         metric: see `DataInfo`.
 
     Returns:
-        The information; "local" if a manifest beside the file vouches for it.
+        The information; "local" if a manifest beside the file vouches for it, "published" if a download does.
     """
     sha256 = _store.sha256_file(path)
     manifest = _store.read_manifest(path.parent)
     # Also a path given by the user may be one of ours: the checksum says so.
     ours = manifest if manifest is not None and manifest.files.get(path.name) == sha256 else None
+    label = "local" if ours is not None else "published" if is_published(path, sha256) else "file"
     return DataInfo(
         name=name,
         env_id=env_id,
-        label="file" if ours is None else "local",
+        label=label,
         sha256=sha256,
         versions=_store.versions() if ours is None else ours.versions,
         success_timing=success_timing,

@@ -22,7 +22,7 @@ import numpy as np
 from flowrl.rl.data import _behaviour, _store
 from flowrl.rl.data._local import build, describe, run_episodes
 from flowrl.rl.data._schema import OfflineDataset, from_dict
-from flowrl.rl.data._source import Environment, Progress, Source
+from flowrl.rl.data._source import Environment, Progress, Request, Source
 
 _ENV_IDS = {"halfcheetah": "HalfCheetah-v5", "walker2d": "Walker2d-v5"}
 #: All have gymnasium's usual time limit.
@@ -90,29 +90,28 @@ def generate(
     )
 
 
-def load(
-    name: str,
-    data_dir: Path,
-    /,
-    *,
-    rows: int,
-    val_rows: int,
-    seed: int,
-    workers: int | None,
-    progress: Progress | None,
-    dataset_path: Path | None,
-) -> OfflineDataset:
+def load(name: str, request: Request, /) -> OfflineDataset:
     """Loads (and if need be makes) a data set; the arguments are those of `flowrl.rl.data.load`.
 
     A file of the user's (`dataset_path`) has the keys of `Transitions`.
     """
-    path = dataset_path or generate(
-        name, data_dir, rows=rows, val_rows=val_rows, seed=seed, workers=workers, progress=progress
+    if request.origin == "published":
+        raise ValueError(f"{name} is made on this machine and was never published; leave out origin.")
+    if request.validation is not None:
+        raise ValueError(f"{name} has a validation split of its own; leave out validation.")
+    path = request.dataset_path or generate(
+        name,
+        request.data_dir,
+        rows=request.rows,
+        val_rows=request.val_rows,
+        seed=request.seed,
+        workers=request.workers,
+        progress=request.progress,
     )
     files = (path, _store.validation_path(path))
     train, validation = (from_dict(_store.read_npz(file), source=str(file)) for file in files)
     info = describe(path, name, _env_id(name), rows=len(train), success_timing=None, metric="return")
-    return OfflineDataset(train, validation, info)
+    return OfflineDataset(train, validation, dataclasses.replace(info, val_rows=len(validation)))
 
 
 def make_env(name: str, /, *, seed: int | None) -> Environment:
@@ -248,10 +247,10 @@ _NAMES = tuple(f"{env}-{kind}-local-v0" for env in _ENV_IDS for kind in ("medium
 SOURCES = {
     "locomotion": Source(
         env_names=_NAMES,
-        dataset_names=_NAMES,
         metric="return",
-        generate=generate,
         load=load,
         make_env=make_env,
+        dataset_names=_NAMES,
+        generate=generate,
     )
 }

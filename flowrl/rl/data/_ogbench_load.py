@@ -1,5 +1,6 @@
 """Loads an OGBench data set for one of its single tasks, through OGBench's own loader."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +12,44 @@ from flowrl.rl.data._extras import require
 from flowrl.rl.data._isolation import own_global_state, quiet
 from flowrl.rl.data._local import describe
 from flowrl.rl.data._ogbench import generate
-from flowrl.rl.data._ogbench_names import env_names, split_name
+from flowrl.rl.data._ogbench_names import dataset_names, env_names, split_name
+from flowrl.rl.data._published import Published, obtain
 from flowrl.rl.data._recipes import RECIPES
 from flowrl.rl.data._schema import OfflineDataset, from_dict
-from flowrl.rl.data._source import Environment, Progress, Source
+from flowrl.rl.data._source import Environment, Progress, Request, Source
+
+# The official host, and the mirror that OGBench's author names (seohongpark/ogbench, issue 49).
+_MIRRORS = (
+    "https://rail.eecs.berkeley.edu/datasets/ogbench",
+    "https://huggingface.co/datasets/zhouzypaul/ogbench_datasets/resolve/main",
+)
 
 
-def load(
-    name: str,
-    data_dir: Path,
-    /,
-    *,
-    rows: int,
-    val_rows: int,
-    seed: int,
-    workers: int | None,
-    progress: Progress | None,
-    dataset_path: Path | None,
-) -> OfflineDataset:
-    """Loads (and if need be makes) a data set; the arguments are those of `flowrl.rl.data.load`."""
+def load(name: str, request: Request, /) -> OfflineDataset:
+    """Loads (and if need be makes or downloads) a data set; the arguments are those of `flowrl.rl.data.load`."""
     dataset_name, env_id = split_name(name)
+    if request.validation is not None:
+        raise ValueError(f"{name} has a validation split of its own; leave out validation.")
+    dataset_path = request.dataset_path
     if dataset_path is not None:
         path = dataset_path
+    elif request.origin == "published":
+        path = download(dataset_name, request.data_dir, mirrors=(), progress=request.progress)
     elif dataset_name in RECIPES:
         path = generate(
-            dataset_name, data_dir, rows=rows, val_rows=val_rows, seed=seed, workers=workers, progress=progress
+            dataset_name,
+            request.data_dir,
+            rows=request.rows,
+            val_rows=request.val_rows,
+            seed=request.seed,
+            workers=request.workers,
+            progress=request.progress,
         )
     else:
         raise ValueError(
-            f"{dataset_name} cannot be made on this machine (its collecting policy is not published): give the path of "
-            f"a downloaded {dataset_name}.npz, with {dataset_name}-val.npz beside it, as dataset_path."
+            f"{dataset_name} cannot be made on this machine (its collecting policy is not published): give "
+            f'origin="published" to download it, or the path of {dataset_name}.npz, with {dataset_name}-val.npz beside '
+            "it, as dataset_path."
         )
     require("gymnasium", "ogbench")
     import gymnasium
@@ -49,7 +58,7 @@ def load(
     with quiet(), own_global_state():
         env = gymnasium.make(env_id, disable_env_checker=True)
         try:
-            if dataset_path is not None:
+            if dataset_path is not None or request.origin == "published":
                 check_file(path, env, name)
                 check_file(_store.validation_path(path), env, name)
             # With dataset_only it is always a pair of dictionaries; its type says "or many other things".
@@ -61,7 +70,16 @@ def load(
     files = (path, _store.validation_path(path))
     train, validation = (from_dict(arrays, source=str(file)) for arrays, file in zip(splits, files, strict=True))
     info = describe(path, name, env_id, rows=len(train), success_timing=timing, metric="success")
-    return OfflineDataset(train, validation, info)
+    return OfflineDataset(train, validation, dataclasses.replace(info, val_rows=len(validation)))
+
+
+def download(name: str, data_dir: Path, /, *, mirrors: tuple[str, ...], progress: Progress | None) -> Path:
+    """Downloads both splits unless they are there; the arguments are those of `flowrl.rl.data.download`."""
+    folder = data_dir / name / "published"
+    files = (f"{name}.npz", f"{name}-val.npz")
+    addresses = [tuple(f"{mirror.rstrip('/')}/{file}" for mirror in mirrors or _MIRRORS) for file in files]
+    obtain(folder, [Published(file, urls) for file, urls in zip(files, addresses, strict=True)], progress)
+    return folder / files[0]
 
 
 def check_file(path: Path, env: Any, name: str) -> None:
@@ -116,10 +134,12 @@ def make_env(name: str, /, *, seed: int | None) -> Environment:
 SOURCES: dict[str, Source] = {
     "ogbench": Source(
         env_names=env_names(),
-        dataset_names=tuple(RECIPES),
         metric="success",
-        generate=generate,
         load=load,
         make_env=make_env,
+        dataset_names=tuple(RECIPES),
+        generate=generate,
+        published_names=dataset_names(),
+        download=download,
     )
 }

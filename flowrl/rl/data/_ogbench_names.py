@@ -2,8 +2,8 @@
 
 from flowrl.rl.data._recipes import RECIPES
 
-# Data sets that a user may bring as a file, but that cannot be made here: their collecting policies were trained, and
-# those are not published (cube-octuple could be, but the published set is far beyond what one machine collects).
+# Published data sets that cannot be made here: their collecting policies were trained, and those are not published
+# (cube-octuple could be, but the published set is far beyond what one machine collects).
 _FILE_ONLY = (
     *(
         f"antmaze-{size}-{style}-v0"
@@ -18,12 +18,15 @@ _FILE_ONLY = (
 )
 
 
+def dataset_names() -> tuple[str, ...]:
+    """Every data set that OGBench has published for single tasks on states."""
+    return (*RECIPES, *_FILE_ONLY)
+
+
 def env_names() -> tuple[str, ...]:
     """Every single-task name; "...-singletask-v0" is OGBench's default task, which is not always task 1."""
     tasks = ("", *(f"-task{number}" for number in range(1, 6)))
-    return tuple(
-        f"{name.removesuffix('-v0')}-singletask{task}-v0" for name in (*RECIPES, *_FILE_ONLY) for task in tasks
-    )
+    return tuple(f"{name.removesuffix('-v0')}-singletask{task}-v0" for name in dataset_names() for task in tasks)
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -115,7 +115,7 @@ class Worker:
         self._requests = self._process.stdin
         self._answers = self._process.stdout
         self._asked = time.monotonic()
-        self._send((factory, arguments))
+        self._send((factory, arguments, [os.path.abspath(folder) for folder in sys.path]))
 
     def fileno(self) -> int:
         """The file descriptor that becomes readable when there is an answer."""

@@ -10,6 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from flowrl.rl.data._rewards import RewardTransform
+from flowrl.rl.data._scores import Reference
+
 _Array = jax.Array | np.ndarray
 
 #: Actions may leave [-1, 1] by this much (float32 rounding in foreign files); beyond it the file is refused.
@@ -56,16 +59,22 @@ class DataInfo:
     """Where a data set came from: enough to say, in a result row, exactly what was learnt from.
 
     Attributes:
-        name: the name given to `load`.
-        env_id: the gymnasium id of the evaluation environment.
-        label: "local" (generated on this machine: not comparable with published scores), "published", or "file" (a
-            path given by the user, of unknown origin).
-        sha256: of the training file.
+        name: the name by which `make_env` knows the environment; for `load` the name that was given.
+        env_id: the gymnasium id of the evaluation environment; empty where there is none.
+        label: "local" (generated on this machine: not comparable with published scores), "published" (the published
+            file, downloaded here or recognised by its checksum), or "file" (given by the user, of unknown origin).
+        sha256: of the training file; of several files or of arrays in memory: of their names and contents.
         versions: package name to version. For "local" data those that generated it.
         success_timing: OGBench's "pre" (reward r(s), from 1.2.0) or "post"; None where it does not apply.
         seed: the generator's seed; None where unknown.
         rows: number of training transitions.
         metric: "success" or "return".
+        val_rows: number of validation transitions.
+        split: where the validation split came from.
+        reward_transform: what was done to the rewards, and by which protocol; `apply_protocol` sets it.
+        observation_protocol: how observations are to be normalised; `apply_protocol` sets it. The data stay raw.
+        reference: between which returns scores are measured; None where no one has published any.
+        notes: what else a reader of a result must know: repairs with their counts, another simulator version.
     """
 
     name: str
@@ -77,6 +86,20 @@ class DataInfo:
     seed: int | None
     rows: int
     metric: Literal["success", "return"]
+    val_rows: int = 0
+    split: str = "its own"
+    reward_transform: RewardTransform = RewardTransform()
+    observation_protocol: str = "none"
+    reference: Reference | None = None
+    notes: tuple[str, ...] = ()
+
+    def score(self, returns: np.ndarray) -> np.ndarray:
+        """The normalised score where there is a reference, else the returns as they are.
+
+        Args:
+            returns: undiscounted sums of the environment's own rewards, of any shape.
+        """
+        return returns if self.reference is None else self.reference.score(returns)
 
     def to_json(self) -> str:
         """The same information as one line of JSON with sorted keys (equal infos give equal strings)."""
@@ -89,12 +112,12 @@ class OfflineDataset:
 
     Attributes:
         train: what is learnt from.
-        validation: what is only measured on.
+        validation: what is only measured on; None if nothing was held out.
         info: where both came from.
     """
 
     train: Transitions
-    validation: Transitions
+    validation: Transitions | None
     info: DataInfo
 
 

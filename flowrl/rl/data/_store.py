@@ -16,6 +16,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from flowrl.rl.data._memory import check_memory
+
 #: Raised by one whenever the manifest's fields change meaning.
 SCHEMA_VERSION = 1
 
@@ -24,6 +26,8 @@ MANIFEST_NAME = "manifest.json"
 # The packages whose versions can change what a generator produces; the first name is the distribution's, not the
 # module's.
 _VERSIONED = ("flowrl-transport", "gymnasium", "mujoco", "numpy", "ogbench")
+# And those that read or evaluate what others have made.
+_READERS = ("gymnasium-robotics", "h5py", "minari")
 
 _MIB = 2**20
 
@@ -174,6 +178,7 @@ def read_npz(path: Path, *, required: Sequence[str] = ()) -> dict[str, np.ndarra
 
     Raises:
         FileNotFoundError: if there is no such file.
+        MemoryError: if the arrays do not fit into memory.
         ValueError: naming the file (and the key), if it is truncated, not an npz, holds Python objects, or lacks a
             required key.
     """
@@ -186,6 +191,9 @@ def read_npz(path: Path, *, required: Sequence[str] = ()) -> dict[str, np.ndarra
     arrays: dict[str, np.ndarray] = {}
     key = ""
     try:
+        with zipfile.ZipFile(path) as archive:
+            # As stored, and then three times more: selected, checked, and split.
+            check_memory(4 * sum(member.file_size for member in archive.infolist()), str(path))
         with np.load(path, allow_pickle=False) as archive:
             missing = [name for name in required if name not in archive.files]
             if missing:
@@ -213,10 +221,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """The versions of the packages that can change generated data; a package that is not installed is left out."""
+def versions(*, readers: bool = False) -> dict[str, str]:
+    """The versions of the packages that can change generated data; a package that is not installed is left out.
+
+    Args:
+        readers: those too that only read foreign files, or evaluate on them.
+    """
     found: dict[str, str] = {}
-    for name in _VERSIONED:
+    for name in (*_VERSIONED, *_READERS) if readers else _VERSIONED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
@@ -287,7 +299,25 @@ def read_manifest(directory: Path) -> Manifest | None:
     if set(content) != expected:
         wrong = ", ".join(sorted(set(content) ^ expected))
         raise ValueError(f"{path}: missing or unknown fields: {wrong}; {advice}")
+    check_names(content["files"], path)
     return Manifest(**content)
+
+
+def check_names(files: Any, path: Path) -> None:
+    """Refuses a list of files that names one outside the folder it stands in.
+
+    Args:
+        files: what a manifest says: file name to what is known of it.
+        path: the manifest.
+
+    Raises:
+        ValueError: naming the manifest and the entry.
+    """
+    if not isinstance(files, dict):
+        raise ValueError(f"{path}: files is {files!r}, expected names and what is known of them.")
+    for name in files:
+        if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+            raise ValueError(f"{path}: files names {name!r}, expected a file in the same folder.")
 
 
 def validation_path(path: Path) -> Path:

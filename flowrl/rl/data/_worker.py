@@ -1,8 +1,8 @@
 """The process at the other end of `_pool.py`: it does one job after another.
 
 Messages are pickles, exchanged by two processes of ours and nobody else. On standard input comes first the assignment
-(a factory and its arguments), then one job after another; each job is answered on standard output. The process ends
-when its input does, so it cannot outlive a parent that was killed.
+(a factory, its arguments, and where the parent finds modules), then one job after another; each job is answered on
+standard output. The process ends when its input does, so it cannot outlive a parent that was killed.
 """
 
 import importlib
@@ -47,7 +47,9 @@ def main() -> None:
     # Only answers may go to the pipe: whatever a library prints goes to the log instead.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    factory, arguments = pickle.load(sys.stdin.buffer)
+    factory, arguments, path = pickle.load(sys.stdin.buffer)
+    # Behind our own: a user's environment may stand in a module of theirs, which must hide none that is installed.
+    sys.path.extend(folder for folder in path if folder not in sys.path)
     # Before the first job is there: whoever asks has other things to do meanwhile.
     work = _attempt(prepare, {"factory": factory, "arguments": arguments})
     while True:

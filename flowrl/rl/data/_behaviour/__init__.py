@@ -5,10 +5,8 @@ policy of 40 kilobytes. `provenance.json` says which command made it, how well i
 NumPy: for one state at a time, dispatching a jitted call costs more than the arithmetic.
 """
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +15,7 @@ from jaxtyping import Float, Float32
 
 from flowrl.rl.data import _store
 from flowrl.rl.data._extras import require
-from flowrl.rl.data._isolation import quiet
+from flowrl.rl.data._isolation import quiet, simulator_log_off
 from flowrl.rl.data._source import Environment
 
 # Where the shipped snapshots and their provenance stand.
@@ -133,7 +131,7 @@ def make(env_id: str, *, seed: int | None = None) -> Environment:
     import gymnasium
     from gymnasium.utils import seeding
 
-    with quiet(), _no_simulator_log():
+    with quiet(), simulator_log_off():
         # The checker would repeat in every worker what gymnasium's own tests have checked.
         env = gymnasium.wrappers.DtypeObservation(gymnasium.make(env_id, disable_env_checker=True), np.float32)
     if seed is not None:
@@ -199,24 +197,3 @@ def provenance(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
         the file, steps, SHA-256 and measured returns of each.
     """
     return json.loads((folder / "provenance.json").read_text())
-
-
-@contextlib.contextmanager
-def _no_simulator_log() -> Iterator[None]:
-    """Keeps MuJoCo's log off the terminal, and `MUJOCO_LOG.TXT` out of the user's working directory.
-
-    MuJoCo >= 4 remarks that gymnasium's walker models use a deprecated attribute. It says nothing about the results.
-    """
-    import mujoco
-
-    config: Any = getattr(mujoco, "MjLogConfig", None)
-    if config is None:  # older versions have no such settings, and no such remark
-        yield
-        return
-    before, silent = config.get(), config.get()
-    silent.logto_console = silent.logto_file = False
-    silent.set()
-    try:
-        yield
-    finally:
-        before.set()

@@ -1,0 +1,52 @@
+"""Gymnasium environments that need no simulator, in a module that other processes can import."""
+
+import gymnasium
+import numpy as np
+
+
+def _box(size):
+    return gymnasium.spaces.Box(-np.inf, np.inf, (size,))
+
+
+class Goals(gymnasium.Env):
+    """A point on a line: dictionary observations, an action whose coordinates have different limits, a true end."""
+
+    def __init__(self):
+        parts = {"observation": _box(2), "achieved_goal": _box(1), "desired_goal": _box(1)}
+        self.observation_space = gymnasium.spaces.Dict({**parts, "mode": gymnasium.spaces.Discrete(3)})
+        self.action_space = gymnasium.spaces.Box(np.float32([-1, 0]), np.float32([1, 4]))
+
+    def _observe(self):
+        x = np.float32([self.x])
+        parts = {"observation": np.float32([self.x, self.t]), "achieved_goal": x, "desired_goal": x + 1}
+        return {**parts, "mode": np.int64(self.t % 3)}
+
+    def reset(self, *, seed=None, options=None):  # noqa: ARG002
+        super().reset(seed=seed)
+        self.x, self.t = float(self.np_random.normal()), 0
+        return self._observe(), {}
+
+    def step(self, action):
+        self.x, self.t = self.x + float(action[0]), self.t + 1
+        return self._observe(), float(action[1]), self.t == 5, False, {"success": self.t == 5}
+
+
+class Unlimited(Goals):
+    """Actions without limits."""
+
+    def __init__(self):
+        super().__init__()
+        self.action_space = _box(2)
+
+
+def goals():
+    return gymnasium.wrappers.TimeLimit(Goals(), 8)
+
+
+def register():
+    for name, entry, limit in (
+        ("FlowrlGoals-v0", "rl.environments:Goals", 8),
+        ("FlowrlPendulum-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv", 30),
+    ):
+        if name not in gymnasium.registry:
+            gymnasium.register(name, entry_point=entry, max_episode_steps=limit)
