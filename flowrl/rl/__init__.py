@@ -1,6 +1,6 @@
 """Reinforcement learning by value gradient flow: data, references, critics, training, evaluation."""
 
-from flowrl.rl import data as data, presets as presets, report as report
+from flowrl.rl import baselines as baselines, data as data, presets as presets, report as report, tasks as tasks
 from flowrl.rl._algorithm import (
     AbstractAlgorithm as AbstractAlgorithm,
     AbstractPretrained as AbstractPretrained,

@@ -13,19 +13,22 @@ from flowrl.nn import MLP
 
 
 class DiffusionPolicy(eqx.Module):
-    r"""Actions by denoising: a network $\epsilon_\theta(s, x, t)$ guesses the noise in an action, and T steps take it out.
+    r"""Actions by denoising: a network guesses the noise in an action, and T steps take it out.
 
     The variance-preserving schedule, for t = 1, ..., T:
 
     $$\beta_t = 1 - \exp\Bigl(-\frac{0.1}{T} - \frac{(10 - 0.1)(2t - 1)}{2 T^2}\Bigr), \qquad
       \bar\alpha_t = \prod_{u \le t} (1 - \beta_u)$$
 
-    It is fitted to the noise ε in $x_t = \sqrt{\bar\alpha_t}\, a + \sqrt{1 - \bar\alpha_t}\, \varepsilon$, and one step back is
+    The network is fitted to the noise ε in an action of the data, and one step back takes a part of its guess out:
 
-    $$\hat a = \operatorname{clip}\Bigl(\frac{x_t - \sqrt{1 - \bar\alpha_t}\, \epsilon_\theta(s, x_t, t)}{\sqrt{\bar\alpha_t}},
-      -1, 1\Bigr), \qquad
-      x_{t-1} = \frac{\sqrt{\bar\alpha_{t-1}}\, \beta_t\, \hat a + \sqrt{1 - \beta_t}\, (1 - \bar\alpha_{t-1})\, x_t}
-      {1 - \bar\alpha_t} + \sqrt{\frac{1 - \bar\alpha_{t-1}}{1 - \bar\alpha_t} \beta_t}\; z$$
+    $$\mathcal{L} = \mathbb{E}\,|\epsilon_\theta(s, x_t, t) - \varepsilon|^2, \qquad
+      x_t = \sqrt{\bar\alpha_t}\, a + \sqrt{1 - \bar\alpha_t}\, \varepsilon$$
+
+    $$x_{t-1} = \frac{\sqrt{\bar\alpha_{t-1}}\, \beta_t\, \hat a + \sqrt{1 - \beta_t}\, (1 - \bar\alpha_{t-1})\, x_t}
+      {1 - \bar\alpha_t} + \sqrt{\frac{1 - \bar\alpha_{t-1}}{1 - \bar\alpha_t} \beta_t}\; z, \qquad
+      \hat a = \operatorname{clip}\Bigl(\frac{x_t - \sqrt{1 - \bar\alpha_t}\, \epsilon_\theta(s, x_t, t)}
+      {\sqrt{\bar\alpha_t}}, -1, 1\Bigr)$$
 
     with z standard normal. The last step adds no noise, and its action lies in [−1, 1] by itself.
 

@@ -69,11 +69,13 @@ class Agent(eqx.Module):
         algorithm: what was trained.
         state: its networks.
         standardizer: constants of the observations.
+        chunk: actions of the environment in one of the algorithm, as in `make_replay`.
     """
 
     algorithm: AbstractAlgorithm
     state: AbstractState
     standardizer: Standardizer
+    chunk: int = eqx.field(static=True, default=1)
 
 
 class Block(NamedTuple):
@@ -156,7 +158,7 @@ class Acted(eqx.Module):
     """What was done in one state.
 
     Attributes:
-        action: (act,).
+        action: (act,), a chunk as one vector.
         displacement: distance of the action from the proposal it came from, root mean square over coordinates, in the
             budget's unit of length.
         value: its selection value.

@@ -285,7 +285,7 @@ def test_softmax_selection_prefers_value_by_its_temperature():
     agent = Agent(algorithm, state, Standardizer(jnp.zeros(3, F32), jnp.ones(3, F32)))
     policies = (
         Policy("best", 6),
-        Policy("cold", 6, select="softmax", selection_temperature=1e-3),
+        Policy("cold", 6, select="softmax", selection_temperature=1e-6),
         Policy("hot", 6, select="softmax", selection_temperature=1e3),
         Policy("uniform", 6, select="uniform"),
     )
@@ -308,7 +308,6 @@ def test_softmax_selection_prefers_value_by_its_temperature():
         ({"select": "softmax", "selection_temperature": 0.0}, "selection_temperature"),
         ({"band": 1.0}, "steps >= 1"),
         ({"band": -1.0, "steps": 2}, "band"),
-        ({"select": "worst"}, "select must be one of"),
     ],
 )
 def test_policies_that_make_no_sense_are_refused(wrong, message):
@@ -319,8 +318,6 @@ def test_policies_that_make_no_sense_are_refused(wrong, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"amortised": "yes"}, "amortised must be one of"),
-        ({"reference": "diffusion"}, "reference must be one of"),
         ({"reference_average": 1.0}, r"in \[0, 1\)"),
         ({"advantage_temperature": 0.5}, "advantage weights need the critic"),
         ({"advantage_temperature": -1.0, **PLAIN}, "advantage_temperature must be > 0"),

@@ -59,9 +59,9 @@ class DiffusionQL(AbstractActorCritic):
     $$\mathcal{L}_Q = \sum_k \mathbb{E}\,(Q_k(s, a) - y)^2, \qquad
       y = r + \gamma \max_{i} \min_k \bar Q_k(s', a_i), \quad a_i \sim \bar\pi(\cdot|s')$$
 
-    The law of x_t is that of `DiffusionPolicy`, t is uniform on 1, ..., T, ε the noise in it, and |·|² the mean over
-    coordinates. Of the members, Q_i is one at random and Q_j the next; the denominator is a constant to the gradient. Bars are averages of
-    weights. The paper acts by softmax among 50 proposals.
+    The law of x_t is that of `DiffusionPolicy`, t is uniform on 1, ..., T, ε is the noise in x_t, and |·|² the mean
+    over coordinates. Of the members, Q_i is one at random and Q_j the next; the denominator is a constant to the
+    gradient. Bars are averages of weights. The paper acts by softmax among 50 proposals.
 
     Attributes:
         eta: η, weight of the value against the fit to the data; the paper tunes it for each data set.

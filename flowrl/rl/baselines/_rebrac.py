@@ -24,9 +24,9 @@ class ReBRAC(AbstractActorCritic):
       y = r + \gamma \bigl(\min_k \bar Q_k(s', \hat a) - \beta_2 |\hat a - a'|^2\bigr), \quad
       \hat a = \operatorname{clip}\bigl(\bar\pi(s') + \operatorname{clip}(\sigma z, -c, c), -1, 1\bigr)$$
 
-    a' is the action that the data took in s', |·|² the sum over coordinates, λ a constant to the gradient and z standard
-    normal. The actor and the Polyak averages, with a bar, are updated once in `delay` updates of the critic. All
-    proposals in a state are the same action.
+    a' is the action that the data took in s', |·|² the sum over coordinates, λ a constant to the gradient and z
+    standard normal. The actor and the Polyak averages, with a bar, are updated once in `delay` updates of the critic.
+    All proposals in a state are the same action.
 
     Rows of a `Replay` are in the order of time, so a' is the action of the row after the bootstrap row, if the state of
     that row is s'. At the end of a trajectory it is another one: no action of the data in s' is known, and the penalty
