@@ -45,6 +45,7 @@ from flowrl.rl import (
     held_out,
     make_replay,
     presets,
+    record_video,
     report,
     tasks,
     to_csv,
@@ -131,6 +132,8 @@ class Config:
     """Evaluations along the way, for the learning curve."""
     curve_episodes: int = 4
     """Episodes of each policy in those."""
+    video: int = 0
+    """Episodes to draw of the policy that the controls are matched to, as policy.gif (with MUJOCO_GL=egl or osmesa)."""
     lanes: int = 40
     """Environments stepped in lockstep (env)."""
     workers: int = os.cpu_count() or 1
@@ -283,7 +286,7 @@ def main(config: Config) -> list[report.Row]:
     unit = "success, %" if metric == "success" else "return"
     policies = test_policies(config)
     # Where things are and who works on them is no part of what a run is; how it is evaluated at the end may change.
-    elsewhere, free = ("out", "resume", "data_dir", "workers"), ("lanes", "eval_episodes", "eval_seed")
+    elsewhere, free = ("out", "resume", "data_dir", "workers"), ("lanes", "eval_episodes", "eval_seed", "video")
     options = {k: v for k, v in dataclasses.asdict(config).items() if k not in elsewhere}
     identity = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
 
@@ -367,6 +370,11 @@ def main(config: Config) -> list[report.Row]:
         run.append_timing(
             phase="evaluation", step=config.steps, seconds=time.perf_counter() - trained, updates_per_second=0.0
         )
+        if config.video:
+            shown = next((p for p in policies if p.steps == config.chosen), policies[-1])
+            agent = Agent(learner, state, standardizer, config.chunk)
+            seed, path = config.eval_seed, run.path / "policy.gif"
+            record_video(agent, shown, config.env, path, episodes=config.video, seed=seed)
     _print_table(rows, unit, title, baseline)
     seconds, platform = time.perf_counter() - started, jax.devices()[0].platform
     version = importlib.metadata.version("jax")

@@ -53,6 +53,7 @@ BRINGS = {
     "minari": {"minari", "h5py"},  # minari[hdf5]
     "ogbench": {"ogbench", "mujoco", "dm_control"},
     "gymnasium": {"gymnasium", "mujoco"},  # gymnasium[mujoco]
+    "matplotlib": {"matplotlib", "PIL"},
 }
 
 

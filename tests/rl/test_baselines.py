@@ -222,9 +222,9 @@ def test_weights_and_weighted_cloning():
 
 
 def test_iql_update():
-    """V regresses on the smallest target Q, Q on r + γ V(s'), the policy is weighted by the advantage."""
+    """V regresses on the smallest target Q, Q on two rewards and γ² V, the policy is weighted by the advantage."""
     data = chain(8)
-    replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
+    replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9, n_step=2)
     algorithm = baselines.IQL(hidden=(), expectile=0.8, inverse_temperature=2.0)
     state = algorithm.init(4, 1, key=jr.key(0))
     _, metrics = eqx.filter_jit(algorithm.update)(state, replay, jnp.arange(8), jr.key(1))
