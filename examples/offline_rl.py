@@ -27,7 +27,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from flowrl.rl import (
-    VGF,
+    AbstractAlgorithm,
+    AbstractPretrained,
     Agent,
     Lanes,
     LowerConfidence,
@@ -37,28 +38,41 @@ from flowrl.rl import (
     PolicyTable,
     RunDirectory,
     Standardizer,
-    VGFState,
+    baselines,
     data,
     evaluate,
     fit,
+    held_out,
     make_replay,
     presets,
+    record_video,
     report,
+    tasks,
     to_csv,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Offline reinforcement learning by Value Gradient Flow. Defaults marked (env) depend on the environment."""
+    """Offline reinforcement learning by Value Gradient Flow and its rivals. (env): the default is the environment's."""
 
     env: str = "halfcheetah-medium-local-v0"
-    """Environment: {halfcheetah,walker2d}-medium[-replay]-local-v0, or an OGBench single task such as
-    puzzle-3x3-play-singletask-task1-v0; a wrong name lists near ones."""
+    """Environment: {halfcheetah,walker2d}-medium[-replay]-local-v0, an OGBench single task such as
+    puzzle-3x3-play-singletask-task1-v0, d4rl:NAME, minari:ID, gym:ID with --dataset-path; a wrong name lists near
+    ones."""
+    algorithm: Literal["vgf", "bc", "td3_bc", "rebrac", "iql", "idql", "diffusion_ql", "flow_ql", "fql"] = "vgf"
+    """What is trained. The options on particles, spreads and train steps are VGF's."""
+    paper: str | None = None
+    """A task of the paper at full size, such as cube-double: sets the environment, the published data and what is
+    trained, over the other options. Needs a GPU; its cost is printed."""
+    origin: Literal["local", "published"] | None = None
+    """Generate the data here, or download what the benchmark's authors made; default: generate where possible."""
     data_dir: Path | None = None
     """Where generated data are kept; default: the user's cache directory."""
     dataset_path: Path | None = None
-    """A data file to use instead of generated data (official npz layout, validation split beside it)."""
+    """A data file to use instead: npz in the layout of the environment's family, D4RL's HDF5, or your own arrays."""
+    rewards: Literal["auto", "none", "unit_std", "d4rl_locomotion", "antmaze"] = "auto"
+    """Reward protocol; auto: unit_std where returns are scored, none where success is."""
     rows: int = 100_000
     """Rows of generated training data."""
     out: Path = Path("runs/offline_rl")
@@ -90,6 +104,8 @@ class Config:
     """Discount factor."""
     n_step: int = 1
     """Steps of the n-step return (env)."""
+    chunk: int = 1
+    """Actions taken at once."""
 
     particles: int = 8
     """N: particles a state, in test; best-of-N and every transported policy choose among N."""
@@ -105,6 +121,8 @@ class Config:
     """Step size in test, in units of the reference's within-state spread."""
     chosen: int = 1
     """The L_test, fixed in advance, that the controls are matched to (env)."""
+    band: float = 1.0
+    """States that choose their own L stop where the critics disagree by more than this, relative to the reference."""
 
     eval_episodes: int = 16
     """Episodes of every policy at the end, the same for all."""
@@ -114,6 +132,8 @@ class Config:
     """Evaluations along the way, for the learning curve."""
     curve_episodes: int = 4
     """Episodes of each policy in those."""
+    video: int = 0
+    """Episodes to draw of the policy that the controls are matched to, as policy.gif (with MUJOCO_GL=egl or osmesa)."""
     lanes: int = 40
     """Environments stepped in lockstep (env)."""
     workers: int = os.cpu_count() or 1
@@ -141,7 +161,7 @@ def defaults(env: str) -> Config:
 def check(config: Config) -> None:
     """Refuse numbers that make no sense, before anything is generated."""
     positive = ("steps", "reference_updates", "interval", "rows", "batch_size", "members", "n_step", "particles")
-    for name in (*positive, "train_particles", "eval_episodes", "curve_episodes", "lanes", "workers"):
+    for name in (*positive, "train_particles", "eval_episodes", "curve_episodes", "lanes", "workers", "chunk"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}.")
     for name in ("steps", "reference_updates"):
@@ -155,6 +175,8 @@ def check(config: Config) -> None:
         raise ValueError("--seed, --eval-seed and --curve-points must be >= 0.")
     if not 0 <= config.discount <= 1:
         raise ValueError(f"--discount must be in [0, 1], got {config.discount}.")
+    if config.paper is not None and (config.paper not in tasks.PAPER_TASKS or config.algorithm != "vgf"):
+        raise ValueError(f"--paper must be one of {', '.join(tasks.PAPER_TASKS)}, with --algorithm vgf.")
     if not config.hidden or min(config.hidden) < 1:
         raise ValueError(f"--hidden must be widths >= 1, got {config.hidden}.")
     # These say themselves what is wrong with the rest: step sizes, rates, too few lanes for the policies.
@@ -173,9 +195,20 @@ def parse(arguments: list[str]) -> Config:
 
 
 # --8<-- [start:algorithm]
-def algorithm(config: Config) -> VGF:
+def algorithm(config: Config) -> AbstractAlgorithm:
     """Turn options into the algorithm."""
+    if config.paper is not None:
+        return tasks.PAPER_TASKS[config.paper].algorithm()
     aggregate = {"mean": Mean(), "min": Minimum(), "lower": LowerConfidence(1.0)}[config.aggregate]
+    if config.algorithm != "vgf":
+        return baselines.make(
+            config.algorithm,
+            hidden=config.hidden,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            members=config.members,
+            polyak=config.polyak,
+        )
     return presets.default(
         config.train_steps,
         config.train_step_size,
@@ -200,13 +233,43 @@ def algorithm(config: Config) -> VGF:
 def test_policies(config: Config) -> tuple[Policy, ...]:
     """List the ways to act, decided before anything is evaluated."""
     n, size, chosen = config.particles, config.test_step_size, config.chosen
+    if config.algorithm == "bc":
+        return (Policy("BC (one sample)", 1),)
+    if config.algorithm in ("td3_bc", "rebrac", "iql"):  # policies without randomness: one proposal is all there is
+        flows = (Policy(f"{config.algorithm}, transported L={steps}", 1, steps, size) for steps in config.test_steps)
+        return (Policy(config.algorithm, 1), *flows)
+    if config.algorithm != "vgf":
+        flows = (Policy(f"{config.algorithm}, transported L={steps}", n, steps, size) for steps in config.test_steps)
+        return (Policy(f"{config.algorithm} (one proposal)", n, select="uniform"), Policy(f"best-of-{n}", n), *flows)
+    own = ()
+    if config.members > 1 and max(config.test_steps) > 1:
+        most = max(config.test_steps)
+        own = (Policy(f"VGF, each state its own L <= {most}", n, most, size, band=config.band),)
     return (
         Policy("BC (one random particle)", n, select="uniform"),
         Policy(f"best-of-{n} (L=0)", n),
         *(Policy(f"VGF L={steps}", n, steps, size) for steps in config.test_steps),
+        *own,
         Policy(f"one random transported particle, L={chosen}", n, chosen, size, select="uniform"),
         Policy(f"random directions, same length as L={chosen}, best", n, chosen, size, noise=True),
         Policy(f"best-of-{4 * n}", 4 * n),
+    )
+
+
+def at_full_size(config: Config, task: tasks.PaperTask) -> Config:
+    """Take the data and the numbers of a task of the paper."""
+    return dataclasses.replace(
+        config,
+        env=task.env,
+        origin=config.origin or "published",
+        rewards=task.rewards,
+        steps=task.updates,
+        discount=task.discount,
+        eval_episodes=task.episodes,
+        n_step=1,
+        test_steps=(1, 2, 3),
+        test_step_size=task.step_size,
+        chosen=task.steps if task.steps in (1, 2, 3) else 1,
     )
 
 
@@ -215,12 +278,15 @@ def main(config: Config) -> list[report.Row]:
     console = Console(stderr=True)
     started = time.perf_counter()
     check(config)
-    vgf = algorithm(config)
+    learner = algorithm(config)
+    task = tasks.PAPER_TASKS.get(config.paper or "")
+    if task is not None:
+        config = at_full_size(config, task)
     metric = data.metric(config.env)
     unit = "success, %" if metric == "success" else "return"
     policies = test_policies(config)
     # Where things are and who works on them is no part of what a run is; how it is evaluated at the end may change.
-    elsewhere, free = ("out", "resume", "data_dir", "workers"), ("lanes", "eval_episodes", "eval_seed")
+    elsewhere, free = ("out", "resume", "data_dir", "workers"), ("lanes", "eval_episodes", "eval_seed", "video")
     options = {k: v for k, v in dataclasses.asdict(config).items() if k not in elsewhere}
     identity = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
 
@@ -228,35 +294,56 @@ def main(config: Config) -> list[report.Row]:
         dataset = data.load(
             config.env,
             config.data_dir,
+            origin=config.origin,
             rows=config.rows,
             val_rows=max(config.rows // 10, 1),
             workers=config.workers,
-            progress=_bar(bars, "data (episodes)"),
+            progress=_bar(bars, "data"),
             dataset_path=config.dataset_path,
+        )
+        # Dense rewards are brought to unit scale; 0/-1 rewards already are.
+        automatic = "unit_std" if metric == "return" else "none"
+        dataset = data.apply_protocol(
+            dataset, rewards=automatic if config.rewards == "auto" else config.rewards, observations="standard"
         )
         _same_data(run, dataset.info.to_json() + "\n")
         title = f"{config.env}, {dataset.info.label} data, {dataset.info.rows:,} rows"
         console.print(title)
+        for note in dataset.info.notes:
+            console.print(note)
+        if task is not None:
+            sizes = (dataset.train.observations.shape[1], dataset.train.actions.shape[1])
+            work = tasks.flops_per_update(task.algorithm(), *sizes) * config.steps
+            console.print(
+                f"{work:.2g} floating-point operations of matrix products: {work / 3e13 / 3600:.1f} hours at "
+                "a sustained 30 TFLOP/s (a guess for one large GPU, not measured)"
+            )
         with Lanes(config.env, config.lanes, workers=config.workers) as lanes:
             standardizer = Standardizer.fit(dataset.train.observations)
-            # Dense rewards are brought to unit scale, as D4RL's are; 0/-1 rewards already are.
-            spread = float(dataset.train.rewards.std())
-            scale = 1 / spread if metric == "return" and spread > 0 else 1.0
-            replay = make_replay(
-                dataset.train, standardizer, discount=config.discount, n_step=config.n_step, reward_scale=scale
-            )
-            curve = tuple(p for p in policies if p.candidates == config.particles and not p.noise)
+            replays = [
+                make_replay(split, standardizer, discount=config.discount, n_step=config.n_step, chunk=config.chunk)
+                for split in (dataset.train, dataset.validation)
+                if split is not None
+            ]
+            curve = tuple(p for p in policies if p.candidates == policies[0].candidates and not p.noise)
 
-            def evaluate_curve(state: VGFState, step: int) -> dict[str, Any]:
+            def evaluate_curve(state: Any, step: int) -> dict[str, Any]:
                 show = _bar(bars, f"curve at {step:,} (episodes)")
-                agent = Agent(vgf, state, standardizer)
+                agent = Agent(learner, state, standardizer, config.chunk)
                 measured = evaluate(agent, curve, lanes, episodes=config.curve_episodes, seed=0, progress=show)
                 means = report.scores(measured, metric).mean(axis=1)
-                return {f"score/{p.name}": float(x) for p, x in zip(curve, means, strict=True)}
+                row = {f"score/{p.name}": float(x) for p, x in zip(curve, means, strict=True)}
+                for replay in replays[1:]:
+                    key = jr.key(step)
+                    if isinstance(learner, AbstractPretrained):
+                        state, replay = learner.prepare(state, replay, key=key)
+                    losses = held_out(learner, state, replay, key)
+                    row |= {f"held_out/{name}": float(x) for name, x in losses.items() if name.endswith("loss")}
+                return row
 
             state = fit(
-                vgf,
-                replay,
+                learner,
+                replays[0],
                 updates=config.steps,
                 interval=config.interval,
                 key=jr.key(config.seed),
@@ -267,14 +354,15 @@ def main(config: Config) -> list[report.Row]:
             )
             trained = time.perf_counter()
             measured = evaluate(
-                Agent(vgf, state, standardizer),
+                Agent(learner, state, standardizer, config.chunk),
                 policies,
                 lanes,
                 episodes=config.eval_episodes,
                 seed=config.eval_seed,
                 progress=_bar(bars, "evaluation (episodes)"),
             )
-        rows = report.summarise(policies, measured, metric, baseline=policies[1].name)
+        baseline = policies[min(1, len(policies) - 1)].name if config.algorithm == "vgf" else policies[0].name
+        rows = report.summarise(policies, measured, metric, baseline=baseline)
         run.write("results.csv", to_csv(_episodes(policies, measured)))
         run.write("results.md", f"{title}\n\n{report.markdown(rows, unit)}")
         report.plot_budget(rows, policies, unit, title, run.path / "budget_curve.png")
@@ -282,7 +370,12 @@ def main(config: Config) -> list[report.Row]:
         run.append_timing(
             phase="evaluation", step=config.steps, seconds=time.perf_counter() - trained, updates_per_second=0.0
         )
-    _print_table(rows, unit, title, policies[1].name)
+        if config.video:
+            shown = next((p for p in policies if p.steps == config.chosen), policies[-1])
+            agent = Agent(learner, state, standardizer, config.chunk)
+            seed, path = config.eval_seed, run.path / "policy.gif"
+            record_video(agent, shown, config.env, path, episodes=config.video, seed=seed)
+    _print_table(rows, unit, title, baseline)
     seconds, platform = time.perf_counter() - started, jax.devices()[0].platform
     version = importlib.metadata.version("jax")
     console.print(f"{seconds:.0f} s in all on {platform} (jax {version}); everything is in {config.out}")

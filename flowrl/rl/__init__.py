@@ -1,6 +1,11 @@
 """Reinforcement learning by value gradient flow: data, references, critics, training, evaluation."""
 
-from flowrl.rl import data as data, presets as presets, report as report
+from flowrl.rl import baselines as baselines, data as data, presets as presets, report as report, tasks as tasks
+from flowrl.rl._algorithm import (
+    AbstractAlgorithm as AbstractAlgorithm,
+    AbstractPretrained as AbstractPretrained,
+    AbstractState as AbstractState,
+)
 from flowrl.rl._authors import AuthorsSVGD as AuthorsSVGD
 from flowrl.rl._checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
 from flowrl.rl._critic import (
@@ -13,15 +18,28 @@ from flowrl.rl._critic import (
 from flowrl.rl._evaluate import Evaluation as Evaluation, evaluate as evaluate
 from flowrl.rl._fit import Progress as Progress, fit as fit
 from flowrl.rl._lanes import Lanes as Lanes, Stepped as Stepped
+from flowrl.rl._losses import (
+    critic_loss as critic_loss,
+    gradient_loss as gradient_loss,
+    td_target as td_target,
+    value as value,
+)
 from flowrl.rl._policy import Acted as Acted, Agent as Agent, Policy as Policy, PolicyTable as PolicyTable, act as act
-from flowrl.rl._reference import FlowReference as FlowReference
+from flowrl.rl._reference import (
+    AbstractReference as AbstractReference,
+    FlowReference as FlowReference,
+    GaussianReference as GaussianReference,
+    OneStepReference as OneStepReference,
+)
+from flowrl.rl._reference_learner import (
+    ReferenceLearner as ReferenceLearner,
+    ReferenceState as ReferenceState,
+    reference_loss as reference_loss,
+    sample_rows as sample_rows,
+    sample_sets as sample_sets,
+)
 from flowrl.rl._replay import Replay as Replay, Standardizer as Standardizer, make_replay as make_replay
 from flowrl.rl._run import RunDirectory as RunDirectory, to_csv as to_csv
-from flowrl.rl._vgf import (
-    VGF as VGF,
-    VGFState as VGFState,
-    cache_particles as cache_particles,
-    init as init,
-    train_critic as train_critic,
-    train_reference as train_reference,
-)
+from flowrl.rl._train import Trainable as Trainable, held_out as held_out, train as train
+from flowrl.rl._vgf import VGF as VGF, VGFState as VGFState
+from flowrl.rl._video import record_video as record_video

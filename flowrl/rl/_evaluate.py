@@ -26,12 +26,14 @@ class Evaluation(NamedTuple):
         lengths: steps, (policies, episodes).
         displacements: root mean square over the episode of the chosen actions' displacement, in the budget's unit of
             length, (policies, episodes).
+        steps: mean over the episode of the steps L of the flow, (policies, episodes).
     """
 
     returns: np.ndarray
     successes: np.ndarray
     lengths: np.ndarray
     displacements: np.ndarray
+    steps: np.ndarray
 
 
 def evaluate(
@@ -68,17 +70,21 @@ def evaluate(
     waiting = [deque((p, e) for e in range(episodes) for p in block.policies) for block in table.blocks]
     queues = {lane: queue for block, queue in zip(table.blocks, waiting, strict=True) for lane in block.lanes}
     shape = (len(policies), episodes)
-    result = Evaluation(np.zeros(shape), np.zeros(shape), np.zeros(shape, int), np.zeros(shape))
+    result = Evaluation(np.zeros(shape), np.zeros(shape), np.zeros(shape, int), np.zeros(shape), np.zeros(shape))
     size = agent.standardizer.mean.shape[0]
     policy, episode, time = (np.zeros(lanes.size, np.int32) for _ in range(3))
     observations = np.zeros((lanes.size, size), np.float32)
     active = np.zeros(lanes.size, bool)
+    # What each lane is about to do: a chunk of actions, and how many of them are left.
+    plan = np.zeros((lanes.size, agent.chunk, agent.state.scale.shape[0] // agent.chunk))
+    left, displacement, steps = np.zeros(lanes.size, int), np.zeros(lanes.size), np.zeros(lanes.size)
     done = 0
 
     def assign(free: list[int]) -> None:
         seeds = {}
         for lane in free:
             if queues[lane]:
+                left[lane] = 0
                 policy[lane], episode[lane] = queues[lane].popleft()
                 time[lane], active[lane] = 0, True
                 seeds[lane] = seed * 100_000 + int(episode[lane])
@@ -87,10 +93,17 @@ def evaluate(
 
     assign(list(range(lanes.size)))
     while active.any():
-        lane_arrays = (jnp.asarray(policy), jnp.asarray(observations), jnp.asarray(episode), jnp.asarray(time))
-        acted = act(agent, table, *lane_arrays, key)
-        actions, displacement = np.asarray(acted.action), np.asarray(acted.displacement)
+        planless = active & (left == 0)
+        if planless.any():
+            lane_arrays = (jnp.asarray(policy), jnp.asarray(observations), jnp.asarray(episode), jnp.asarray(time))
+            acted = act(agent, table, *lane_arrays, key)
+            plan[planless] = np.asarray(acted.action).reshape(plan.shape)[planless]
+            displacement[planless] = np.asarray(acted.displacement)[planless]
+            steps[planless] = np.asarray(acted.steps)[planless]
+            left[planless] = agent.chunk
         running = [int(lane) for lane in np.flatnonzero(active)]
+        actions = {lane: plan[lane, agent.chunk - left[lane]].astype(np.float32) for lane in running}
+        left[running] -= 1
         broken = [lane for lane in running if not np.isfinite(actions[lane]).all()]
         if broken:
             lane = broken[0]
@@ -99,16 +112,18 @@ def evaluate(
                 " the networks have diverged."
             )
         finished = []
-        for lane, step in lanes.step({lane: actions[lane] for lane in running}).items():
+        for lane, step in lanes.step(actions).items():
             at = (policy[lane], episode[lane])
             observations[lane] = step.observation
             time[lane] += 1
             result.returns[at] += step.reward
             result.displacements[at] += float(displacement[lane]) ** 2
+            result.steps[at] += float(steps[lane])
             if step.done:
                 result.successes[at] = step.success
                 result.lengths[at] = time[lane]
                 result.displacements[at] = np.sqrt(result.displacements[at] / time[lane])
+                result.steps[at] /= time[lane]
                 active[lane] = False
                 finished.append(lane)
                 done += 1

@@ -1,7 +1,7 @@
-"""How a trained agent acts: candidates from the reference, transported within a test budget, one selected.
+"""How a trained agent acts: candidates are proposed, transported within a test budget, and one is selected.
 
-All policies of one evaluation (budgets, controls, best-of-N) act in one compiled call, and on the same reference
-samples in the same episode at the same time.
+All policies of one evaluation (budgets, controls, best-of-N) act in one compiled call, and on the same proposals in the
+same episode at the same time.
 """
 
 import dataclasses
@@ -13,68 +13,85 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int
 
-from flowrl._budget import Budget
 from flowrl._custom_types import Key
-from flowrl._select import best_of_n, uniform_select
+from flowrl._select import best_of_n, softmax_select, uniform_select
+from flowrl.rl._algorithm import AbstractAlgorithm, AbstractState
 from flowrl.rl._replay import Standardizer
-from flowrl.rl._vgf import VGF, VGFState, transported, value
+
+_SELECTIONS = ("best", "uniform", "softmax")
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """One way to act. Temperature and displacement cap are those of the training budget.
+    """One way to act. Whatever else a budget has, such as a temperature or a cap, is the algorithm's.
 
     Attributes:
         name: what tables call it.
-        candidates: reference samples that may be chosen from.
-        steps: L_test; 0 leaves the samples where the reference put them.
-        step_size: ε of the test budget, in the unit of the training budget's.
-        select: "best" takes the candidate of the highest value, "uniform" one at random: the flow by itself.
+        candidates: proposals that may be chosen from.
+        steps: L_test; 0 leaves the proposals where they are.
+        step_size: ε of the test budget, in the unit of length of the algorithm's state.
+        select: "best" takes the candidate of the highest value, "softmax" one with probability ∝ exp(value /
+            `selection_temperature`), "uniform" one at random: the flow by itself.
+        selection_temperature: > 0, in the units of the value; for "softmax" only.
         noise: a control: each particle is moved as far as the flow would move it, but in a random direction (and
-            projected on the domain, which can shorten the move).
+            projected on the box of actions, which can shorten the move).
+        band: each state chooses its own L <= `steps`: it stops before the first step at which the mean value of the
+            set does not rise, or the critics' disagreement (standard deviation over members, mean over the set) is more
+            than `band` times the largest among the state's own proposals. None always takes all steps.
     """
 
     name: str
     candidates: int
     steps: int = 0
     step_size: float = 0.0
-    select: Literal["best", "uniform"] = "best"
+    select: Literal["best", "uniform", "softmax"] = "best"
+    selection_temperature: float | None = None
     noise: bool = False
+    band: float | None = None
 
     def __post_init__(self):
         """Refuse numbers that make no sense."""
         if self.candidates < 1 or self.steps < 0 or not 0 <= self.step_size < float("inf"):
             raise ValueError(f"{self.name}: needs candidates >= 1, steps >= 0 and a finite step_size >= 0.")
-        if self.select not in ("best", "uniform"):
-            raise ValueError(f"{self.name}: select must be 'best' or 'uniform', got {self.select!r}.")
+        if self.select not in _SELECTIONS:
+            raise ValueError(f"{self.name}: select must be one of {_SELECTIONS}, got {self.select!r}.")
+        given = self.selection_temperature
+        if (given is not None) != (self.select == "softmax") or not (given is None or 0 < given < float("inf")):
+            raise ValueError(f"{self.name}: selection_temperature must be > 0 with select='softmax', else left out.")
+        if self.band is not None and (not self.band > 0 or self.steps < 1):
+            raise ValueError(f"{self.name}: band must be > 0, with steps >= 1 to choose from.")
 
 
 class Agent(eqx.Module):
     """What acting needs of a training run.
 
     Attributes:
-        vgf: the algorithm.
+        algorithm: what was trained.
         state: its networks.
         standardizer: constants of the observations.
+        chunk: actions of the environment in one of the algorithm, as in `make_replay`.
     """
 
-    vgf: VGF
-    state: VGFState
+    algorithm: AbstractAlgorithm
+    state: AbstractState
     standardizer: Standardizer
+    chunk: int = eqx.field(static=True, default=1)
 
 
 class Block(NamedTuple):
     """Lanes that share one program: the same number of candidates and of steps.
 
     Attributes:
-        candidates: reference samples a state.
+        candidates: proposals a state.
         steps: L_test.
+        adaptive: whether each state chooses its own steps.
         policies: indices of the policies that run here.
         lanes: indices of the lanes, contiguous.
     """
 
     candidates: int
     steps: int
+    adaptive: bool
     policies: tuple[int, ...]
     lanes: tuple[int, ...]
 
@@ -82,19 +99,23 @@ class Block(NamedTuple):
 class PolicyTable(eqx.Module):
     """Policies as arrays, and which lanes can run them.
 
-    Lanes are divided into blocks by what their policies cost: a lane that only ranks reference samples does not pay for
-    the flow of another, nor for the samples of best-of-4N.
+    Lanes are divided into blocks by what their policies cost: a lane that only ranks proposals does not pay for the
+    flow of another, nor for the candidates of best-of-4N.
 
     Attributes:
         step_size: (policies,).
-        best: (policies,), select the best, else one at random.
+        select: (policies,), the number of the selection among `Policy.select`'s.
+        selection_temperature: (policies,), 1 where none is given.
         noise: (policies,), the control of random directions.
+        band: (policies,), 1 where none is given.
         blocks: the division of the lanes.
     """
 
     step_size: Float[Array, " policies"]
-    best: Bool[Array, " policies"]
+    select: Int[Array, " policies"]
+    selection_temperature: Float[Array, " policies"]
     noise: Bool[Array, " policies"]
+    band: Float[Array, " policies"]
     blocks: tuple[Block, ...] = eqx.field(static=True)
 
     def __init__(self, policies: tuple[Policy, ...], lanes: int):
@@ -113,11 +134,13 @@ class PolicyTable(eqx.Module):
         if len(set(names)) < len(names):
             raise ValueError(f"policies need different names, got {names}.")
         self.step_size = jnp.asarray([p.step_size for p in policies], jnp.float32)
-        self.best = jnp.asarray([p.select == "best" for p in policies])
+        self.select = jnp.asarray([_SELECTIONS.index(p.select) for p in policies], jnp.int32)
+        self.selection_temperature = jnp.asarray([p.selection_temperature or 1.0 for p in policies], jnp.float32)
         self.noise = jnp.asarray([p.noise for p in policies])
-        groups: dict[tuple[int, int], list[int]] = {}
+        self.band = jnp.asarray([p.band or 1.0 for p in policies], jnp.float32)
+        groups: dict[tuple[int, int, bool], list[int]] = {}
         for i, p in enumerate(policies):
-            groups.setdefault((p.candidates, p.steps), []).append(i)
+            groups.setdefault((p.candidates, p.steps, p.band is not None), []).append(i)
         if lanes < len(groups):
             raise ValueError(f"{len(groups)} lanes or more are needed for these policies, got {lanes}.")
         # Every block gets a lane, the rest go where most policies wait for one.
@@ -135,15 +158,17 @@ class Acted(eqx.Module):
     """What was done in one state.
 
     Attributes:
-        action: (act,).
-        displacement: distance of the action from the reference sample it came from, root mean square over coordinates,
-            in the budget's unit of length.
+        action: (act,), a chunk as one vector.
+        displacement: distance of the action from the proposal it came from, root mean square over coordinates, in the
+            budget's unit of length.
         value: its selection value.
+        steps: L, the steps of the flow that were taken.
     """
 
     action: Float[Array, " act"]
     displacement: Float[Array, ""]
     value: Float[Array, ""]
+    steps: Int[Array, ""]
 
 
 @eqx.filter_jit
@@ -182,33 +207,49 @@ def act(
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *[run(block) for block in table.blocks])
 
 
-def _act(agent: Agent, table: PolicyTable, block: Block, policy: Array, state: Array, key: Key) -> Acted:
-    reference_key, direction_key, select_key = jr.split(key, 3)
-    networks, scale = agent.state, agent.state.scale
-    # One key a candidate: best-of-4N ranks the samples of best-of-N and more.
-    keys = jax.vmap(lambda i: jr.fold_in(reference_key, i))(jnp.arange(block.candidates))
-    noise = jax.vmap(lambda k: jr.normal(k, scale.shape, state.dtype))(keys)
-    start = jax.vmap(lambda z: networks.reference.sample(state, z))(noise)
+def _act(agent: Agent, table: PolicyTable, block: Block, policy: Array, observation: Array, key: Key) -> Acted:
+    proposal_key, direction_key, select_key = jr.split(key, 3)
+    algorithm, state = agent.algorithm, agent.state
+    # One key a candidate: best-of-4N ranks the proposals of best-of-N and more.
+    keys = jax.vmap(lambda i: jr.fold_in(proposal_key, i))(jnp.arange(block.candidates))
+    start = jax.vmap(lambda k: algorithm.propose(state, observation, k))(keys)
 
-    ended = start
+    ended, steps = start, jnp.zeros((), jnp.int32)
     if block.steps:
-        train = agent.vgf.train_budget
-        cap = train.max_displacement
-        budget = Budget(block.steps, table.step_size[policy], train.temperature, scale=scale, max_displacement=cap)
-        flowed = transported(agent.vgf, networks.critic, state, start, budget).particles
-        control = _random_directions(agent.vgf, start, flowed, scale, direction_key)
+        path = algorithm.improve(state, observation, start, block.steps, table.step_size[policy]).trajectory
+        assert path is not None
+        steps = jnp.asarray(block.steps, jnp.int32)
+        if block.adaptive:
+            steps = _own_steps(agent, observation, path, table.band[policy])
+        flowed = path[steps]
+        control = _random_directions(start, flowed, state.scale, direction_key)
         ended = jnp.where(table.noise[policy], control, flowed)
 
-    values = value(networks.critic, agent.vgf.selection, state, ended)
-    best, at_random = best_of_n(ended, values), uniform_select(ended, values, key=select_key)
-    index = jnp.where(table.best[policy], best.index, at_random.index)
-    move = (ended[index] - start[index]) / scale
-    return Acted(ended[index], jnp.sqrt(jnp.mean(move**2)), values[index])
+    values = algorithm.selection(algorithm.values(state, observation, ended))
+    temperature = table.selection_temperature[policy]
+    chosen = (
+        best_of_n(ended, values).index,
+        uniform_select(ended, values, key=select_key).index,
+        softmax_select(ended, values, temperature, key=select_key).index,
+    )
+    index = jnp.stack(chosen)[table.select[policy]]
+    move = (ended[index] - start[index]) / state.scale
+    return Acted(ended[index], jnp.sqrt(jnp.mean(move**2)), values[index], steps)
 
 
-def _random_directions(vgf: VGF, start: Array, flowed: Array, scale: Array, key: Key) -> Array:
+def _own_steps(agent: Agent, observation: Array, path: Float[Array, "saved n act"], band: Array) -> Int[Array, ""]:
+    """Give the last step before the value stops rising, or the critics disagree more than on the proposals."""
+    values = jax.vmap(lambda actions: agent.algorithm.values(agent.state, observation, actions))(path)
+    mean = jnp.mean(jax.vmap(agent.algorithm.selection)(values), axis=1)
+    disagreement = jnp.std(values, axis=1)
+    known = jnp.mean(disagreement[1:], axis=1) <= band * jnp.max(disagreement[0])
+    good = known & (mean[1:] > mean[:-1])
+    return jnp.sum(jnp.cumprod(good.astype(jnp.int32)), dtype=jnp.int32)
+
+
+def _random_directions(start: Array, flowed: Array, scale: Array, key: Key) -> Array:
     """Move each particle by the length of its own transport, in a direction uniform on the sphere."""
     length = jnp.linalg.norm((flowed - start) / scale[None], axis=1, keepdims=True)
     direction = jr.normal(key, start.shape, start.dtype)
     direction = direction / jnp.linalg.norm(direction, axis=1, keepdims=True)
-    return vgf.transport.domain.restrict(start + scale[None] * length * direction)
+    return jnp.clip(start + scale[None] * length * direction, -1, 1)

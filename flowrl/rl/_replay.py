@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from flowrl.rl.data import OBSERVATION_PROTOCOLS, Transitions
+from flowrl.rl.data import OBSERVATION_PROTOCOLS, Transitions, episode_ends
 
 
 class Standardizer(eqx.Module):
@@ -56,7 +56,7 @@ class Replay(eqx.Module):
 
     Attributes:
         observations: s_t, standardised, (rows, obs).
-        actions: a_t, (rows, act).
+        actions: a_t, or the chunk a_t, ..., a_{t+h−1} as one vector, (rows, act).
         returns: Σ_{i<m} γ^i r_{t+i}, (rows,).
         next_observations: s_{t+1}, standardised, (rows, obs); the bootstrap state of row t is that of row `bootstrap`.
         bootstrap: row t + m − 1, (rows,).
@@ -74,25 +74,38 @@ class Replay(eqx.Module):
 
 
 def make_replay(
-    data: Transitions, standardizer: Standardizer, *, discount: float, n_step: int = 1, reward_scale: float = 1.0
+    data: Transitions,
+    standardizer: Standardizer,
+    *,
+    discount: float,
+    n_step: int = 1,
+    chunk: int = 1,
+    reward_scale: float = 1.0,
 ) -> Replay:
     """Put transitions on the device with their n-step returns.
 
     The sum stops at the end of a trajectory (bootstrapping from its last next state) and at the end of the task (no
     bootstrapping): m = min(n, steps left).
 
+    With chunks of h > 1 actions, an action of the learner is h actions of the environment, taken one after the other
+    whatever happens, and n is h. States with fewer than h steps left in their trajectory are left out.
+
     Args:
         data: transitions; `masks` end the task, `terminals` end the trajectory.
         standardizer: applied to both kinds of observations.
         discount: γ in [0, 1].
-        n_step: n >= 1.
+        n_step: n >= 1; with chunks leave it out.
+        chunk: h >= 1, actions taken at once.
         reward_scale: factor on every reward, > 0.
 
     Returns:
         The `Replay`, without cached particles.
 
     Raises:
-        ValueError: `discount`, `n_step` or `reward_scale` is out of range.
+        ValueError: `discount`, `n_step`, `chunk` or `reward_scale` is out of range, or no trajectory has `chunk` steps.
+
+    ??? cite "Source"
+        Li, Zhou and Levine, *Reinforcement Learning with Action Chunking*, 2025 (arXiv 2507.07969), for chunks.
     """
     if not 0 <= discount <= 1:
         raise ValueError(f"discount must be in [0, 1], got {discount}.")
@@ -100,6 +113,9 @@ def make_replay(
         raise ValueError(f"n_step must be >= 1, got {n_step}.")
     if not 0 < reward_scale < float("inf"):
         raise ValueError(f"reward_scale must be finite and > 0, got {reward_scale}.")
+    if chunk < 1 or (chunk > 1 and n_step not in (1, chunk)):
+        raise ValueError(f"chunk must be >= 1, and n_step left out with it, got chunk={chunk} and n_step={n_step}.")
+    n_step = max(n_step, chunk)
     rewards = np.asarray(data.rewards, np.float64) * reward_scale
     rows = rewards.shape[0]
     stops = (np.asarray(data.terminals) > 0) | (np.asarray(data.masks) == 0)
@@ -114,11 +130,21 @@ def make_replay(
         discounts = np.where(running, discounts * discount, discounts)
         running &= ~stops[at] & (np.arange(rows) + i + 1 < rows)
     discounts *= np.asarray(data.masks)[bootstrap]
+    observations, actions, next_observations = (
+        np.asarray(x, np.float32) for x in (data.observations, data.actions, data.next_observations)
+    )
+    if chunk > 1:
+        whole = np.flatnonzero(episode_ends(data.terminals) - np.arange(rows) + 1 >= chunk)
+        if not whole.size:
+            raise ValueError(f"no trajectory has {chunk} steps, the length of a chunk; the longest has fewer.")
+        actions = np.concatenate([actions[whole + i] for i in range(chunk)], axis=1)
+        observations, next_observations = observations[whole], next_observations[bootstrap[whole]]
+        returns, discounts, bootstrap = returns[whole], discounts[whole], np.arange(whole.size)
     return Replay(
-        observations=standardizer(jnp.asarray(data.observations, jnp.float32)),
-        actions=jnp.asarray(data.actions, jnp.float32),
+        observations=standardizer(jnp.asarray(observations)),
+        actions=jnp.asarray(actions),
         returns=jnp.asarray(returns, jnp.float32),
-        next_observations=standardizer(jnp.asarray(data.next_observations, jnp.float32)),
+        next_observations=standardizer(jnp.asarray(next_observations)),
         bootstrap=jnp.asarray(bootstrap, jnp.int32),
         discounts=jnp.asarray(discounts, jnp.float32),
     )

@@ -10,7 +10,7 @@ budget is spent; the set that arrives is the policy. Training bootstraps from it
     Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026 (arXiv 2604.14265), algorithm 1.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -22,15 +22,29 @@ from jaxtyping import Array, Float, Int
 from flowrl._budget import Budget, spread
 from flowrl._custom_types import Key
 from flowrl._solution import RESULTS, Solution
-from flowrl._target import Boltzmann
+from flowrl._target import AbstractTarget, Boltzmann, ValueGradient
 from flowrl._transport import Transport
+from flowrl.nn import MLP
+from flowrl.rl._algorithm import AbstractPretrained, AbstractState
 from flowrl.rl._critic import AbstractAggregate, Critic, Mean, drive
-from flowrl.rl._reference import FlowReference
+from flowrl.rl._losses import critic_loss, gradient_loss, td_target, value
+from flowrl.rl._reference_learner import ReferenceLearner, ReferenceState, sample_rows, sample_sets
 from flowrl.rl._replay import Replay
+from flowrl.rl._train import Trainable, copied, polyak
+
+#: Weights of the advantage-weighted reference are cut off here, as is usual for weights exp(A/β).
+MAX_WEIGHT = 100.0
 
 
-class VGF(eqx.Module):
-    """The algorithm as a value: its parts and constants. See `flowrl.rl.presets` for named settings.
+class VGF(AbstractPretrained):
+    r"""The algorithm as a value: its parts and constants. See `flowrl.rl.presets` for named settings.
+
+    With `advantage_temperature` β the reference is fitted to the data weighted by
+
+    $$w = \min\bigl(e^{A(s, a)/β}, 100\bigr), \qquad A(s, a) = Q(s, a) - \operatorname{mean}_i Q(s, a_i), \quad
+      a_i \sim μ(·|s)$$
+
+    so that a data set full of bad behaviour does not hold the particles back.
 
     Attributes:
         transport: how particles are moved, in training and in test; its domain is the box of actions [−1, 1].
@@ -41,15 +55,22 @@ class VGF(eqx.Module):
         drive: makes it one number along whose gradient particles flow.
         selection: makes it one number by which test-time candidates are ranked.
         over_particles: the target is the mean over the N particles, or their maximum.
+        amortised: let particles follow a network f(s, a) fitted to ∇_a Q (aggregated by `drive`) at the actions of the
+            "data" or at the "particles" before and after their transport; "no" differentiates the critic.
+        reference: "flow" for a flow-matching model, "gaussian" for a normal law.
+        one_step: distil a sampler of one step from the reference, and sample by it.
+        reference_average: decay in [0, 1) of an exponential moving average of the reference's weights; 0 for none.
+        advantage_temperature: β > 0 in the units of the value, or None to weigh all data the same. It needs the critic,
+            and so a reference that is not frozen.
         frozen_reference: train the reference first, then freeze it and cache `samples` particles at every next state;
             otherwise it is trained along with the critic and sampled afresh.
         samples: M >= N, cached particles a state.
         polyak: τ, rate at which the target network follows.
-        learning_rate: Adam's rate for the critic.
+        learning_rate: Adam's rate for the critic and f.
         reference_learning_rate: Adam's rate for the reference; decays as a cosine over `reference_updates` if frozen.
         reference_updates: updates of the reference before it is frozen.
         batch_size: transitions an update.
-        hidden: widths of the critic's hidden layers.
+        hidden: widths of the hidden layers of the critic and f.
         reference_hidden: widths of the reference's hidden layers.
         members: number of critics.
         reference_steps: K, Euler steps of a reference sample.
@@ -63,6 +84,11 @@ class VGF(eqx.Module):
     drive: AbstractAggregate = Mean()
     selection: AbstractAggregate = Mean()
     over_particles: Literal["mean", "max"] = eqx.field(static=True, default="mean")
+    amortised: Literal["no", "data", "particles"] = eqx.field(static=True, default="no")
+    reference: Literal["flow", "gaussian"] = eqx.field(static=True, default="flow")
+    one_step: bool = eqx.field(static=True, default=False)
+    reference_average: float = eqx.field(static=True, default=0.0)
+    advantage_temperature: float | None = eqx.field(static=True, default=None)
     frozen_reference: bool = eqx.field(static=True, default=True)
     samples: int = eqx.field(static=True, default=8)
     polyak: float = eqx.field(static=True, default=0.005)
@@ -84,8 +110,20 @@ class VGF(eqx.Module):
                 raise ValueError(f"VGF: {name} must be > 0, got {getattr(self, name)}.")
         if not 0 < self.polyak <= 1:
             raise ValueError(f"VGF: polyak must be in (0, 1], got {self.polyak}.")
-        if self.over_particles not in ("mean", "max"):
-            raise ValueError(f"VGF: over_particles must be 'mean' or 'max', got {self.over_particles!r}.")
+        if not 0 <= self.reference_average < 1:
+            raise ValueError(f"VGF: reference_average must be in [0, 1), got {self.reference_average}.")
+        for name, known in (
+            ("over_particles", ("mean", "max")),
+            ("amortised", ("no", "data", "particles")),
+            ("reference", ("flow", "gaussian")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"VGF: {name} must be one of {known}, got {getattr(self, name)!r}.")
+        if self.advantage_temperature is not None:
+            if not 0 < self.advantage_temperature < float("inf"):
+                raise ValueError(f"VGF: advantage_temperature must be > 0, got {self.advantage_temperature}.")
+            if self.frozen_reference:
+                raise ValueError("VGF: advantage weights need the critic; set frozen_reference=False, relative=False.")
         if self.frozen_reference and self.samples < max(self.particles, 2):
             raise ValueError(
                 f"VGF: samples ({self.samples}) must be at least 2 and at least particles ({self.particles}): the "
@@ -98,362 +136,283 @@ class VGF(eqx.Module):
         if self.train_budget.temperature is not None and self.train_budget.temperature.ndim:
             raise ValueError("VGF: a temperature schedule over the steps of one transport is not supported here.")
 
+    @property
+    def pretraining(self) -> int:
+        """Updates of the reference alone: `reference_updates` if it is frozen after them, else 0."""
+        return self.reference_updates if self.frozen_reference else 0
 
-class VGFState(eqx.Module):
-    """Everything that training changes; with the data and the algorithm it determines the rest of the run.
+    def init(self, observation_size: int, action_size: int, *, key: Key) -> "VGFState":
+        """Make the state before the first update.
+
+        Args:
+            observation_size: coordinates of s.
+            action_size: coordinates of a.
+            key: randomness of the whole run.
+        """
+        reference_key, critic_key, run_key, gradient_key = jr.split(key, 4)
+        critic = Critic(observation_size, action_size, self.hidden, self.members, key=critic_key)
+        gradient = None
+        if self.amortised != "no":
+            network = MLP((observation_size, action_size), action_size, self.hidden, layer_norm=True, key=gradient_key)
+            gradient = Trainable.start(network, self._optimiser)
+        return VGFState(
+            reference=self._learner.init(observation_size, action_size, key=reference_key),
+            critic=Trainable.start(critic, self._optimiser),
+            target_critic=copied(critic),
+            gradient=gradient,
+            scale=jnp.ones(action_size, jnp.float32),
+            reference_step=jnp.zeros((), jnp.int32),
+            step=jnp.zeros((), jnp.int32),
+            key=run_key,
+        )
+
+    def pretrain(
+        self, state: "VGFState", replay: Replay, rows: Int[Array, " batch"], key: Key
+    ) -> tuple["VGFState", dict[str, Float[Array, ""]]]:
+        """Fit the reference to the actions of a batch.
+
+        Args:
+            state: the current state.
+            replay: the data.
+            rows: rows of the batch.
+            key: randomness of this update.
+        """
+        return self._reference_update(state, replay, rows, key, None)
+
+    def prepare(self, state: "VGFState", replay: Replay, *, key: Key, chunk: int = 2048) -> tuple["VGFState", Replay]:
+        """Sample a frozen reference at every next state, and measure its spread.
+
+        Args:
+            state: its reference is sampled.
+            replay: the data.
+            key: randomness; the same key gives the same cache.
+            chunk: rows sampled at a time.
+
+        Returns:
+            The state with the budgets' unit of length, and the data with `samples` particles a state.
+        """
+        if not self.frozen_reference:
+            return state, replay
+        size = replay.actions.shape[1]
+        particles = sample_rows(state.reference, replay.next_observations, size, self.samples, chunk, key)
+        replay = eqx.tree_at(lambda r: r.particles, replay, particles, is_leaf=lambda x: x is None)
+        if self.relative:
+            state = eqx.tree_at(lambda s: s.scale, state, spread(particles))
+        return state, replay
+
+    def update(
+        self, state: "VGFState", replay: Replay, rows: Int[Array, " batch"], key: Key
+    ) -> tuple["VGFState", dict[str, Float[Array, ""]]]:
+        """Make one TD update, and one of what is trained along: the reference if it is not frozen, f if there is one.
+
+        Args:
+            state: the current state.
+            replay: the data, prepared.
+            rows: rows of the batch.
+            key: randomness of this update.
+
+        Returns:
+            The next state, and the metrics `td_loss`, `value`, `displacement` (root mean square over states, particles
+            and coordinates, in the budget's unit), `nonfinite` (particles frozen), `failed` (sets whose transport
+            failed), and the losses of what is trained along.
+
+        Raises:
+            ValueError: the reference is frozen but its samples are not cached.
+        """
+        metrics = {}
+        if self.frozen_reference:
+            start = self._cached(replay, rows, key)
+        else:
+            particle_key, reference_key, weight_key = jr.split(key, 3)
+            weights = self._weights(state, replay, rows, weight_key)
+            state, metrics = self._reference_update(state, replay, rows, reference_key, weights)
+            next_observations = replay.next_observations[replay.bootstrap[rows]]
+            start = self._fresh(state, next_observations, particle_key)
+        state, critic_metrics = self._critic_update(state, replay, rows, start)
+        return state, metrics | critic_metrics
+
+    def propose(self, state: "VGFState", observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
+        """Draw one sample of the reference.
+
+        Args:
+            state: the networks.
+            observation: s, standardised.
+            key: randomness of this sample.
+        """
+        return state.reference.sample(observation, jr.normal(key, state.scale.shape, observation.dtype))
+
+    def improve(
+        self,
+        state: "VGFState",
+        observation: Float[Array, " obs"],
+        particles: Float[Array, "n act"],
+        steps: int,
+        step_size: Float[Array, ""],
+    ) -> Solution:
+        """Transport samples of the reference; temperature and displacement cap are those of the train budget.
+
+        Args:
+            state: the networks.
+            observation: s, standardised.
+            particles: samples of the reference.
+            steps: L_test.
+            step_size: ε, in the unit of length `state.scale`.
+        """
+        train = self.train_budget
+        cap = train.max_displacement
+        budget = Budget(steps, step_size, train.temperature, scale=state.scale, max_displacement=cap)
+        target = self._direction(state.critic.network, state.gradient, observation)
+        return self.transport(target, particles, budget, save=tuple(range(steps + 1)), throw=False)
+
+    def values(
+        self, state: "VGFState", observation: Float[Array, " obs"], actions: Float[Array, "n act"]
+    ) -> Float[Array, "members n"]:
+        """Give Q_k(s, a).
+
+        Args:
+            state: the networks.
+            observation: s, standardised.
+            actions: candidates.
+        """
+        return jax.vmap(state.critic.network, (None, 0), 1)(observation, actions)
+
+    def _reference_update(
+        self,
+        state: "VGFState",
+        replay: Replay,
+        rows: Int[Array, " batch"],
+        key: Key,
+        weights: Float[Array, " batch"] | None,
+    ) -> tuple["VGFState", dict[str, Float[Array, ""]]]:
+        reference, metrics = self._learner.update(
+            state.reference, replay.observations[rows], replay.actions[rows], key, weights
+        )
+        state = eqx.tree_at(lambda s: (s.reference, s.reference_step), state, (reference, state.reference_step + 1))
+        return state, metrics
+
+    def _critic_update(
+        self, state: "VGFState", replay: Replay, rows: Int[Array, " batch"], start: Float[Array, "batch n act"]
+    ) -> tuple["VGFState", dict[str, Float[Array, ""]]]:
+        next_observations = replay.next_observations[replay.bootstrap[rows]]
+        budget = self.train_budget.rescaled(state.scale)
+        critic = state.critic.network
+
+        def transported(observation: Array, particles: Array) -> Solution:
+            target = self._direction(critic, state.gradient, observation)
+            return self.transport(target, particles, budget, throw=False)
+
+        solution = jax.vmap(transported)(next_observations, start)
+        particles = jax.lax.stop_gradient(solution.particles)
+        targets = td_target(
+            state.target_critic,
+            self.target,
+            self.over_particles,
+            replay.returns[rows],
+            replay.discounts[rows],
+            next_observations,
+            particles,
+        )
+        loss, gradient = eqx.filter_value_and_grad(critic_loss)(
+            critic, replay.observations[rows], replay.actions[rows], jax.lax.stop_gradient(targets)
+        )
+        metrics = {
+            "td_loss": loss,
+            "value": jnp.mean(targets),
+            "displacement": jnp.sqrt(jnp.mean(solution.stats["displacement_rms"] ** 2) / start.shape[-1]),
+            "nonfinite": jnp.sum(solution.stats["nonfinite"]).astype(loss.dtype),
+            "failed": jnp.sum(solution.result != RESULTS.successful).astype(loss.dtype),
+        }
+        amortised = state.gradient
+        if amortised is not None:
+            at_data = self.amortised == "data"
+            states = replay.observations[rows] if at_data else next_observations
+            actions = replay.actions[rows][:, None] if at_data else jnp.concatenate([start, particles], axis=1)
+            metrics["gradient_loss"], slope = eqx.filter_value_and_grad(gradient_loss)(
+                amortised.network, critic, self.drive, states, actions
+            )
+            amortised = amortised.updated(slope, self._optimiser)
+        trained = state.critic.updated(gradient, self._optimiser)
+        slow = polyak(state.target_critic, trained.network, self.polyak)
+        state = eqx.tree_at(
+            lambda s: (s.critic, s.target_critic, s.gradient, s.step),
+            state,
+            (trained, slow, amortised, state.step + 1),
+            is_leaf=lambda x: x is None,
+        )
+        return state, metrics
+
+    def _direction(
+        self, critic: Critic, gradient: Trainable | None, observation: Float[Array, " obs"]
+    ) -> AbstractTarget:
+        """Give what the particles of one state flow toward: the ensemble, or f in the place of its gradient."""
+        if gradient is not None:
+            return ValueGradient(gradient.network, observation)
+        return Boltzmann(drive, critic, self.drive, observation)
+
+    def _weights(
+        self, state: "VGFState", replay: Replay, rows: Int[Array, " batch"], key: Key
+    ) -> Float[Array, " batch"] | None:
+        """Give the weight of each transition in the reference's loss."""
+        if self.advantage_temperature is None:
+            return None
+        observations = replay.observations[rows]
+        values = jax.vmap(lambda s, a: value(state.target_critic, self.drive, s, a))
+        baseline = jnp.mean(values(observations, self._fresh(state, observations, key)), axis=1)
+        advantages = values(observations, replay.actions[rows][:, None])[:, 0] - baseline
+        return jnp.minimum(jnp.exp(advantages / self.advantage_temperature), MAX_WEIGHT)
+
+    def _fresh(
+        self, state: "VGFState", observations: Float[Array, "batch obs"], key: Key
+    ) -> Float[Array, "batch n act"]:
+        """Draw N samples of the reference in every state."""
+        shape = (observations.shape[0], self.particles, state.scale.shape[0])
+        return sample_sets(state.reference.sample, observations, jr.normal(key, shape, observations.dtype))
+
+    def _cached(self, replay: Replay, rows: Int[Array, " batch"], key: Key) -> Float[Array, "batch n act"]:
+        """Give N of the M cached samples at the bootstrap states."""
+        if replay.particles is None:
+            raise ValueError("a frozen reference needs cached samples: prepare(state, replay, key=key) draws them.")
+        # A random window: the samples of a state are distinct, and it is one gather.
+        first = jr.randint(key, (rows.shape[0], 1), 0, self.samples)
+        window = (first + jnp.arange(self.particles)[None]) % self.samples
+        return replay.particles[replay.bootstrap[rows][:, None], window]
+
+    @property
+    def _optimiser(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate)
+
+    @property
+    def _learner(self) -> ReferenceLearner:
+        return ReferenceLearner(
+            kind=self.reference,
+            hidden=self.reference_hidden,
+            steps=self.reference_steps,
+            learning_rate=self.reference_learning_rate,
+            decay_updates=self.reference_updates if self.frozen_reference else None,
+            average=self.reference_average,
+            one_step=self.one_step,
+        )
+
+
+class VGFState(AbstractState):
+    """Everything that training changes.
 
     Attributes:
         reference: μ.
-        reference_optimiser: Adam's state.
         critic: Q.
         target_critic: its Polyak average.
-        critic_optimiser: Adam's state.
+        gradient: f, the network of its gradient, or None.
         scale: unit of length of the budgets, (act,): the reference's spread, or ones.
         reference_step: updates of the reference so far.
         step: updates of the critic so far.
         key: randomness to come.
     """
 
-    reference: FlowReference
-    reference_optimiser: Any
-    critic: Critic
+    reference: ReferenceState
+    critic: Trainable
     target_critic: Critic
-    critic_optimiser: Any
+    gradient: Trainable | None
     scale: Float[Array, " act"]
     reference_step: Int[Array, ""]
     step: Int[Array, ""]
     key: Key
-
-
-def init(vgf: VGF, observation_size: int, action_size: int, *, key: Key) -> VGFState:
-    """Make the state before the first update.
-
-    Args:
-        vgf: the algorithm.
-        observation_size: coordinates of s.
-        action_size: coordinates of a.
-        key: randomness of the whole run.
-    """
-    reference_key, critic_key, run_key = jr.split(key, 3)
-    reference = FlowReference(
-        observation_size, action_size, vgf.reference_hidden, steps=vgf.reference_steps, key=reference_key
-    )
-    critic = Critic(observation_size, action_size, vgf.hidden, vgf.members, key=critic_key)
-    return VGFState(
-        reference=reference,
-        reference_optimiser=_reference_optimiser(vgf).init(eqx.filter(reference, eqx.is_array)),
-        critic=critic,
-        # A copy: donated buffers must not be shared between two fields.
-        target_critic=jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, critic),
-        critic_optimiser=optax.adam(vgf.learning_rate).init(eqx.filter(critic, eqx.is_array)),
-        scale=jnp.ones(action_size, jnp.float32),
-        reference_step=jnp.zeros((), jnp.int32),
-        step=jnp.zeros((), jnp.int32),
-        key=run_key,
-    )
-
-
-def value(
-    critic: Critic, aggregate: AbstractAggregate, observation: Float[Array, " obs"], particles: Float[Array, "n act"]
-) -> Float[Array, " n"]:
-    """Give the aggregated value of each particle at one state.
-
-    Args:
-        critic: the ensemble.
-        aggregate: how members become one number.
-        observation: s, standardised.
-        particles: actions.
-    """
-    return jax.vmap(lambda action: drive(critic, aggregate, observation, action))(particles)
-
-
-def transported(
-    vgf: VGF,
-    critic: Critic,
-    observation: Float[Array, " obs"],
-    particles: Float[Array, "n act"],
-    budget: Budget,
-    *,
-    save: tuple[int, ...] | None = None,
-) -> Solution:
-    """Transport the particles of one state along the critic.
-
-    Args:
-        vgf: the algorithm.
-        critic: the ensemble that drives.
-        observation: s, standardised.
-        particles: samples of the reference, in [−1, 1].
-        budget: the budget, with its `scale`.
-        save: as in `flowrl.transport`.
-    """
-    target = Boltzmann(drive, critic, vgf.drive, observation)
-    return vgf.transport(target, particles, budget, save=save, throw=False)
-
-
-def reference_loss(
-    reference: FlowReference,
-    observations: Float[Array, "batch obs"],
-    actions: Float[Array, "batch act"],
-    noise: Float[Array, "batch act"],
-    time: Float[Array, " batch"],
-) -> Float[Array, ""]:
-    """Give the flow-matching loss of a batch.
-
-    Args:
-        reference: μ.
-        observations: s, standardised.
-        actions: a.
-        noise: standard normal.
-        time: uniform on [0, 1].
-    """
-    return jnp.mean(jax.vmap(reference.loss)(observations, actions, noise, time))
-
-
-def td_target(
-    vgf: VGF,
-    target_critic: Critic,
-    returns: Float[Array, " batch"],
-    discounts: Float[Array, " batch"],
-    next_observations: Float[Array, "batch obs"],
-    particles: Float[Array, "batch n act"],
-) -> Float[Array, " batch"]:
-    """Give y = returns + discounts · (mean or maximum over particles of the aggregated target value).
-
-    Args:
-        vgf: the algorithm.
-        target_critic: the slow ensemble.
-        returns: n-step returns.
-        discounts: γ^m · mask.
-        next_observations: bootstrap states.
-        particles: transported particles there.
-    """
-    values = jax.vmap(lambda s, a: value(target_critic, vgf.target, s, a))(next_observations, particles)
-    best = jnp.max(values, axis=1) if vgf.over_particles == "max" else jnp.mean(values, axis=1)
-    return returns + discounts * best
-
-
-def critic_loss(
-    critic: Critic,
-    observations: Float[Array, "batch obs"],
-    actions: Float[Array, "batch act"],
-    targets: Float[Array, " batch"],
-) -> Float[Array, ""]:
-    """Give the TD loss: squared errors summed over members, averaged over the batch.
-
-    Args:
-        critic: the ensemble.
-        observations: s, standardised.
-        actions: a.
-        targets: y.
-    """
-    values = jax.vmap(critic)(observations, actions)
-    return jnp.mean(jnp.sum((values - targets[:, None]) ** 2, axis=1))
-
-
-@eqx.filter_jit(donate="all-except-first")
-def _reference_interval(constant: tuple[VGF, Replay, int], state: VGFState) -> tuple[VGFState, dict[str, Array]]:
-    vgf, replay, updates = constant
-
-    def update(state: VGFState, _: None) -> tuple[VGFState, Array]:
-        key, batch_key, loss_key = jr.split(state.key, 3)
-        rows = jr.randint(batch_key, (vgf.batch_size,), 0, replay.actions.shape[0])
-        state = eqx.tree_at(lambda s: s.key, state, key)
-        return _reference_update(vgf, state, replay.observations[rows], replay.actions[rows], loss_key)
-
-    state, losses = _scan(update, state, updates)
-    return state, {"reference_loss": jnp.mean(losses)}
-
-
-def _reference_update(
-    vgf: VGF, state: VGFState, observations: Array, actions: Array, key: Key
-) -> tuple[VGFState, Array]:
-    noise_key, time_key = jr.split(key)
-    noise = jr.normal(noise_key, actions.shape, actions.dtype)
-    time = jr.uniform(time_key, actions.shape[:1], actions.dtype)
-    loss, gradient = eqx.filter_value_and_grad(reference_loss)(state.reference, observations, actions, noise, time)
-    updates, optimiser = _adam(_reference_optimiser(vgf), gradient, state.reference_optimiser)
-    state = eqx.tree_at(
-        lambda s: (s.reference, s.reference_optimiser, s.reference_step),
-        state,
-        (eqx.apply_updates(state.reference, updates), optimiser, state.reference_step + 1),
-    )
-    return state, loss
-
-
-@eqx.filter_jit(donate="all-except-first")
-def _critic_interval(constant: tuple[VGF, Replay, int], state: VGFState) -> tuple[VGFState, dict[str, Array]]:
-    vgf, replay, updates = constant
-
-    def update(state: VGFState, _: None) -> tuple[VGFState, dict[str, Array]]:
-        key, batch_key, particle_key, reference_key = jr.split(state.key, 4)
-        rows = jr.randint(batch_key, (vgf.batch_size,), 0, replay.actions.shape[0])
-        state = eqx.tree_at(lambda s: s.key, state, key)
-        metrics = {}
-        if not vgf.frozen_reference:
-            state, metrics["reference_loss"] = _reference_update(
-                vgf, state, replay.observations[rows], replay.actions[rows], reference_key
-            )
-        start = _start_particles(vgf, state.reference, replay, rows, particle_key)
-        state, critic_metrics = critic_update(vgf, state, replay, rows, start)
-        return state, metrics | critic_metrics
-
-    state, metrics = _scan(update, state, updates)
-    return state, jax.tree.map(jnp.mean, metrics)
-
-
-def critic_update(
-    vgf: VGF, state: VGFState, replay: Replay, rows: Int[Array, " batch"], start: Float[Array, "batch n act"]
-) -> tuple[VGFState, dict[str, Array]]:
-    """Make one TD update on given rows and given reference samples.
-
-    Args:
-        vgf: the algorithm.
-        state: the current state.
-        replay: the data.
-        rows: rows of the batch.
-        start: reference samples at the bootstrap state of every row.
-
-    Returns:
-        The next state, and the metrics `td_loss`, `value`, `displacement` (root mean square over states, particles and
-        coordinates, in the budget's unit), `nonfinite` (particles frozen) and `failed` (sets whose transport failed).
-    """
-    next_observations = replay.next_observations[replay.bootstrap[rows]]
-    budget = vgf.train_budget.rescaled(state.scale)
-    solution = jax.vmap(lambda s, a: transported(vgf, state.critic, s, a, budget))(next_observations, start)
-    particles = jax.lax.stop_gradient(solution.particles)
-    targets = jax.lax.stop_gradient(
-        td_target(vgf, state.target_critic, replay.returns[rows], replay.discounts[rows], next_observations, particles)
-    )
-    loss, gradient = eqx.filter_value_and_grad(critic_loss)(
-        state.critic, replay.observations[rows], replay.actions[rows], targets
-    )
-    updates, optimiser = _adam(optax.adam(vgf.learning_rate), gradient, state.critic_optimiser)
-    critic = eqx.apply_updates(state.critic, updates)
-    target_critic = jax.tree.map(
-        lambda slow, new: slow + vgf.polyak * (new - slow) if eqx.is_array(slow) else slow, state.target_critic, critic
-    )
-    state = eqx.tree_at(
-        lambda s: (s.critic, s.target_critic, s.critic_optimiser, s.step),
-        state,
-        (critic, target_critic, optimiser, state.step + 1),
-    )
-    metrics = {
-        "td_loss": loss,
-        "value": jnp.mean(targets),
-        "displacement": jnp.sqrt(jnp.mean(solution.stats["displacement_rms"] ** 2) / start.shape[-1]),
-        "nonfinite": jnp.sum(solution.stats["nonfinite"]).astype(loss.dtype),
-        "failed": jnp.sum(solution.result != RESULTS.successful).astype(loss.dtype),
-    }
-    return state, metrics
-
-
-def train_reference(vgf: VGF, state: VGFState, replay: Replay, updates: int) -> tuple[VGFState, dict[str, Array]]:
-    """Train the reference for some updates in one compiled call.
-
-    Args:
-        vgf: the algorithm.
-        state: the current state; its buffers are given away.
-        replay: the data.
-        updates: number of updates; each number compiles its own program.
-
-    Returns:
-        The next state, and mean metrics over the interval.
-    """
-    return _reference_interval((vgf, replay, updates), state)
-
-
-def train_critic(vgf: VGF, state: VGFState, replay: Replay, updates: int) -> tuple[VGFState, dict[str, Array]]:
-    """Train the critic (and a reference that is not frozen) for some updates in one compiled call.
-
-    Args:
-        vgf: the algorithm.
-        state: the current state; its buffers are given away.
-        replay: the data, with cached particles if the reference is frozen.
-        updates: number of updates; each number compiles its own program.
-
-    Returns:
-        The next state, and mean metrics over the interval.
-
-    Raises:
-        ValueError: the reference is frozen but its samples are not cached.
-    """
-    if vgf.frozen_reference and replay.particles is None:
-        raise ValueError("a frozen reference needs cached samples: call cache_particles(vgf, state, replay, key=key).")
-    return _critic_interval((vgf, replay, updates), state)
-
-
-def cache_particles(
-    vgf: VGF, state: VGFState, replay: Replay, *, key: Key, chunk: int = 2048
-) -> tuple[Replay, VGFState]:
-    """Sample the frozen reference at every next state, and measure its spread.
-
-    Args:
-        vgf: the algorithm; `vgf.samples` samples a state are drawn.
-        state: its reference is sampled.
-        replay: the data.
-        key: randomness; give the same key again to get the same cache after a restart.
-        chunk: rows sampled at a time.
-
-    Returns:
-        The data with particles, and the state with the budgets' unit of length.
-    """
-    particles = _sample_rows(state.reference, replay.next_observations, vgf.samples, chunk, key)
-    replay = eqx.tree_at(lambda r: r.particles, replay, particles, is_leaf=lambda x: x is None)
-    if vgf.relative:
-        state = eqx.tree_at(lambda s: s.scale, state, spread(particles))
-    return replay, state
-
-
-@eqx.filter_jit
-def _sample_rows(reference: FlowReference, observations: Array, samples: int, chunk: int, key: Key) -> Array:
-    rows, size = observations.shape
-    padding = -rows % chunk
-    chunks = jnp.concatenate([observations, jnp.zeros((padding, size), observations.dtype)]).reshape(-1, chunk, size)
-
-    def one_chunk(arguments: tuple[Array, Array]) -> Array:
-        index, block = arguments
-        noise = jr.normal(jr.fold_in(key, index), (chunk, samples, _action_size(reference)), block.dtype)
-        return jax.vmap(lambda s, x: jax.vmap(lambda z: reference.sample(s, z))(x))(block, noise)
-
-    sampled = jax.lax.map(one_chunk, (jnp.arange(chunks.shape[0]), chunks))
-    return sampled.reshape(-1, *sampled.shape[2:])[:rows]
-
-
-def _start_particles(vgf: VGF, reference: FlowReference, replay: Replay, rows: Array, key: Key) -> Array:
-    """Draw N reference samples at the bootstrap states, cached or fresh."""
-    at = replay.bootstrap[rows]
-    if not vgf.frozen_reference:
-        noise = jr.normal(key, (rows.shape[0], vgf.particles, _action_size(reference)), replay.actions.dtype)
-        states = replay.next_observations[at]
-        return jax.vmap(lambda s, x: jax.vmap(lambda z: reference.sample(s, z))(x))(states, noise)
-    assert replay.particles is not None
-    # A random window of N of the M cached samples: distinct, and one gather.
-    first = jr.randint(key, (rows.shape[0], 1), 0, vgf.samples)
-    window = (first + jnp.arange(vgf.particles)[None]) % vgf.samples
-    return replay.particles[at[:, None], window]
-
-
-def _action_size(reference: FlowReference) -> int:
-    return reference.field.layers[-1].bias.shape[0]
-
-
-def _reference_optimiser(vgf: VGF) -> optax.GradientTransformation:
-    rate = vgf.reference_learning_rate
-    return optax.adam(optax.cosine_decay_schedule(rate, vgf.reference_updates) if vgf.frozen_reference else rate)
-
-
-def _adam(optimiser: optax.GradientTransformation, gradient: Any, state: Any) -> tuple[Any, Any]:
-    # Adam raises a float to an int32 power, which strict promotion refuses.
-    with jax.numpy_dtype_promotion("standard"):
-        return optimiser.update(gradient, state)
-
-
-def _scan(update: Any, state: VGFState, updates: int) -> tuple[VGFState, Any]:
-    dynamic, static = eqx.partition(state, eqx.is_array)
-
-    def body(dynamic: Any, _: None) -> tuple[Any, Any]:
-        new, out = update(eqx.combine(dynamic, static), None)
-        return eqx.filter(new, eqx.is_array), out
-
-    dynamic, out = jax.lax.scan(body, dynamic, None, length=updates)
-    return eqx.combine(dynamic, static), out

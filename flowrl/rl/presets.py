@@ -16,6 +16,7 @@ from flowrl.rl._vgf import VGF
 _ACTIONS = Box(-1.0, 1.0)
 # Made once: an optimiser made anew would compile anew. Plain Adam, as the authors have it.
 _ADAM = optax.adam(1.0)
+_CLIPPED_ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1.0))
 
 
 def default(steps: int = 0, step_size: float = 0.1, **changes: object) -> VGF:
@@ -29,7 +30,9 @@ def default(steps: int = 0, step_size: float = 0.1, **changes: object) -> VGF:
         changes: other fields of `VGF`.
     """
     samples = {"samples": max(8, int(changes.get("particles", 8)))}  # pyright: ignore[reportArgumentType]
-    return _changed(VGF(Transport(Ascent(), Optax(), _ACTIONS), Budget(steps, step_size)), samples | changes)
+    return _changed(
+        VGF(transport=Transport(Ascent(), Optax(), _ACTIONS), train_budget=Budget(steps, step_size)), samples | changes
+    )
 
 
 def paper(steps: int = 1, step_size: float = 0.1, **changes: object) -> VGF:
@@ -43,7 +46,12 @@ def paper(steps: int = 1, step_size: float = 0.1, **changes: object) -> VGF:
     ??? cite "Source"
         Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026.
     """
-    vgf = VGF(Transport(SVGD(), Euler(), _ACTIONS), Budget(steps, step_size, 0.0), relative=False, particles=5)
+    vgf = VGF(
+        transport=Transport(SVGD(), Euler(), _ACTIONS),
+        train_budget=Budget(steps, step_size, 0.0),
+        relative=False,
+        particles=5,
+    )
     return _changed(vgf, changes)
 
 
@@ -71,13 +79,46 @@ def reference(
         github.com/ryanxhr/vgf at 3ec8f9b, defaults of its offline scripts.
     """
     vgf = VGF(
-        Transport(AuthorsSVGD(through_bandwidth), Optax(_ADAM), _ACTIONS),
-        Budget(steps, step_size, temperature),
+        transport=Transport(AuthorsSVGD(through_bandwidth), Optax(_ADAM), _ACTIONS),
+        train_budget=Budget(steps, step_size, temperature),
         relative=False,
         particles=10,
         target=Minimum(),
         drive=Mean(),
         selection=Minimum(),
+        frozen_reference=False,
+        reference_learning_rate=3e-4,
+        hidden=(512, 512, 512, 512),
+        reference_hidden=(512, 512, 512, 512),
+        reference_steps=10,
+    )
+    return _changed(vgf, changes)
+
+
+def amortized(steps: int = 5, step_size: float = 0.1, **changes: object) -> VGF:
+    """Give the amortised variant of the authors' code: N = 5 particles follow a network f(s, a) fitted to ∇_a Q.
+
+    f is fitted at the actions of the data, and there is no kernel: particles move apart from each other, by Adam. One
+    thing is not copied: they clip the norm of f over the particles of all states of the batch together, which couples
+    the states; here it is clipped over those of one state.
+
+    Args:
+        steps: L_train.
+        step_size: learning rate of the particles' Adam, in the units of the action.
+        changes: other fields of `VGF`, such as `amortised="particles"` to fit f where it is used.
+
+    ??? cite "Source"
+        Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026, algorithm 1 (the optional network);
+        github.com/ryanxhr/vgf at 3ec8f9b, agents/a_vgf.py.
+    """
+    vgf = VGF(
+        transport=Transport(Ascent(), Optax(_CLIPPED_ADAM), _ACTIONS),
+        train_budget=Budget(steps, step_size),
+        relative=False,
+        particles=5,
+        target=Minimum(),
+        selection=Minimum(),
+        amortised="data",
         frozen_reference=False,
         reference_learning_rate=3e-4,
         hidden=(512, 512, 512, 512),

@@ -186,7 +186,7 @@ def plot_learning(rows: list[dict[str, Any]], unit: str, title: str, path: Path)
         title: of the figure.
         path: the PNG.
     """
-    rows = [row for row in rows if row["phase"] == "critic"]
+    rows = [row for row in rows if row["phase"] == "main"]
     names = list(dict.fromkeys(key for row in rows for key in row if key.startswith("score/")))
     figure = _figure((9, 3.6))
     axes = figure.subplots(1, 2)

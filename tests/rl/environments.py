@@ -39,6 +39,23 @@ class Unlimited(Goals):
         self.action_space = _box(2)
 
 
+class Drawn(Goals):
+    """Draws how far it has come, as one grey value."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self):
+        return np.full((8, 12, 3), 40 * self.t, np.uint8)
+
+
+def drawn():
+    return Drawn("rgb_array")
+
+
 def goals():
     return gymnasium.wrappers.TimeLimit(Goals(), 8)
 

@@ -4,10 +4,21 @@ import json
 import sys
 import warnings
 
+import jax.random as jr
 import numpy as np
 import pytest
 
-from flowrl.rl import data
+from flowrl.rl import (
+    Agent,
+    Lanes,
+    Policy,
+    Standardizer,
+    data,
+    evaluate,
+    fit,
+    make_replay,
+    presets,
+)
 from flowrl.rl.data import _gym_env, _isolation, _memory
 
 minari = pytest.importorskip("minari")
@@ -281,3 +292,19 @@ def test_many_rows_are_flattened_as_one_is():
     flat = _gym_env.flatten_rows(space, stacked, 4)
     np.testing.assert_array_equal(flat, [spaces.flatten(space, sample) for sample in samples])
     assert flat.shape[1] == _gym_env.flat_size(space, "x")
+
+
+@pytest.mark.slow
+def test_a_policy_is_trained_on_minari_data_and_scored():
+    loaded = data.apply_protocol(data.load(PENDULUM, validation=0.3), rewards="unit_std", observations="standard")
+    standardizer = Standardizer.fit(loaded.train.observations)
+    vgf = presets.default(1, 0.3, hidden=(16,), reference_hidden=(16,), reference_updates=20, batch_size=32)
+    replay = make_replay(loaded.train, standardizer, discount=0.9)
+    state = fit(vgf, replay, updates=20, interval=20, key=jr.key(0))
+    policies = Policy("behaviour", 4, select="uniform"), Policy("VGF", 4, 1, 0.3)
+    with Lanes(loaded.info.name, 4, workers=1) as lanes:
+        measured = evaluate(Agent(vgf, state, standardizer), policies, lanes, episodes=2, seed=0)
+    assert (measured.lengths == STEPS).all()
+    scores = loaded.info.score(measured.returns)
+    assert scores.shape == (2, 2)
+    np.testing.assert_allclose(scores, 100 * (measured.returns + 300) / 200)

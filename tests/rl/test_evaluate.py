@@ -7,7 +7,6 @@ import pytest
 from rl.toys import ToyLanes
 
 from flowrl.rl import Agent, Policy, PolicyTable, Standardizer, act, evaluate, presets
-from flowrl.rl._vgf import init
 
 POLICIES = (
     Policy("bc", 4, select="uniform"),
@@ -21,7 +20,7 @@ POLICIES = (
 @pytest.fixture(scope="module")
 def agent() -> Agent:
     vgf = presets.default(hidden=(16,), reference_hidden=(16,))
-    state = init(vgf, 3, 2, key=jr.key(0))
+    state = vgf.init(3, 2, key=jr.key(0))
     return Agent(vgf, state, Standardizer(jnp.zeros(3, jnp.float32), jnp.ones(3, jnp.float32)))
 
 
@@ -111,3 +110,37 @@ def test_environment_errors_pass_through(agent):
         evaluate(agent, POLICIES[:1], ToyLanes(2, fail_at=2), episodes=2, seed=0)
     with pytest.raises(ValueError, match="episodes"):
         evaluate(agent, POLICIES[:1], ToyLanes(2), episodes=0, seed=0)
+
+
+class Recording(ToyLanes):
+    """Remembers what each lane was told."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.told = {lane: [] for lane in range(size)}
+
+    def step(self, actions):
+        for lane, action in actions.items():
+            self.told[lane].append(np.asarray(action))
+        return super().step(actions)
+
+
+def test_a_chunk_is_carried_out_action_by_action():
+    """The reference's samples of four coordinates are two actions each; a new one is asked for when they are done."""
+    vgf = presets.default(hidden=(16,), reference_hidden=(16,))
+    state = vgf.init(3, 4, key=jr.key(0))
+    whole = Agent(vgf, state, Standardizer(jnp.zeros(3, jnp.float32), jnp.ones(3, jnp.float32)), chunk=2)
+    policies, lanes = (Policy("best", 4),), Recording(1)
+    measured = evaluate(whole, policies, lanes, episodes=1, seed=3)
+    told = np.stack(lanes.told[0])
+    assert told.shape == (measured.lengths[0, 0], 2)
+    table = PolicyTable(policies, 1)
+    toy = ToyLanes(1)
+    observation = toy.reset({0: 300_000})[0]
+    zero = jnp.zeros(1, jnp.int32)
+    for t in range(len(told)):
+        if t % 2 == 0:
+            now = jnp.asarray([t], jnp.int32)
+            chunk = np.asarray(act(whole, table, zero, jnp.asarray(observation)[None], zero, now, jr.key(3)).action[0])
+        np.testing.assert_allclose(told[t], chunk[2 * (t % 2) : 2 * (t % 2) + 2], rtol=1e-5)
+        observation = toy.step({0: told[t]})[0].observation

@@ -9,7 +9,7 @@ import pytest
 from rl.toys import ToyLanes, bandit, chain
 
 from flowrl.rl import Agent, LowerConfidence, Mean, Minimum, Policy, Standardizer, evaluate, fit, make_replay, presets
-from flowrl.rl._vgf import value
+from flowrl.rl._losses import value
 
 SMALL = {"hidden": (64, 64), "reference_hidden": (32, 32), "batch_size": 128, "reference_steps": 5}
 
@@ -24,7 +24,7 @@ def trained(data, *, updates, n_step=1, discount=0.9, **changes):
 
 def q(agent, place, action):
     state = agent.standardizer(jnp.asarray(np.eye(4, dtype=np.float32)[place]))
-    return float(value(agent.state.critic, Mean(), state, jnp.asarray([[action]], jnp.float32))[0])
+    return float(value(agent.state.critic.network, Mean(), state, jnp.asarray([[action]], jnp.float32))[0])
 
 
 def reference_reward(agent, place):

@@ -56,3 +56,27 @@ def test_bad_numbers(bad, message):
     data = transitions(np.zeros((2, 1)), np.zeros((2, 1)), np.zeros(2), np.zeros((2, 1)), np.ones(2), np.ones(2))
     with pytest.raises(ValueError, match=message):
         make_replay(data, Standardizer.fit(data.observations), **({"discount": 0.9} | bad))
+
+
+def test_chunks_are_consecutive_actions_with_their_return():
+    """Two trajectories of 5 and 2 steps, the first with the end of the task in its fourth; chunks of three."""
+    rows = np.arange(7)
+    data = transitions(
+        rows[:, None],
+        0.1 * rows[:, None] * [1.0, -1.0],
+        1.0 + rows,
+        rows[:, None] + 1,
+        [1, 1, 1, 0, 1, 1, 1],
+        [0, 0, 0, 0, 1, 0, 1],
+    )
+    unit = Standardizer.fit(data.observations, "none")
+    replay = make_replay(data, unit, discount=0.5, chunk=3)
+    np.testing.assert_allclose(replay.observations[:, 0], [0, 1, 2])
+    np.testing.assert_allclose(replay.actions[1], [0.1, -0.1, 0.2, -0.2, 0.3, -0.3], rtol=1e-6)
+    np.testing.assert_allclose(replay.returns, [1 + 2 / 2 + 3 / 4, 2 + 3 / 2 + 4 / 4, 3 + 4 / 2])
+    np.testing.assert_allclose(replay.discounts, [1 / 8, 0, 0])
+    np.testing.assert_allclose(replay.next_observations[replay.bootstrap][0, 0], 3)
+    with pytest.raises(ValueError, match="no trajectory has 6 steps"):
+        make_replay(data, unit, discount=0.5, chunk=6)
+    with pytest.raises(ValueError, match="n_step left out"):
+        make_replay(data, unit, discount=0.5, chunk=3, n_step=2)

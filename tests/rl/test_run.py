@@ -197,7 +197,7 @@ def test_divergence_is_reported_and_the_checkpoint_kept(tmp_path):
     config = {"seed": 1}
     with RunDirectory(tmp_path, config) as run:
         vgf = small(learning_rate=1e30)
-        with pytest.raises(FloatingPointError, match="critic diverged before update 20"):
+        with pytest.raises(FloatingPointError, match="diverged before update 20"):
             fit(vgf, replay, updates=60, interval=20, key=jr.key(1), run=run)
     assert json.loads((tmp_path / "config.json").read_text()) == config
     assert (tmp_path / "metrics.csv").read_text().count("reference") > 1
@@ -209,7 +209,7 @@ def test_fit_refuses_numbers_that_do_not_fit():
     for options, message in (
         ({"updates": 0, "interval": 10}, "positive multiple"),
         ({"updates": 25, "interval": 10}, "positive multiple"),
-        ({"updates": 30, "interval": 30}, "reference_updates"),
+        ({"updates": 30, "interval": 30}, r"updates of the reference \(40\)"),
         ({"updates": 40, "interval": 20, "evaluate_at": (30,)}, "evaluate_at"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -227,8 +227,8 @@ def test_training_traces_once_per_interval_length():
     from flowrl.rl import _vgf
 
     traced = []
-    original = _vgf.critic_update
+    original = _vgf.td_target
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_vgf, "critic_update", lambda *a: traced.append(1) or original(*a))
+        patch.setattr(_vgf, "td_target", lambda *a: traced.append(1) or original(*a))
         fit(small(particles=3), replay, updates=80, interval=20, key=jr.key(1))
     assert len(traced) == 1

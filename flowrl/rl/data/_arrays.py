@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from flowrl.rl.data import _store
-from flowrl.rl.data._gym_env import action_limits, adapt, make, to_unit
+from flowrl.rl.data._gym_env import action_limits, adapt, drawing, make, render_mode, to_unit
 from flowrl.rl.data._hdf5 import read_hdf5
 from flowrl.rl.data._schema import DataInfo, OfflineDataset, Transitions, from_dict
 from flowrl.rl.data._source import Environment, Request, Source
@@ -157,11 +157,11 @@ def load(name: str, request: Request, /) -> OfflineDataset:
     return load_arrays(request.dataset_path, env=name, validation=request.validation, seed=request.seed)
 
 
-def make_env(name: str, /, *, seed: int | None) -> Environment:
+def make_env(name: str, /, *, seed: int | None, render: bool) -> Environment:
     """Makes an environment by "gym:ID" or "factory:module:function"; see `adapt` for its form."""
     if name.startswith(_GYM):
-        return make(name.removeprefix(_GYM), seed=seed)
-    return adapt(_factory(name)(), name, seed=seed)
+        return make(name.removeprefix(_GYM), seed=seed, **render_mode(render))
+    return drawing(adapt(_factory(name)(), name, seed=seed), name, render=render)
 
 
 def name_of(env: str | EnvFactory) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from flowrl.rl.data import _store
 from flowrl.rl.data._d4rl_names import TASKS, Task
 from flowrl.rl.data._extras import require, robotics
-from flowrl.rl.data._gym_env import make
+from flowrl.rl.data._gym_env import make, render_mode
 from flowrl.rl.data._hdf5 import read_hdf5
 from flowrl.rl.data._published import Published, is_published, obtain
 from flowrl.rl.data._schema import DataInfo, OfflineDataset, Transitions, from_dict
@@ -139,12 +139,13 @@ def download(name: str, data_dir: Path, /, *, mirrors: tuple[str, ...], progress
     return folder / task.file
 
 
-def make_env(name: str, /, *, seed: int | None) -> Environment:
+def make_env(name: str, /, *, seed: int | None, render: bool) -> Environment:
     """Makes the environment that is nearest to D4RL's.
 
     Args:
         name: such as "d4rl:hopper-medium-v2".
         seed: as for `adapt`.
+        render: whether it can draw itself.
 
     Raises:
         ImportError: naming the extra to install, if gymnasium, mujoco or gymnasium-robotics is missing.
@@ -155,9 +156,9 @@ def make_env(name: str, /, *, seed: int | None) -> Environment:
         raise ValueError(f"{name}: {task.env_note}.")
     if task.family != "pen":
         require("gymnasium", "mujoco")
-        return make(task.env_id, seed=seed, **task.env_options)
+        return make(task.env_id, seed=seed, **task.env_options, **render_mode(render))
     require("gymnasium", "mujoco")
-    return _pen(task, seed)
+    return _pen(task, seed, render_mode(render))
 
 
 def reference(name: str, /) -> Reference:
@@ -175,12 +176,12 @@ def _count_limits(terminals: np.ndarray, max_steps: int) -> np.ndarray:
     return limits
 
 
-def _pen(task: Task, seed: int | None) -> Environment:
+def _pen(task: Task, seed: int | None, options: dict[str, Any]) -> Environment:
     """The pen environment, ended when the pen drops."""
     import gymnasium
 
     gymnasium.register_envs(robotics())
-    env: Any = make(task.env_id, seed=seed, **task.env_options)
+    env: Any = make(task.env_id, seed=seed, **task.env_options, **options)
 
     class DropEndsEpisode(gymnasium.Wrapper[Any, Any, Any, Any]):
         """D4RL's environment ends there; its successor goes on."""

@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 
 from flowrl.rl.data._extras import require
+from flowrl.rl.data._gym_env import render_mode
 from flowrl.rl.data._isolation import own_global_state, quiet
 from flowrl.rl.data._source import Environment
 
 
-def evaluation_env(env_id: str, *, seed: int | None) -> Environment:
+def evaluation_env(env_id: str, *, seed: int | None, render: bool = False) -> Environment:
     """Makes a gymnasium environment whose episodes are a function of the seed.
 
     Left alone, OGBench's are not. Its mazes draw from NumPy's global generator, so that one environment's episodes
@@ -19,6 +20,7 @@ def evaluation_env(env_id: str, *, seed: int | None) -> Environment:
     Args:
         env_id: gymnasium id, such as "puzzle-3x3-singletask-task1-v0".
         seed: of the first `reset()` that is not given one; later resets go on from there. None: not reproducible.
+        render: whether it can draw itself.
 
     Returns:
         A `gymnasium.Env` with float32 observations (obs,) and an action box in [-1, 1].
@@ -73,4 +75,4 @@ def evaluation_env(env_id: str, *, seed: int | None) -> Environment:
             return np.asarray(observation, dtype=np.float32), float(reward), bool(terminated), bool(truncated), info
 
     with quiet(), own_global_state():
-        return EvaluationEnv(gymnasium.make(env_id, disable_env_checker=True))
+        return EvaluationEnv(gymnasium.make(env_id, disable_env_checker=True, **render_mode(render)))

@@ -101,6 +101,32 @@ def adapt(env: Any, name: str, *, seed: int | None) -> Environment:
     return SchemaEnv(env)
 
 
+def render_mode(render: bool) -> dict[str, Any]:  # noqa: FBT001  (one argument, and it is what the name says)
+    """What `gymnasium.make` is to be given.
+
+    Args:
+        render: whether the environment shall be able to draw itself.
+    """
+    return {"render_mode": "rgb_array"} if render else {}
+
+
+def drawing(env: Environment, name: str, *, render: bool) -> Environment:
+    """Refuses an environment that cannot draw itself, if it shall.
+
+    Args:
+        env: a `gymnasium.Env` that somebody else made.
+        name: what it is called in messages.
+        render: whether it shall.
+
+    Raises:
+        ValueError: if it was made for something else than frames.
+    """
+    mode = getattr(env, "render_mode", None)
+    if render and mode != "rgb_array":
+        raise ValueError(f'{name}: its render_mode is {mode!r}, and frames need render_mode="rgb_array".')
+    return env
+
+
 def action_limits(space: Any, name: str) -> tuple[Float[np.ndarray, " act"], Float[np.ndarray, " act"]]:
     """The limits of an action space.
 

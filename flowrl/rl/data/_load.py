@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flowrl.rl.data import _arrays, _d4rl, _locomotion, _minari, _ogbench_load
 from flowrl.rl.data._arrays import EnvFactory
-from flowrl.rl.data._gym_env import adapt
+from flowrl.rl.data._gym_env import adapt, drawing
 from flowrl.rl.data._schema import OfflineDataset
 from flowrl.rl.data._scores import Reference
 from flowrl.rl.data._source import Environment, Metric, Origin, Progress, Request, Source
@@ -229,13 +229,15 @@ def load(
     return source.load(env_name, request)
 
 
-def make_env(env: str | EnvFactory, *, seed: int | None = None) -> Environment:
+def make_env(env: str | EnvFactory, *, seed: int | None = None, render: bool = False) -> Environment:
     """Makes an environment in which policies are evaluated.
 
     Args:
         env: one of `environments()`; "minari:ID", "gym:ID" or "factory:module:function"; or the function itself, which
             makes a gymnasium environment. Give it a time limit: an evaluation lasts until its episodes end.
         seed: of the first `reset()` that is not given one; later resets go on from there. None: not reproducible.
+        render: whether its `render()` gives frames, (height, width, 3) uint8. MuJoCo's needs EGL or OSMesa without a
+            screen: set the environment variable MUJOCO_GL=egl (or osmesa) before Python starts.
 
     Returns:
         A gymnasium environment with float32 observations (obs,) and actions (act,) in [-1, 1]. Those that the library
@@ -245,12 +247,13 @@ def make_env(env: str | EnvFactory, *, seed: int | None = None) -> Environment:
         FileNotFoundError: if a Minari data set is not on this machine.
         ImportError: naming the extra, if a package is missing.
         TypeError: if a function makes something else.
-        ValueError: if the name is unknown (near names are suggested), actions are discrete or without limits, or there
-            is no environment for these data.
+        ValueError: if the name is unknown (near names are suggested), actions are discrete or without limits, it
+            cannot draw itself though it shall, or there is no environment for these data.
     """
     if not isinstance(env, str):
-        return adapt(env(), getattr(env, "__name__", repr(env)), seed=seed)
-    return _source_of(env).make_env(env, seed=seed)
+        name = getattr(env, "__name__", repr(env))
+        return drawing(adapt(env(), name, seed=seed), name, render=render)
+    return _source_of(env).make_env(env, seed=seed, render=render)
 
 
 def _source_of(env_name: str) -> Source:

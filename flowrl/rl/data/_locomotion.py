@@ -114,12 +114,13 @@ def load(name: str, request: Request, /) -> OfflineDataset:
     return OfflineDataset(train, validation, dataclasses.replace(info, val_rows=len(validation)))
 
 
-def make_env(name: str, /, *, seed: int | None) -> Environment:
+def make_env(name: str, /, *, seed: int | None, render: bool) -> Environment:
     """Makes the environment of a data set, with float32 observations and gymnasium's time limit.
 
     Args:
         name: such as "halfcheetah-medium-local-v0".
         seed: of the first `reset()` that is not given one; later resets go on from there. None: not reproducible.
+        render: whether it can draw itself.
 
     Returns:
         The environment.
@@ -127,7 +128,7 @@ def make_env(name: str, /, *, seed: int | None) -> Environment:
     Raises:
         ImportError: naming the extra to install, if gymnasium or mujoco is missing.
     """
-    return _behaviour.make(_env_id(name), seed=seed)
+    return _behaviour.make(_env_id(name), seed=seed, render=render)
 
 
 def collector(name: str, seed: int, folder: str) -> Callable[..., None]:

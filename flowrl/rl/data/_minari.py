@@ -21,7 +21,7 @@ import numpy as np
 
 from flowrl.rl.data import _store
 from flowrl.rl.data._extras import require, robotics
-from flowrl.rl.data._gym_env import action_limits, adapt, flat_size, flatten_rows, to_unit
+from flowrl.rl.data._gym_env import action_limits, adapt, flat_size, flatten_rows, render_mode, to_unit
 from flowrl.rl.data._isolation import quiet, simulator_log_off
 from flowrl.rl.data._memory import check_memory
 from flowrl.rl.data._schema import DataInfo, OfflineDataset, from_dict
@@ -128,7 +128,7 @@ def download(name: str, data_dir: Path, /, *, mirrors: tuple[str, ...], progress
     return Path(_open(name).spec.data_path).parent
 
 
-def make_env(name: str, /, *, seed: int | None) -> Environment:
+def make_env(name: str, /, *, seed: int | None, render: bool) -> Environment:
     """Recovers the environment that the data set names for evaluation; see `adapt` for its form.
 
     A data set names its environment by an entry point, which gymnasium imports: as with any program, recover only what
@@ -137,6 +137,7 @@ def make_env(name: str, /, *, seed: int | None) -> Environment:
     Args:
         name: such as "minari:mujoco/hopper/medium-v0"; the data set must be on this machine.
         seed: as for `adapt`.
+        render: whether it can draw itself.
 
     Raises:
         ImportError: naming what is missing.
@@ -152,7 +153,7 @@ def make_env(name: str, /, *, seed: int | None) -> Environment:
         robotics()
     try:
         with quiet(), simulator_log_off():
-            env = dataset.recover_environment(eval_env=True, disable_env_checker=True)
+            env = dataset.recover_environment(eval_env=True, disable_env_checker=True, **render_mode(render))
     except ModuleNotFoundError as error:
         message = f"{name}: its environment {spec.id} needs {error.name}: install it."
         raise ImportError(message, name=error.name) from error

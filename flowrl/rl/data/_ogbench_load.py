@@ -126,9 +126,9 @@ def check_file(path: Path, env: Any, name: str) -> None:
         raise ValueError(f"{path}: the trajectory at row {starts[short[0]]} has one row, expected at least 2.")
 
 
-def make_env(name: str, /, *, seed: int | None) -> Environment:
+def make_env(name: str, /, *, seed: int | None, render: bool) -> Environment:
     """The environment of a single-task name; see `evaluation_env`."""
-    return evaluation_env(split_name(name)[1], seed=seed)
+    return evaluation_env(split_name(name)[1], seed=seed, render=render)
 
 
 SOURCES: dict[str, Source] = {

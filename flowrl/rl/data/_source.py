@@ -142,7 +142,7 @@ def no_reference(name: str, /) -> Reference | None:  # noqa: ARG001
 class MakeEnvFn(Protocol):
     """Makes the environment a policy is evaluated in."""
 
-    def __call__(self, name: str, /, *, seed: int | None) -> Environment: ...
+    def __call__(self, name: str, /, *, seed: int | None, render: bool) -> Environment: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Float32
 
 from flowrl.rl.data import _store
 from flowrl.rl.data._extras import require
+from flowrl.rl.data._gym_env import render_mode
 from flowrl.rl.data._isolation import quiet, simulator_log_off
 from flowrl.rl.data._source import Environment
 
@@ -114,12 +115,13 @@ def rollout(
     return Episode(stacked[:-1], np.stack(actions), stacked[1:], np.asarray(rewards, np.float32), masks, terminals)
 
 
-def make(env_id: str, *, seed: int | None = None) -> Environment:
+def make(env_id: str, *, seed: int | None = None, render: bool = False) -> Environment:
     """Makes a MuJoCo environment whose observations are float32.
 
     Args:
         env_id: gymnasium id, such as "HalfCheetah-v5".
         seed: of the first `reset()` that is not given one; later resets go on from there. None: not reproducible.
+        render: whether it can draw itself.
 
     Returns:
         The environment, with gymnasium's own time limit.
@@ -133,7 +135,8 @@ def make(env_id: str, *, seed: int | None = None) -> Environment:
 
     with quiet(), simulator_log_off():
         # The checker would repeat in every worker what gymnasium's own tests have checked.
-        env = gymnasium.wrappers.DtypeObservation(gymnasium.make(env_id, disable_env_checker=True), np.float32)
+        inner = gymnasium.make(env_id, disable_env_checker=True, **render_mode(render))
+        env = gymnasium.wrappers.DtypeObservation(inner, np.float32)
     if seed is not None:
         # What `reset(seed=seed)` would do, without a reset: the first `reset()` then gives that very episode.
         env.unwrapped.np_random, _ = seeding.np_random(seed)

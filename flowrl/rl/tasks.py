@@ -1,0 +1,108 @@
+"""Tasks of the VGF paper at full size, as data: what to load, what to train, and what that costs.
+
+The paper's table of settings per task was not published with its code. What stands here is what the authors' scripts
+hold (github.com/ryanxhr/vgf at 3ec8f9b): for OGBench those of the amortised variant, for D4RL one setting for all
+tasks. No score of the paper has been reproduced with them: that takes a GPU.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flowrl.rl.presets as presets
+from flowrl.rl._critic import Mean, Minimum
+from flowrl.rl._vgf import VGF
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperTask:
+    """One task at full size.
+
+    Attributes:
+        env: name for `flowrl.rl.data.load(env, origin="published")`.
+        preset: the setting it starts from.
+        steps: L_train.
+        step_size: ε, learning rate of the particles' Adam, in the units of the action.
+        temperature: α, for the preset "reference"; the amortised one has no kernel and so no α.
+        aggregate: makes the ensemble one number in the TD target and in selection.
+        discount: γ.
+        rewards: name of the reward protocol.
+        updates: of the critic.
+        episodes: of an evaluation.
+    """
+
+    env: str
+    preset: Literal["reference", "amortized"]
+    steps: int
+    step_size: float
+    temperature: float | None
+    aggregate: Literal["mean", "min"]
+    discount: float
+    rewards: str
+    updates: int = 1_000_000
+    episodes: int = 50
+
+    def algorithm(self, **changes: object) -> VGF:
+        """Make the algorithm: four layers of 512, batches of 256.
+
+        Args:
+            changes: other fields of `VGF`.
+        """
+        aggregate = Mean() if self.aggregate == "mean" else Minimum()
+        settings: dict[str, Any] = {"target": aggregate, "selection": aggregate, **changes}
+        if self.preset == "amortized":
+            return presets.amortized(self.steps, self.step_size, **settings)
+        assert self.temperature is not None
+        return presets.reference(self.steps, self.step_size, self.temperature, **settings)
+
+
+def _ogbench(env: str, discount: float, steps: int, step_size: float) -> PaperTask:
+    return PaperTask(env, "amortized", steps, step_size, None, "mean", discount, "none")
+
+
+def _d4rl(env: str, rewards: str) -> PaperTask:
+    return PaperTask(env, "reference", 5, 0.1, 0.1, "min", 0.99, rewards)
+
+
+PAPER_TASKS: dict[str, PaperTask] = {
+    "hopper-medium": _d4rl("d4rl:hopper-medium-v2", "d4rl_locomotion"),
+    "walker2d-medium-replay": _d4rl("d4rl:walker2d-medium-replay-v2", "d4rl_locomotion"),
+    "antmaze-umaze-diverse": _d4rl("d4rl:antmaze-umaze-diverse-v2", "antmaze"),
+    "antmaze-medium-play": _d4rl("d4rl:antmaze-medium-play-v2", "antmaze"),
+    "antmaze-large-diverse": _d4rl("d4rl:antmaze-large-diverse-v2", "antmaze"),
+    "humanoidmaze-medium": _ogbench("humanoidmaze-medium-navigate-singletask-task1-v0", 0.995, 1, 0.05),
+    "cube-double": _ogbench("cube-double-play-singletask-task2-v0", 0.99, 1, 0.05),
+    "puzzle-3x3": _ogbench("puzzle-3x3-play-singletask-task4-v0", 0.99, 5, 0.1),
+    "puzzle-4x4": _ogbench("puzzle-4x4-play-singletask-task4-v0", 0.99, 5, 0.1),
+}
+"""By short name: the rows of the paper's tables for which it gives scores task by task."""
+
+
+def flops_per_update(vgf: VGF, observation_size: int, action_size: int) -> float:
+    """Count the floating-point operations of the matrix products of one update.
+
+    A product of an (n, p) and a (p, q) matrix counts 2npq; a gradient with respect to inputs alone counts its network
+    twice, one with respect to weights three times. At OGBench's cube-double with L = 1 the preset "reference" has
+    70 · 10⁹, as XLA counts for the authors' code.
+
+    Args:
+        vgf: the algorithm, with a reference of kind "flow".
+        observation_size: coordinates of s.
+        action_size: coordinates of a.
+    """
+
+    def forward(inputs: int, hidden: tuple[int, ...], outputs: int) -> float:
+        sizes = (inputs, *hidden, outputs)
+        return 2.0 * sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+
+    critic = vgf.members * forward(observation_size + action_size, vgf.hidden, 1)
+    reference = forward(observation_size + action_size + 1, vgf.reference_hidden, action_size)
+    slope = forward(observation_size + action_size, vgf.hidden, action_size)
+    rows = vgf.batch_size * vgf.particles
+    step = 2 * critic if vgf.amortised == "no" else slope
+    total = rows * (int(vgf.train_budget.bound) * step + critic) + 3 * vgf.batch_size * critic
+    if not vgf.frozen_reference:
+        total += rows * vgf.reference_steps * reference + 3 * vgf.batch_size * reference
+    if vgf.amortised != "no":
+        fitted = vgf.batch_size if vgf.amortised == "data" else 2 * rows
+        total += fitted * (2 * critic + 3 * slope)
+    return total

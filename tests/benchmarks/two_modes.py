@@ -1,0 +1,107 @@
+"""A bandit with two good actions: which policies keep both?
+
+    python tests/benchmarks/two_modes.py --out docs/img/two_modes.png
+
+The data lie around (±0.45, 0), the reward is highest at (±0.75, 0), outside the data. A policy that has one mode per
+state must give one of them up, or stand between them, where there are neither data nor reward.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from matplotlib.figure import Figure
+
+import flowrl
+from flowrl.rl import Policy, Standardizer, baselines, fit, make_replay, presets
+from flowrl.rl.data import Transitions
+
+BEST, DATA = 0.75, 0.45
+SIZES = {"hidden": (64, 64), "batch_size": 128, "learning_rate": 1e-3}
+
+
+def reward(actions):
+    """Give exp(−|a − nearest best|² / 2·0.25²) for actions (n, 2)."""
+    nearest = np.stack([np.sign(actions[:, 0]) * BEST, np.zeros(len(actions))], axis=1)
+    return np.exp(-((actions - nearest) ** 2).sum(axis=1) / (2 * 0.25**2))
+
+
+def bandit(seed: int, rows: int = 4000) -> Transitions:
+    """Draw logged actions with their rewards; one state, one step."""
+    rng = np.random.default_rng(seed)
+    centres = np.stack([rng.choice([-DATA, DATA], rows), np.zeros(rows)], axis=1)
+    actions = np.clip(centres + 0.1 * rng.normal(size=(rows, 2)), -1, 1).astype(np.float32)
+    rewards = (reward(actions) + 0.05 * rng.normal(size=rows)).astype(np.float32)
+    zeros, ones = np.zeros((rows, 1), np.float32), np.ones(rows, np.float32)
+    return Transitions(zeros, actions, rewards, zeros, 0 * ones, ones)
+
+
+def learners():
+    """Name each algorithm with the policy by which it acts."""
+    vgf = {"reference_hidden": (64, 64), "reference_updates": 2000, **SIZES}
+    flowing = Policy("flow", 8, 3, 0.2, select="uniform")
+    proposal = Policy("proposal", 1)
+    return {
+        "cloned flow": (baselines.BC(hidden=(64, 64), batch_size=128), proposal),
+        "VGF, L = 3": (presets.default(0, **vgf), flowing),
+        "VGF, Gaussian reference": (presets.default(0, reference="gaussian", **vgf), flowing),
+        "IQL, its normal law": (baselines.IQL(temperature=1.0, **SIZES), proposal),
+        "TD3+BC": (baselines.TD3BC(**SIZES), proposal),
+        "FQL": (baselines.FQL(alpha=10.0, **SIZES), proposal),
+    }
+
+
+def actions_of(algorithm, policy: Policy, seed: int, draws: int = 500) -> np.ndarray:
+    """Train, then act many times in the one state."""
+    data = bandit(seed)
+    replay = make_replay(data, Standardizer.fit(data.observations, "none"), discount=0.0)
+    state = fit(algorithm, replay, updates=3000, interval=1000, key=jr.key(seed))
+    observation = jnp.zeros(1, jnp.float32)
+
+    @jax.jit
+    @jax.vmap
+    def act(key):
+        keys, choice = jr.split(key, policy.candidates + 1)[1:], jr.split(key, policy.candidates + 1)[0]
+        particles = jax.vmap(lambda k: algorithm.propose(state, observation, k))(keys)
+        if policy.steps:
+            step_size = jnp.asarray(policy.step_size, jnp.float32)
+            particles = algorithm.improve(state, observation, particles, policy.steps, step_size).particles
+        return flowrl.uniform_select(particles, jnp.zeros(policy.candidates, jnp.float32), key=choice).particle
+
+    return np.asarray(act(jr.split(jr.key(seed + 100), draws)))
+
+
+def summary(actions: np.ndarray) -> tuple[float, float, float]:
+    """Give the share of the lesser mode, the share in the void between the modes, and the mean reward."""
+    right = np.mean(actions[:, 0] > 0)
+    return min(right, 1 - right), float(np.mean(np.abs(actions[:, 0]) < 0.2)), float(reward(actions).mean())
+
+
+def main() -> None:
+    """Print the table and draw the first seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("two_modes.png"))
+    options = parser.parse_args()
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    panels = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
+    logged = bandit(0).actions
+    print("| policy | share of the lesser mode | between the modes | mean reward |\n|---|---|---|---|")
+    for panel, (name, (algorithm, policy)) in zip(panels, learners().items(), strict=True):
+        drawn = [actions_of(algorithm, policy, seed) for seed in range(options.seeds)]
+        columns = np.array([summary(actions) for actions in drawn]).T
+        cells = " | ".join(f"{column.mean():.2f} ({', '.join(f'{x:.2f}' for x in column)})" for column in columns)
+        print(f"| {name} | {cells} |", flush=True)
+        panel.scatter(*logged[:400].T, s=4, color="0.8", label="data")
+        panel.scatter(*drawn[0][:200].T, s=8, color="C0", label="policy")
+        panel.scatter([-BEST, BEST], [0, 0], marker="x", color="C3", label="best")
+        panel.set(title=f"{name}: reward {columns[2][0]:.2f}", xlim=(-1.05, 1.05), ylim=(-0.6, 0.6))
+    panels[0].legend(loc="upper center", ncols=3, fontsize="small")
+    figure.savefig(options.out, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
