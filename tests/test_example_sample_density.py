@@ -96,7 +96,7 @@ def test_bad_settings(wrong, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-# The largest ratio to the level of independent points that each flow may reach; measured on three seeds, with a margin.
+# The largest ratio to the level of independent points that each flow may reach: of three seeds, with a margin.
 # Flows without jumps keep the shares of the modes in which they start, so for them the mixture is another matter.
 BOUNDS = {
     "SVGD": {"banana": 1.4, "ring": 1.4, "funnel": 1.2, "double banana": 8},
