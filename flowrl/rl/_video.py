@@ -54,7 +54,7 @@ def record_video(
     try:
         from PIL import Image
     except ImportError as error:
-        message = 'videos need Pillow, which comes with matplotlib: pip install "flowrl-transport[examples]"'
+        message = 'videos need Pillow, which comes with matplotlib: pip install "flowrl-transport[plot]"'
         raise ImportError(message, name="PIL") from error
 
     table, key, zero = PolicyTable((policy,), 1), jr.key(seed), jnp.zeros(1, jnp.int32)

@@ -206,6 +206,6 @@ def _figure(size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure  # not pyplot: the user's backend and figures stay as they are
     except ImportError as error:
-        message = 'plots need matplotlib: pip install "flowrl-transport[examples]"'
+        message = 'plots need matplotlib: pip install "flowrl-transport[plot]"'
         raise ImportError(message, name="matplotlib") from error
     return Figure(figsize=size, layout="constrained")
