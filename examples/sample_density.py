@@ -28,10 +28,8 @@ from rich.table import Table
 import flowrl
 from flowrl import diagnostics
 
-CENTRE, WIDTH = (
-    (-1.0, 1.0),
-    1.5,
-)  # of the normal start, which is to one side so that a flow has to find the weights of modes
+# Of the normal start, which is to one side so that a flow has to find the weights of modes.
+CENTRE, WIDTH = (-1.0, 1.0), 1.5
 SAVED = 41  # sets in every trajectory
 TRUTH, REPETITIONS = 1000, 50  # points of the sample that stands for a density; independent sets in the yardstick
 

@@ -76,6 +76,21 @@ def number(name: str, x: Any, ok: Callable[[np.ndarray], Any], expected: str) ->
     return real_array(name, x, ok, expected).astype(jnp.result_type(float))
 
 
+def check_count(name: str, count: Any, least: int = 1) -> None:
+    """Refuse a count that is not a Python int, which sets the shape of a program.
+
+    Args:
+        name: what it is called in messages.
+        count: the count.
+        least: its smallest value.
+
+    Raises:
+        ValueError: it is not an int >= least.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < least:
+        raise ValueError(f"{name} must be a Python int >= {least}, got {count!r}.")
+
+
 def check_particles(particles: Particles) -> tuple[int, jnp.dtype]:
     """Refuse anything that is not a set of particles.
 

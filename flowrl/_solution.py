@@ -60,7 +60,8 @@ class Solution(eqx.Module):
         result: a member of `flowrl.RESULTS`.
         stats: what was spent, arrays without a particle axis: `steps`; `time` (the sum of the step sizes);
             `displacement_max` and `displacement_rms` over particles (Euclidean, in the unit of the budget's `scale`);
-            `path_length` (mean over particles of the length travelled); `fraction_at_cap`; `fraction_clipped`
+            `path_length` (mean over particles of the length travelled; NaN from `Diffrax`, which does not measure it);
+            `fraction_at_cap`; `fraction_clipped`
             (particle-steps that the domain stopped); `nonfinite` (particles
             frozen because their value or score was not finite).
         trajectory: particles at the step counts asked for by `save`, leaves `(len(save), n, ...)`, or None.
@@ -118,11 +119,12 @@ def _verdict(solution: Solution) -> str:
         low, high = value.min(), value.max()
         return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
+    unmeasured = np.isnan(stats["path_length"]).any()
+    path = "" if unmeasured else f", mean path {span('path_length')}"
     lines = [
         f"Transport of {sets} of {count} particles",
         f"  spent    {span('steps')} steps, time {span('time')}",
-        f"  moved    at most {span('displacement_max')}, RMS {span('displacement_rms')}, "
-        f"mean path {span('path_length')}",
+        f"  moved    at most {span('displacement_max')}, RMS {span('displacement_rms')}" + path,
     ]
     if solution.values is not None and np.asarray(solution.values).size:
         values = np.asarray(solution.values)

@@ -120,7 +120,8 @@ def transport(
         solver: how the flow is marched.
         domain: where particles may be; they must start there.
         key: randomness; may be None if the flow and the target are deterministic.
-        save: where to record the trajectory. Step solvers take increasing step counts, e.g. `save=(0, 1, 3)`.
+        save: where to record the trajectory. Step solvers take increasing step counts, e.g. `save=(0, 1, 3)`;
+            `Diffrax` takes increasing times.
         throw: raise when no finite particle is left or a traced argument was invalid. Use False inside `jax.jit` loops
             and `jax.vmap` (one bad set would raise for all) and read `solution.result`.
 

@@ -130,6 +130,64 @@ def test_the_cap_is_landed_on_by_each_set_of_a_batch():
     np.testing.assert_allclose(solutions.particles[2], particles[2] * np.exp(-4), atol=1e-5)
 
 
+@pytest.mark.parametrize("flow", [ASCENT, FIXED], ids=["Ascent", "SVGD"])
+def test_no_particle_ends_or_is_saved_beyond_the_cap(flow):
+    """Newton's method lands on either side of a cap; what comes back is on the right one, to the last digit."""
+    particles, cap = draw(14, (7, 2)), 0.4
+    temperature = None if flow.traits.temperature == "none" else 0.7
+    solution = flowrl.transport(
+        RUGGED,
+        particles,
+        flowrl.Budget(8, 0.5, temperature, max_displacement=cap),
+        flow=flow,
+        solver=flowrl.Diffrax(),
+        save=(0.0, 0.1, 0.3, 3.0),
+    )
+    assert solution.result == flowrl.RESULTS.displacement_reached
+    for moved in (solution.particles, *solution.trajectory):
+        assert distances(particles, moved).max() <= float(np.asarray(cap, particles.dtype))
+    assert float(solution.stats["displacement_max"]) == pytest.approx(cap, abs=1e-4)
+    assert float(solution.stats["fraction_at_cap"]) == pytest.approx(1 / 7)
+    assert "mean path" not in str(solution)  # it is not measured
+    still = flowrl.transport(
+        RUGGED, particles, flowrl.Budget(2, 0.5, max_displacement=0.0), flow=ASCENT, solver=flowrl.Diffrax()
+    )
+    assert same_bits(still.particles, particles)
+
+
+def test_a_particle_that_starts_nowhere_is_in_nobodys_way():
+    particles = draw(15, (6, 2)).at[2, 1].set(jnp.nan)
+    others = np.delete(np.arange(6), 2)
+    budget = flowrl.Budget(8, 0.5, max_displacement=0.3)
+    solver = flowrl.Diffrax(controller=diffrax.PIDController(rtol=1e-8, atol=1e-8))
+
+    @jax.jit  # where its NaN cannot be refused beforehand
+    def run(x):
+        return flowrl.transport(RUGGED, x, budget, flow=ASCENT, solver=solver, save=(0.1,), throw=False)
+
+    with_it, without = run(particles), run(particles[others])
+    assert with_it.result == without.result == flowrl.RESULTS.displacement_reached
+    for a, b in ((with_it.particles, without.particles), (with_it.trajectory[0], without.trajectory[0])):
+        np.testing.assert_allclose(a[others], b, atol=1e-5)
+    assert same_bits(with_it.particles[2], particles[2])
+    assert int(with_it.stats["nonfinite"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("flow", "solver", "budget", "options", "message"),
+    [
+        (flowrl.Langevin(), flowrl.Diffrax(diffrax.ShARK()), {}, {}, "ConstantStepSize"),
+        (ASCENT, flowrl.Diffrax(), {"tolerance": 0.1, "check_every": 2}, {}, "check_every counts steps"),
+        (ASCENT, flowrl.Diffrax(), {}, {"save": diffrax.SaveAt(t1=True)}, "no diffrax.SaveAt"),
+    ],
+)
+def test_what_has_no_meaning_in_continuous_time_is_refused(flow, solver, budget, options, message, key):
+    with pytest.raises(ValueError, match=message):
+        flowrl.transport(
+            NORMAL, draw(16, (4, 2)), flowrl.Budget(4, 0.1, **budget), flow=flow, solver=solver, key=key, **options
+        )
+
+
 def test_rest_and_discrepancy_are_events_too():
     particles = draw(5, (8, 2))
     rest = flowrl.transport(NORMAL, particles, flowrl.Budget(100, 1.0, tolerance=0.05), flow=ASCENT, solver=TIGHT)
@@ -139,7 +197,7 @@ def test_rest_and_discrepancy_are_events_too():
     budget = flowrl.Budget(10, 0.5, max_mmd=0.3, mmd_sigma=0.8)
     capped = flowrl.transport(target, particles, budget, flow=ASCENT, solver=flowrl.Diffrax())
     assert capped.result == flowrl.RESULTS.mmd_reached
-    assert np.sqrt(mmd_squared(particles, capped.particles, 0.8)) == pytest.approx(0.3, abs=1e-4)
+    assert 0.3 - 1e-4 <= np.sqrt(mmd_squared(particles, capped.particles, 0.8)) <= 0.3
 
 
 def test_a_temperature_schedule_holds_for_the_time_of_each_step():
@@ -280,6 +338,6 @@ def test_blob_jko_on_a_gaussian_approaches_the_bures_recursion():
         solver = flowrl.JKO(optx.LBFGS(1e-8, 1e-8), max_steps=1000)
         end = flowrl.transport(NORMAL, start, flowrl.Budget(3, h), flow=flow, solver=solver).particles
         errors.append(abs(float(end.std()) - deviation))
-    # The error falls with the bandwidth, and by n = 64 and σ = 0.2 it is below two per cent.
+    # The error falls with the bandwidth, and by n = 64 and σ = 0.2 it is below three per cent.
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.03 * deviation

@@ -1,6 +1,6 @@
 """Continuous time: a flow as an ordinary or stochastic differential equation, integrated by diffrax."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import diffrax
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
 from flowrl._flow import AbstractStochasticFlow
-from flowrl._misc import row_norm
+from flowrl._misc import check_count, row_norm
 from flowrl._solution import RESULTS
 from flowrl._solver._base import AbstractSolver, March, Problem
 
@@ -31,6 +31,9 @@ class Diffrax(AbstractSolver):
 
     Caps stop the set where it reaches them: `max_displacement` and `max_mmd` are events, located by root finding, and
     `tolerance` is `diffrax.steady_state_event`. They are for deterministic flows.
+
+    Caps hold to the last digit: what the root finder leaves above `max_displacement` is pulled back to it. A particle
+    that starts where it is not finite stays there, and the others go on without it.
 
     Diffusions take a solver of stochastic equations and a constant step size. If their noise is additive, as Langevin's
     is, any will do (`diffrax.ShARK()`, `diffrax.SRA1()`); else `diffrax.Euler()`, since the others ask for commutative
@@ -80,8 +83,7 @@ class Diffrax(AbstractSolver):
         ):
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be diffrax's, such as {hint}, got {getattr(self, name)!r}.")
-        if not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise ValueError(f"max_steps must be a Python int >= 1, got {self.max_steps!r}.")
+        check_count("max_steps", self.max_steps)
 
     @property
     def handles_noise(self) -> Literal["none", "additive", "any"]:
@@ -91,7 +93,7 @@ class Diffrax(AbstractSolver):
         sorts = (diffrax.AbstractItoSolver, diffrax.AbstractStratonovichSolver)
         return "additive" if isinstance(self.solver, sorts) else "none"
 
-    def solve(self, problem: Problem, save: Sequence[float] | None) -> March:
+    def solve(self, problem: Problem, save: Any) -> March:
         """Integrate to the budget's time, or to where an event stops it.
 
         Args:
@@ -99,23 +101,36 @@ class Diffrax(AbstractSolver):
             save: increasing times >= 0 at which to record the particles; None records nothing.
 
         Raises:
-            ValueError: `save` is no such sequence, or the flow diffuses and the budget has caps or a tolerance.
+            ValueError: `save` is no such sequence; the budget says how often to check its caps; or the flow diffuses,
+                and its step size adapts or the budget has caps or a tolerance.
         """
         budget, scale = problem.budget, problem.field.scale
-        start = problem.coordinates(problem.start) / scale
+        if budget.check_every > 1:
+            raise ValueError("check_every counts steps, and Diffrax watches the caps all the time: leave it out.")
+        given = problem.coordinates(problem.start) / scale
+        present = jnp.all(jnp.isfinite(given), axis=1)
+        # One NaN would be in the norm by which diffrax judges a step, and so in everybody's way.
+        start = jnp.where(present[:, None], given, 0)
         ends = problem.ends()
         total = ends[-1] if ends.size else jnp.zeros((), start.dtype)
-        first = jnp.atleast_1d(budget.step_size)[0]
+        sizes = jnp.atleast_1d(budget.step_size)
+        first = sizes[jnp.argmax(sizes > 0)]  # a warm-up may begin at zero
         terms, stochastic = self._terms(problem, total, first)
         events, reasons = _events(problem)
+        if stochastic and isinstance(self.controller, diffrax.AbstractAdaptiveStepSizeController):
+            raise ValueError(
+                "the noise of a diffusion is resolved for steps of the budget's size: give "
+                "Diffrax(..., controller=diffrax.ConstantStepSize())."
+            )
         if stochastic and events:
             raise ValueError(
                 "a displacement cap, an MMD cap or a tolerance is an event, which has no meaning along a diffusion's "
                 "rough path; leave them out, or use Euler()."
             )
         controller: Any = self.controller
-        if budget.temperature is not None and budget.temperature.ndim and not stochastic:
-            # The velocity jumps where the temperature does, and no step should straddle that.
+        scheduled = budget.temperature is not None and budget.temperature.ndim
+        if (scheduled or problem.field.target.stochastic) and not stochastic:
+            # The velocity jumps where the temperature or the minibatch does, and no step should straddle that.
             controller = diffrax.ClipStepSizeController(controller, jump_ts=ends)
         times = _times(save, start.dtype)
         times = None if times is None else jnp.minimum(times, total)
@@ -139,26 +154,30 @@ class Diffrax(AbstractSolver):
                 throw=False,
             )
         end = solution.ys[0][-1].astype(start.dtype)
-        finite = jnp.all(jnp.isfinite(end), axis=1)
-        end = jnp.where(finite[:, None], end, start)
+        finite = present & jnp.all(jnp.isfinite(end), axis=1)
+        end = problem.restrict(jnp.where(finite[:, None], end, given) * scale)[0] / scale
         _, alive = problem.flow.velocity(_at_time(problem, total), end, finite)
         result = RESULTS.promote(solution.result)
+        landed = solution.result == diffrax.RESULTS.event_occurred
         for mask, reason in zip(solution.event_mask or (), reasons, strict=True):
-            result = _codes.where(mask, reason, result)
+            # Where an event could not be located the result says so already.
+            result = _codes.where(mask & landed, reason, result)
         nothing = jnp.zeros((), start.dtype)
         reached = jnp.minimum(solution.ts[0][-1].astype(start.dtype), total)
         stats = {
             "steps": solution.stats["num_accepted_steps"],
             "time": reached,
-            "path_length": jnp.mean(problem.displacement(end * scale)),
-            "fraction_at_cap": nothing,
+            # Dense output would be needed for it, and its length is that of a polynomial.
+            "path_length": jnp.full_like(nothing, jnp.nan),
+            "fraction_at_cap": nothing if budget.max_displacement is None else _at_cap(problem, end * scale),
             "fraction_clipped": nothing,
         }
         trajectory = None
         if times is not None:
-            saved = solution.ys[1].astype(start.dtype)
             # Diffrax leaves infinity at times after an event.
-            trajectory = jnp.where((times < reached)[:, None, None], saved, end[None]) * scale[None]
+            known = (times < reached)[:, None, None] & present[None, :, None]
+            saved = jnp.where(known, solution.ys[1].astype(start.dtype), end[None])
+            trajectory = jax.vmap(lambda y: problem.restrict(y * scale)[0])(saved)
         return March(end * scale, alive, result, stats, trajectory)
 
     def _terms(self, problem: Problem, total: Scalar, first: Scalar) -> tuple[Any, bool]:
@@ -181,6 +200,13 @@ class Diffrax(AbstractSolver):
             levy_area=area,
         )
         return diffrax.MultiTerm(drift, diffrax.ControlTerm(_diffusion(everyone, shape), motion)), True
+
+
+def _at_cap(problem: Problem, coordinates: Positions) -> Scalar:
+    """Give the share of particles that are at the displacement cap, as near as the root finder lands."""
+    cap = problem.budget.max_displacement
+    assert cap is not None
+    return jnp.mean((problem.displacement(coordinates) >= (1 - 1e-4) * cap).astype(coordinates.dtype))
 
 
 def _brownian_key(problem: Problem) -> Key:
@@ -228,7 +254,8 @@ def _events(problem: Problem) -> tuple[list[Callable[..., Any]], list[Any]]:
 
         def discrepancy(t: Any, y: Positions, args: Any, **_: Any) -> Scalar:
             del t, args
-            return problem.mmd(y * scale) - max_mmd
+            # A hair below, so that what the root finder leaves above does not break the cap.
+            return problem.mmd(y * scale) - (1 - 1e-4) * max_mmd
 
         events.append(discrepancy)
         reasons.append(_codes.mmd_reached)
@@ -236,16 +263,19 @@ def _events(problem: Problem) -> tuple[list[Callable[..., Any]], list[Any]]:
 
         def displacement(t: Any, y: Positions, args: Any, **_: Any) -> Scalar:
             del t, args
-            return jnp.max(problem.displacement(y * scale)) - max_displacement
+            moved = problem.displacement(y * scale)
+            return jnp.max(jnp.where(jnp.isfinite(moved), moved, 0)) - max_displacement
 
         events.append(displacement)
         reasons.append(_codes.displacement_reached)
     return events, reasons
 
 
-def _times(save: Sequence[float] | None, dtype: Any) -> Float[Array, " saved"] | None:
+def _times(save: Any, dtype: Any) -> Float[Array, " saved"] | None:
     if save is None:
         return None
+    if isinstance(save, diffrax.SaveAt):
+        raise ValueError("save takes the times themselves, such as save=(0.0, 0.5, 1.0), and no diffrax.SaveAt.")
     times = np.asarray(save, float)
     if times.ndim != 1 or not times.size or (np.diff(times) <= 0).any() or times[0] < 0:
         raise ValueError(f"save must be increasing times >= 0; got {save}.")

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
 from flowrl._flow import AbstractFlow, Field
+from flowrl._misc import check_count
 from flowrl._solution import RESULTS
 from flowrl._solver._step import AbstractStepSolver
 
@@ -19,8 +20,10 @@ class JKO(AbstractStepSolver):
 
     $$x^{k+1} = \operatorname{argmin}_x\; E(x) + \frac{1}{2 h n} \sum_i |x_i - x^k_i|^2, \qquad h = \text{step\_size}$$
 
-    On n atoms that move little the optimal coupling to the previous set is the identity, so this is the JKO scheme
-    itself. The energy falls at every h, however large. What the flow fits to data (a bandwidth) is fixed during a step.
+    An energy of particles does not depend on their order, so the least value over x with the coupling to the previous
+    set held at the identity is that over x and the coupling: the JKO scheme itself. The minimiser looks for it near
+    x^k, and finds a local one. The energy falls at every h, however large. What the flow fits to data (a bandwidth) is
+    fixed during a step.
 
     An inner minimisation that fails gives its `flowrl.RESULTS`; its last iterate is kept.
 
@@ -60,8 +63,7 @@ class JKO(AbstractStepSolver):
             raise TypeError(
                 f"minimiser must be optimistix's, such as optimistix.LBFGS(1e-5, 1e-6), got {self.minimiser!r}."
             )
-        if not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise ValueError(f"max_steps must be a Python int >= 1, got {self.max_steps!r}.")
+        check_count("max_steps", self.max_steps)
 
     def init(self, positions: Positions) -> PyTree:
         """Start without state.

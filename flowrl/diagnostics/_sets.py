@@ -1,7 +1,6 @@
 """The doors of the diagnostics: sets become matrices, misuse is refused in words."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,21 +69,6 @@ def with_scores(particles: Particles, scores: Particles) -> tuple[Positions, Pos
             f"there are {x.shape[0]} particles but {s.shape[0]} scores; scores(target, particles) gives one for each."
         )
     return x, s
-
-
-def check_count(name: str, count: Any, least: int = 1) -> None:
-    """Refuse a count that is not a Python int, which sets the shape of a program.
-
-    Args:
-        name: what it is called in messages.
-        count: the count.
-        least: its smallest value.
-
-    Raises:
-        ValueError: it is not an int >= least.
-    """
-    if isinstance(count, bool) or not isinstance(count, int) or count < least:
-        raise ValueError(f"{name} must be a Python int >= {least}, got {count!r}.")
 
 
 def root(squared: Array) -> Array:

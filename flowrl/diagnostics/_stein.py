@@ -16,9 +16,9 @@ from flowrl._custom_types import Key, Particles, Positions, Scalar
 from flowrl._kernel import IMQ, AbstractKernel
 from flowrl._kernel._blocks import by_rows
 from flowrl._kernel._distance import centre
-from flowrl._misc import concrete
+from flowrl._misc import check_count, concrete
 from flowrl._target import AbstractTarget
-from flowrl.diagnostics._sets import as_matrix, check_count, root, with_scores
+from flowrl.diagnostics._sets import as_matrix, root, with_scores
 
 
 class KSDTest(eqx.Module):

@@ -8,8 +8,8 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from flowrl._custom_types import Particles, Positions, Scalar
 from flowrl._kernel import AbstractKernel
 from flowrl._kernel._distance import centre
-from flowrl._misc import concrete
-from flowrl.diagnostics._sets import check_count, with_scores
+from flowrl._misc import check_count, concrete
+from flowrl.diagnostics._sets import with_scores
 from flowrl.diagnostics._stein import checked
 
 

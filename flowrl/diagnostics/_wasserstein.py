@@ -16,8 +16,9 @@ from flowrl._custom_types import Key, Particles, Positions, Scalar
 from flowrl._domain import Unbounded
 from flowrl._flow import Field, SinkhornFlow
 from flowrl._kernel._blocks import by_rows
+from flowrl._misc import check_count
 from flowrl._target import Empirical
-from flowrl.diagnostics._sets import as_matrices, check_count, norms, power_root
+from flowrl.diagnostics._sets import as_matrices, norms, power_root
 
 
 def wasserstein(x: Particles, y: Particles, p: float = 2) -> Scalar:
