@@ -81,8 +81,8 @@ BOUNDED_FLOWS = {
     "SVGD, preconditioned": (flowrl.SVGD(flowrl.Preconditioned()), 100, 1000, 0.2),
     "Blob": (flowrl.Blob(), 100, 2000, 0.05),
 }
-# SVGD and Blob do not see a face that only reflects; KSDDescent moves as slowly as the tails are long; flows toward
-# samples take no density.
+# SVGD and Blob do not see a face that only reflects; KSDDescent moves as slowly as the tails are long, and flows toward
+# samples take no density: they have tests of their own.
 CASES = [(method, law, by) for method in BOUNDED_FLOWS for law, by in WAYS]
 CASES += [("Langevin", "truncated normal", "reflect")]
 
@@ -111,6 +111,46 @@ def test_bounded_laws_through_every_method(method, law, by, key):
         # The bias of few particles under a kernel.
         assert sample.mean() == pytest.approx(mean, abs=0.12 * deviation)
         assert sample.var() == pytest.approx(variance, rel=0.25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flow", [flowrl.SinkhornFlow(), flowrl.MMDFlow()], ids=["SinkhornFlow", "MMDFlow"])
+@pytest.mark.parametrize(("law", "by"), WAYS)
+def test_flows_toward_samples_find_bounded_laws_too(flow, law, by):
+    """They compare in the coordinates of the map, and end with the moments of the samples."""
+    _, faces, exact = BOUNDED[law]
+    samples = jnp.asarray(exact.ppf((np.arange(200)[:, None] + 0.5) / 200), FLOAT)
+    start = jnp.asarray(exact.ppf(np.random.default_rng(4).uniform(0.3, 0.7, (100, 1))), FLOAT)
+    solution = flowrl.transport(
+        flowrl.Empirical(samples),
+        start,
+        flowrl.Budget(500, 0.02),
+        flow=flow,
+        solver=flowrl.Optax(),
+        domain=flowrl.Box(*faces, by=by),
+    )
+    moved, deviation = np.asarray(solution.particles, np.float64), float(exact.std())
+    assert moved.mean() == pytest.approx(float(samples.mean()), abs=0.1 * deviation)
+    assert moved.std() == pytest.approx(float(samples.std()), rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", ["Beta(2, 3)", "truncated normal"])
+@pytest.mark.parametrize("by", ["bijector", "mirror"])
+def test_stein_descent_finds_bounded_laws_without_long_tails(law, by):
+    log_prob, faces, exact = BOUNDED[law]
+    start = jnp.asarray(exact.ppf(np.random.default_rng(5).uniform(0.2, 0.8, (50, 1))), FLOAT)
+    solution = flowrl.transport(
+        flowrl.Density(log_prob),
+        start,
+        flowrl.Budget(1500, 0.01),
+        flow=flowrl.KSDDescent(),
+        solver=flowrl.Optax(),
+        domain=flowrl.Box(*faces, by=by),
+    )
+    moved = np.asarray(solution.particles, np.float64)
+    assert moved.mean() == pytest.approx(float(exact.mean()), abs=0.12 * float(exact.std()))
+    assert moved.var() == pytest.approx(float(exact.var()), rel=0.25)
 
 
 @pytest.mark.slow
