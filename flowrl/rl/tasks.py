@@ -55,26 +55,39 @@ class PaperTask:
         return presets.reference(self.steps, self.step_size, self.temperature, **settings)
 
 
-def _ogbench(env: str, discount: float, steps: int, step_size: float) -> PaperTask:
-    return PaperTask(env, "amortized", steps, step_size, None, "mean", discount, "none")
+def _ogbench(
+    env: str, discount: float, steps: int, step_size: float, aggregate: Literal["mean", "min"] = "mean"
+) -> PaperTask:
+    return PaperTask(env, "amortized", steps, step_size, None, aggregate, discount, "none")
 
 
-def _d4rl(env: str, rewards: str) -> PaperTask:
-    return PaperTask(env, "reference", 5, 0.1, 0.1, "min", 0.99, rewards)
+def _d4rl(name: str) -> PaperTask:
+    rewards = "antmaze" if name.startswith("antmaze") else "d4rl_locomotion"
+    return PaperTask(f"d4rl:{name}-v2", "reference", 5, 0.1, 0.1, "min", 0.99, rewards)
 
+
+_LOCOMOTION = [
+    f"{body}-{kind}"
+    for body in ("halfcheetah", "hopper", "walker2d")
+    for kind in ("medium", "medium-replay", "medium-expert")
+]
+_MAZES = ["umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse"]
 
 PAPER_TASKS: dict[str, PaperTask] = {
-    "hopper-medium": _d4rl("d4rl:hopper-medium-v2", "d4rl_locomotion"),
-    "walker2d-medium-replay": _d4rl("d4rl:walker2d-medium-replay-v2", "d4rl_locomotion"),
-    "antmaze-umaze-diverse": _d4rl("d4rl:antmaze-umaze-diverse-v2", "antmaze"),
-    "antmaze-medium-play": _d4rl("d4rl:antmaze-medium-play-v2", "antmaze"),
-    "antmaze-large-diverse": _d4rl("d4rl:antmaze-large-diverse-v2", "antmaze"),
+    **{name: _d4rl(name) for name in _LOCOMOTION},
+    **{f"antmaze-{maze}": _d4rl(f"antmaze-{maze}") for maze in _MAZES},
+    "antmaze-large-navigate": _ogbench("antmaze-large-navigate-singletask-task1-v0", 0.995, 5, 0.1, "min"),
+    "antmaze-giant-navigate": _ogbench("antmaze-giant-navigate-singletask-task1-v0", 0.995, 5, 0.1, "min"),
+    "humanoidmaze-large": _ogbench("humanoidmaze-large-navigate-singletask-task1-v0", 0.995, 1, 0.05),
+    "antsoccer-arena": _ogbench("antsoccer-arena-navigate-singletask-task4-v0", 0.995, 2, 0.05),
+    "cube-single": _ogbench("cube-single-play-singletask-task2-v0", 0.99, 1, 0.05),
+    "scene": _ogbench("scene-play-singletask-task2-v0", 0.99, 1, 0.1),
     "humanoidmaze-medium": _ogbench("humanoidmaze-medium-navigate-singletask-task1-v0", 0.995, 1, 0.05),
     "cube-double": _ogbench("cube-double-play-singletask-task2-v0", 0.99, 1, 0.05),
     "puzzle-3x3": _ogbench("puzzle-3x3-play-singletask-task4-v0", 0.99, 5, 0.1),
     "puzzle-4x4": _ogbench("puzzle-4x4-play-singletask-task4-v0", 0.99, 5, 0.1),
 }
-"""By short name: the rows of the paper's tables for which it gives scores task by task."""
+"""By short name: the nine locomotion and six maze tasks of D4RL, and the default task of ten OGBench environments."""
 
 
 def flops_per_update(vgf: VGF, observation_size: int, action_size: int) -> float:
