@@ -1,7 +1,4 @@
-"""Value Gradient Flow on your own data, in your own environment.
-
-python examples/custom_data.py --data mine.npz --env gym:Pendulum-v1
-"""
+"""Value Gradient Flow on your own data: `python examples/custom_data.py --data mine.npz --env gym:Pendulum-v1`."""
 
 import dataclasses
 from pathlib import Path
@@ -25,8 +22,6 @@ class Config:
     """The environment: gym:ID, or factory:MODULE:FUNCTION for one of yours."""
     updates: int = 4000
     """Updates of the critic."""
-    episodes: int = 16
-    """Episodes of every policy."""
 
 
 def record(path: Path) -> None:
@@ -60,5 +55,5 @@ if __name__ == "__main__":
     state = fit(vgf, replay, updates=config.updates, interval=1000, key=jr.key(0))
     policies = Policy("behaviour", 8, select="uniform"), Policy("best-of-8", 8), Policy("VGF L=3", 8, 3, 0.5)
     with Lanes(dataset.info.name, 12) as lanes:
-        measured = evaluate(Agent(vgf, state, standardizer), policies, lanes, episodes=config.episodes, seed=0)
+        measured = evaluate(Agent(vgf, state, standardizer), policies, lanes, episodes=16, seed=0)
     print(report.markdown(report.summarise(policies, measured, "return", baseline="best-of-8"), "return"))

@@ -61,7 +61,7 @@ class Config:
     puzzle-3x3-play-singletask-task1-v0, d4rl:NAME, minari:ID, gym:ID with --dataset-path; a wrong name lists near
     ones."""
     algorithm: Literal["vgf", "bc", "td3_bc", "rebrac", "iql", "idql", "diffusion_ql", "flow_ql", "fql"] = "vgf"
-    """What is trained. The options on particles, spreads and train steps are VGF's."""
+    """What is trained. Options on the reference, the aggregate, the band and training particles are VGF's."""
     paper: str | None = None
     """A task of the paper at full size, such as cube-double: sets the environment, the published data and what is
     trained, over the other options. Needs a GPU; its cost is printed."""
@@ -95,7 +95,7 @@ class Config:
     members: int = 2
     """Critics in the ensemble."""
     aggregate: Literal["mean", "min", "lower"] = "min"
-    """How critics become one number in target, drive and selection: mean, minimum, or mean - std (env)."""
+    """How VGF's critics become one number in target, drive and selection: mean, minimum, or mean - std (env)."""
     learning_rate: float = 3e-4
     """Adam's rate for the critic (env)."""
     polyak: float = 0.005
@@ -108,7 +108,7 @@ class Config:
     """Actions taken at once."""
 
     particles: int = 8
-    """N: particles a state, in test; best-of-N and every transported policy choose among N."""
+    """N: candidates a state, in test; best-of-N and every transported policy choose among N."""
     train_particles: int = 4
     """Particles a state in the TD target."""
     train_steps: int = 1
@@ -118,7 +118,7 @@ class Config:
     test_steps: tuple[int, ...] = (1, 3)
     """All L_test to report (env)."""
     test_step_size: float = 0.3
-    """Step size in test, in units of the reference's within-state spread."""
+    """Step size in test, in units of the reference's within-state spread; of the action, for the rivals of VGF."""
     chosen: int = 1
     """The L_test, fixed in advance, that the controls are matched to (env)."""
     band: float = 1.0
@@ -169,6 +169,10 @@ def check(config: Config) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be a multiple of --interval ({config.interval}).")
     if min(config.test_steps, default=0) < 1 or len(set(config.test_steps)) < len(config.test_steps):
         raise ValueError(f"--test-steps must be different numbers >= 1 (0 is best-of-N), got {config.test_steps}.")
+    if config.chunk > 1 and config.n_step not in (1, config.chunk):
+        raise ValueError(f"--chunk {config.chunk} sets the steps of the return itself: give --n-step 1.")
+    if config.paper is not None and config.paper.startswith("antmaze") and "navigate" not in config.paper:
+        raise ValueError(f"--paper {config.paper}: D4RL's mazes have no environment here to act in (docs, your data).")
     if config.chosen not in config.test_steps:
         raise ValueError(f"--chosen {config.chosen} must be one of --test-steps {config.test_steps}.")
     if min(config.eval_seed, config.seed, config.curve_points) < 0:
@@ -334,10 +338,11 @@ def main(config: Config) -> list[report.Row]:
                 means = report.scores(measured, metric).mean(axis=1)
                 row = {f"score/{p.name}": float(x) for p, x in zip(curve, means, strict=True)}
                 for replay in replays[1:]:
-                    key = jr.key(step)
-                    if isinstance(learner, AbstractPretrained):
-                        state, replay = learner.prepare(state, replay, key=key)
-                    losses = held_out(learner, state, replay, key)
+                    key, losses = jr.key(step), {}
+                    if isinstance(learner, AbstractPretrained) and learner.pretraining:
+                        losses = held_out(learner, state, replay, key, phase="reference")
+                        _, replay = learner.prepare(state, replay, key=key)  # the unit of length stays that of training
+                    losses |= held_out(learner, state, replay, key)
                     row |= {f"held_out/{name}": float(x) for name, x in losses.items() if name.endswith("loss")}
                 return row
 

@@ -92,9 +92,32 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, data_dir, monk
     assert "seed: 0 there, 5 here" in changed.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["bc", "td3_bc", "rebrac", "iql", "idql", "diffusion_ql", "flow_ql", "fql"])
+def test_every_rival_runs_to_the_end(tmp_path, data_dir, algorithm):
+    options = {"algorithm": algorithm, "curve_points": "1", "curve_episodes": "1", "n_step": "1"}
+    done = run(*arguments(data_dir=data_dir, out=str(tmp_path / "run"), **options))
+    assert done.returncode == 0, done.stderr
+    header, *rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert "held_out/" in header
+    assert "score/" in header
+    assert (tmp_path / "run" / "learning_curve.png").exists()
+
+
+@pytest.mark.slow
+def test_vgf_runs_with_chunks_and_holds_out_both_losses(tmp_path, data_dir):
+    options = {"curve_points": "1", "curve_episodes": "1", "n_step": "1", "chunk": "3"}
+    done = run(*arguments(data_dir=data_dir, out=str(tmp_path / "run"), **options))
+    assert done.returncode == 0, done.stderr
+    header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
+    assert {"held_out/reference_loss", "held_out/td_loss"} <= set(header.split(","))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"chunk": "3", "n_step": "5"}, "give --n-step 1"),
+        ({"paper": "antmaze-medium-play"}, "no environment here"),
         ({"steps": "0"}, "--steps must be at least 1"),
         ({"steps": "30"}, "multiple of --interval"),
         ({"chosen": "2"}, "--chosen 2 must be one of"),

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
-from flowrl.rl._algorithm import AbstractAlgorithm
+from flowrl.rl._algorithm import AbstractAlgorithm, AbstractPretrained
 from flowrl.rl._replay import Replay
 
 Phase = Literal["reference", "main"]
@@ -89,7 +89,9 @@ def train(
 
 
 @eqx.filter_jit
-def held_out(algorithm: AbstractAlgorithm, state: Any, replay: Replay, key: Key, batches: int = 8) -> dict[str, Array]:
+def held_out(
+    algorithm: AbstractAlgorithm, state: Any, replay: Replay, key: Key, batches: int = 8, phase: Phase = "main"
+) -> dict[str, Array]:
     """Measure an algorithm's metrics on data that it is not trained on: the update is computed and thrown away.
 
     Args:
@@ -98,11 +100,13 @@ def held_out(algorithm: AbstractAlgorithm, state: Any, replay: Replay, key: Key,
         replay: held-out data, prepared as the training data are.
         key: randomness.
         batches: batches to average over.
+        phase: "reference" for the metrics of an `AbstractPretrained`'s reference.
     """
+    update = _update(algorithm, phase)
 
     def one(key: Key) -> dict[str, Array]:
         rows_key, update_key = jr.split(key)
-        return algorithm.update(state, replay, _rows(algorithm, replay, rows_key), update_key)[1]
+        return update(state, replay, _rows(algorithm, replay, rows_key), update_key)[1]
 
     return jax.tree.map(jnp.mean, jax.lax.map(one, jr.split(key, batches)))
 
@@ -110,7 +114,7 @@ def held_out(algorithm: AbstractAlgorithm, state: Any, replay: Replay, key: Key,
 @eqx.filter_jit(donate="all-except-first")
 def _interval(constant: tuple[AbstractAlgorithm, Replay, int, Phase], state: Any) -> tuple[Any, dict[str, Array]]:
     algorithm, replay, updates, phase = constant
-    update: Any = getattr(algorithm, {"reference": "pretrain", "main": "update"}[phase])
+    update = _update(algorithm, phase)
     dynamic, static = eqx.partition(state, eqx.is_array)
 
     def body(dynamic: Any, _: None) -> tuple[Any, Any]:
@@ -122,6 +126,14 @@ def _interval(constant: tuple[AbstractAlgorithm, Replay, int, Phase], state: Any
 
     dynamic, metrics = jax.lax.scan(body, dynamic, None, length=updates)
     return eqx.combine(dynamic, static), jax.tree.map(jnp.mean, metrics)
+
+
+def _update(algorithm: AbstractAlgorithm, phase: Phase) -> Any:
+    if phase == "main":
+        return algorithm.update
+    if not isinstance(algorithm, AbstractPretrained):
+        raise TypeError(f"{type(algorithm).__name__} trains no reference before the rest: it has no such phase.")
+    return algorithm.pretrain
 
 
 def _rows(algorithm: AbstractAlgorithm, replay: Replay, key: Key) -> Int[Array, " batch"]:

@@ -178,7 +178,7 @@ def plot_budget(rows: list[Row], policies: tuple[Policy, ...], unit: str, title:
 
 
 def plot_learning(rows: list[dict[str, Any]], unit: str, title: str, path: Path) -> None:
-    """Draw what the critic learned: its loss, and the score where it was evaluated.
+    """Draw what was learned: the loss of the critic (without one, of the reference), and the score where evaluated.
 
     Args:
         rows: `RunDirectory.rows`; evaluations stand in columns "score/<policy>".
@@ -190,12 +190,13 @@ def plot_learning(rows: list[dict[str, Any]], unit: str, title: str, path: Path)
     names = list(dict.fromkeys(key for row in rows for key in row if key.startswith("score/")))
     figure = _figure((9, 3.6))
     axes = figure.subplots(1, 2)
-    axes[0].plot([row["step"] for row in rows], [row["td_loss"] for row in rows])
-    axes[0].set(xlabel="critic updates", ylabel="TD loss", yscale="log")
+    loss, label = ("td_loss", "TD loss") if "td_loss" in rows[0] else ("bc_loss", "loss of the reference")
+    axes[0].plot([row["step"] for row in rows], [row[loss] for row in rows])
+    axes[0].set(xlabel="updates", ylabel=label, yscale="log")
     for name in names:
         points = [(row["step"], row[name]) for row in rows if name in row]
         axes[1].plot(*zip(*points, strict=True), marker="o", label=name.removeprefix("score/"))
-    axes[1].set(xlabel="critic updates", ylabel=unit)
+    axes[1].set(xlabel="updates", ylabel=unit)
     if names:
         axes[1].legend(fontsize="small")
     figure.suptitle(title)

@@ -29,6 +29,7 @@ from flowrl.rl import (
     RunDirectory,
     Standardizer,
     act,
+    baselines,
     fit,
     gradient_loss,
     held_out,
@@ -195,6 +196,16 @@ def test_held_out_metrics_are_those_of_an_update_that_is_not_made():
     assert {"td_loss", "reference_loss"} <= set(metrics)
     again = held_out(vgf, state, replay, jr.key(1), 2)
     assert float(metrics["td_loss"]) == float(again["td_loss"])
+
+
+def test_the_loss_of_a_frozen_reference_can_be_held_out_too():
+    vgf, replay = small(), data()
+    state = vgf.init(3, 2, key=jr.key(0))
+    losses = held_out(vgf, state, replay, jr.key(1), 2, "reference")
+    assert set(losses) == {"reference_loss"}
+    assert 0.1 < float(losses["reference_loss"]) < 10
+    with pytest.raises(TypeError, match="trains no reference before the rest"):
+        held_out(baselines.TD3BC(hidden=(8,)), state, replay, jr.key(1), 2, "reference")
 
 
 @pytest.mark.slow
