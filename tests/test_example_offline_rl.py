@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import flowrl
 import offline_rl
 import pytest
+from flowrl.rl import Mean
 
 EXAMPLE = Path(offline_rl.__file__)
 ENV = "pointmaze-medium-navigate-singletask-task1-v0"
@@ -30,7 +32,7 @@ TINY = {
 
 def arguments(**changes: str) -> list[str]:
     options = TINY | {"--env": ENV} | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
-    return [word for option in options.items() for word in option]
+    return [word for name, value in options.items() for word in (name, *value.split(" "))]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, data_dir, monk
     assert done.returncode == 0, done.stderr
     names = {path.name for path in whole.iterdir()} - {".lock"}
     assert names == {
-        *("config.json", "data.json", "metrics.csv", "timing.csv", "results.csv", "results.md"),
+        *("config.json", "data.json", "software.json", "metrics.csv", "timing.csv", "results.csv", "results.md"),
         *("checkpoint.npz", "learning_curve.png", "budget_curve.png"),
     }
     assert '"label": "local"' in (whole / "data.json").read_text()
@@ -96,6 +98,7 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, data_dir, monk
 @pytest.mark.parametrize("algorithm", ["bc", "td3_bc", "rebrac", "iql", "idql", "diffusion_ql", "flow_ql", "fql"])
 def test_every_rival_runs_to_the_end(tmp_path, data_dir, algorithm):
     options = {"algorithm": algorithm, "curve_points": "1", "curve_episodes": "1", "n_step": "1"}
+    options |= {"reference_updates": "8000"} | ({"test_steps": "1 3 5", "chosen": "5"} if algorithm == "bc" else {})
     done = run(*arguments(data_dir=data_dir, out=str(tmp_path / "run"), **options))
     assert done.returncode == 0, done.stderr
     header, *rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
@@ -117,7 +120,14 @@ def test_vgf_runs_with_chunks_and_holds_out_both_losses(tmp_path, data_dir):
     ("changes", "message"),
     [
         ({"chunk": "3", "n_step": "5"}, "give --n-step 1"),
-        ({"paper": "antmaze-medium-play"}, "no environment here"),
+        ({"eval_episodes": "-1"}, "--eval-episodes"),
+        ({"eval_episodes": "0", "video": "1"}, "--video needs an environment"),
+        ({"set": "alpha=3"}, "a field of VGF"),
+        ({"set": "members=3"}, "give --members itself"),
+        ({"algorithm": "iql", "reference_updates": "8000", "set": "expectile=x"}, "IQL refuses these values"),
+        ({"algorithm": "iql", "temperature": "0.1"}, "iql has no use for .*--temperature"),
+        ({"algorithm": "iql", "reference_updates": "8000", "particles": "3"}, "iql has no use for --particles"),
+        ({"algorithm": "bc", "reference_updates": "8000", "polyak": "0.3"}, "bc has no use for .*--polyak"),
         ({"steps": "0"}, "--steps must be at least 1"),
         ({"steps": "30"}, "multiple of --interval"),
         ({"chosen": "2"}, "--chosen 2 must be one of"),
@@ -136,6 +146,27 @@ def test_bad_numbers_are_refused_before_anything_is_made(tmp_path, changes, mess
     with pytest.raises(ValueError, match=message):
         offline_rl.main(config)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_task_of_the_paper_fixes_the_options_and_says_where_it_cannot_act():
+    with pytest.raises(ValueError, match="cube-double has no use for --hidden, --steps"):
+        offline_rl.main(offline_rl.parse(["--paper", "cube-double", "--steps", "5000", "--hidden", "3"]))
+    with pytest.raises(ValueError, match="no environment here to act in. Give --eval-episodes 0"):
+        offline_rl.main(offline_rl.parse(["--paper", "antmaze-medium-play"]))
+    offline_rl.check(offline_rl.parse(["--paper", "antmaze-medium-play", "--eval-episodes", "0"]))
+    config = offline_rl.at_full_size(offline_rl.parse(["--paper", "cube-double"]))
+    assert (config.steps, config.eval_episodes, config.origin) == (1_000_000, 50, "published")
+
+
+def test_fields_of_the_algorithm_can_be_set():
+    given = ["--algorithm", "fql", "--aggregate", "mean", "--set", "alpha=3.0", "normalise=True"]
+    learner = offline_rl.algorithm(offline_rl.parse(given))
+    assert (learner.alpha, learner.normalise) == (3.0, True)
+    assert isinstance(learner.selection, Mean)
+    learner = offline_rl.algorithm(offline_rl.parse(["--temperature", "0.5", "--set", "over_particles=max"]))
+    assert isinstance(learner.transport.flow, flowrl.SVGD)
+    assert learner.train_budget.temperature == 0.5
+    assert learner.over_particles == "max"
 
 
 def test_unknown_environment_suggests_near_names():
@@ -162,7 +193,7 @@ def test_every_option_is_explained():
         assert f"--{field.name.replace('_', '-')}" in text
     assert offline_rl.parse([]) == offline_rl.Config()
     sparse = offline_rl.parse(["--env=puzzle-3x3-play-singletask-task1-v0"])
-    assert (sparse.aggregate, sparse.n_step) == ("mean", 5)
+    assert (sparse.train_steps, sparse.n_step) == (0, 5)
     assert offline_rl.parse(["--env", "puzzle-3x3-play-singletask-task1-v0", "--n-step", "2"]).n_step == 2
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from flowrl.rl._evaluate import Evaluation
 from flowrl.rl._policy import Policy
+from flowrl.rl.data import Reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Row:
         difference_low: lower end of its 95 % interval.
         difference_high: upper end.
         displacement: mean root-mean-square displacement of the actions, in the budget's unit of length.
+        steps: mean number of steps L of the flow.
         episodes: how many episodes count.
     """
 
@@ -35,26 +37,36 @@ class Row:
     difference_low: float
     difference_high: float
     displacement: float
+    steps: float
     episodes: int
 
 
-def scores(evaluation: Evaluation, metric: Literal["success", "return"]) -> np.ndarray:
+def scores(
+    evaluation: Evaluation, metric: Literal["success", "return"], reference: Reference | None = None
+) -> np.ndarray:
     """Give the score of every episode, (policies, episodes): 0 or 100 for success, else the return.
 
     Args:
         evaluation: what was measured.
         metric: how this environment is scored.
+        reference: the returns between which the benchmark normalises; None leaves returns as they are.
 
     Raises:
         ValueError: another metric.
     """
     if metric not in ("success", "return"):
         raise ValueError(f"metric must be 'success' or 'return', got {metric!r}.")
-    return 100 * evaluation.successes if metric == "success" else evaluation.returns
+    if metric == "success":
+        return 100 * evaluation.successes
+    return evaluation.returns if reference is None else reference.score(evaluation.returns)
 
 
 def summarise(
-    policies: tuple[Policy, ...], evaluation: Evaluation, metric: Literal["success", "return"], baseline: str
+    policies: tuple[Policy, ...],
+    evaluation: Evaluation,
+    metric: Literal["success", "return"],
+    baseline: str,
+    reference: Reference | None = None,
 ) -> list[Row]:
     """Give every policy's mean with its interval, and its paired difference to a baseline.
 
@@ -66,14 +78,15 @@ def summarise(
         evaluation: what was measured.
         metric: how this environment is scored.
         baseline: name of the policy to compare with.
+        reference: as for `scores`.
 
     Returns:
         One row a policy, in order.
     """
-    score = scores(evaluation, metric)
+    score = scores(evaluation, metric, reference)
     base = score[[p.name for p in policies].index(baseline)]
     rows = []
-    for policy, x, moved in zip(policies, score, evaluation.displacements, strict=True):
+    for policy, x, moved, steps in zip(policies, score, evaluation.displacements, evaluation.steps, strict=True):
         low, high = wilson(x / 100) if metric == "success" else student(x)
         difference_low, difference_high = student(x - base)
         rows.append(
@@ -86,6 +99,7 @@ def summarise(
                 difference_low=difference_low,
                 difference_high=difference_high,
                 displacement=float(moved.mean()),
+                steps=float(steps.mean()),
                 episodes=x.size,
             )
         )
@@ -126,21 +140,23 @@ def _student_quantile(freedom: int) -> float:
     return (low + high) / 2
 
 
-def markdown(rows: list[Row], unit: str) -> str:
+def markdown(rows: list[Row], unit: str, length: str = "spreads") -> str:
     """Give the rows as a Markdown table.
 
     Args:
         rows: from `summarise`.
         unit: heading of the score.
+        length: the budget's unit of length.
     """
     lines = [
-        f"| policy | {unit} | 95 % interval | minus baseline (paired) | moved (RMS, spreads) | episodes |",
-        "|---|---|---|---|---|---|",
+        f"| policy | {unit} | 95 % interval | minus baseline (paired) | moved (RMS, {length}) | L | episodes |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         lines.append(
             f"| {row.name} | {row.score:.1f} | [{row.low:.1f}, {row.high:.1f}] | {row.difference:+.1f} "
-            f"[{row.difference_low:+.1f}, {row.difference_high:+.1f}] | {row.displacement:.3f} | {row.episodes} |"
+            f"[{row.difference_low:+.1f}, {row.difference_high:+.1f}] | {row.displacement:.3f} | {row.steps:.2g} | "
+            f"{row.episodes} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -158,9 +174,11 @@ def plot_budget(rows: list[Row], policies: tuple[Policy, ...], unit: str, title:
     figure = _figure((6, 4))
     axes = figure.subplots()
     widest = max((p.candidates for p in policies if p.steps), default=policies[0].candidates)
-    series: dict[str, list[tuple[int, Row]]] = {}
+    series: dict[str, list[tuple[float, Row]]] = {}
     for policy, row in zip(policies, rows, strict=True):
-        if policy.candidates == widest:
+        if policy.band is not None:
+            series.setdefault("each state its own L, at its mean", []).append((row.steps, row))
+        elif policy.candidates == widest:
             kind = "best transported particle" if policy.select == "best" else "one random particle"
             series.setdefault("random directions, best" if policy.noise else kind, []).append((policy.steps, row))
         else:

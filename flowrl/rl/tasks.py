@@ -26,6 +26,7 @@ class PaperTask:
         aggregate: makes the ensemble one number in the TD target and in selection.
         discount: γ.
         rewards: name of the reward protocol.
+        sizes: coordinates of an observation and of an action.
         updates: of the critic.
         episodes: of an evaluation.
     """
@@ -38,6 +39,7 @@ class PaperTask:
     aggregate: Literal["mean", "min"]
     discount: float
     rewards: str
+    sizes: tuple[int, int]
     updates: int = 1_000_000
     episodes: int = 50
 
@@ -55,15 +57,34 @@ class PaperTask:
         return presets.reference(self.steps, self.step_size, self.temperature, **settings)
 
 
+_SIZES = {
+    "halfcheetah": (17, 6),
+    "hopper": (11, 3),
+    "walker2d": (17, 6),
+    "antmaze": (29, 8),
+    "humanoidmaze": (69, 21),
+    "antsoccer": (42, 8),
+    "cube-single": (28, 5),
+    "cube-double": (37, 5),
+    "scene": (40, 5),
+    "puzzle-3x3": (55, 5),
+    "puzzle-4x4": (83, 5),
+}
+
+
+def _sizes(name: str) -> tuple[int, int]:
+    return next(sizes for prefix, sizes in _SIZES.items() if name.startswith(prefix))
+
+
 def _ogbench(
     env: str, discount: float, steps: int, step_size: float, aggregate: Literal["mean", "min"] = "mean"
 ) -> PaperTask:
-    return PaperTask(env, "amortized", steps, step_size, None, aggregate, discount, "none")
+    return PaperTask(env, "amortized", steps, step_size, None, aggregate, discount, "none", _sizes(env))
 
 
 def _d4rl(name: str) -> PaperTask:
     rewards = "antmaze" if name.startswith("antmaze") else "d4rl_locomotion"
-    return PaperTask(f"d4rl:{name}-v2", "reference", 5, 0.1, 0.1, "min", 0.99, rewards)
+    return PaperTask(f"d4rl:{name}-v2", "reference", 5, 0.1, 0.1, "min", 0.99, rewards, _sizes(name))
 
 
 _LOCOMOTION = [

@@ -1,0 +1,57 @@
+"""How the long examples show what they do: progress bars, and a table at the end."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from flowrl.rl import report
+
+
+def progress(console: Console) -> Progress:
+    """Make the bars; use it as a context manager."""
+    columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[rate]}"), console=console)
+
+
+def bar(bars: Progress, name: str) -> Callable[[int, int], None]:
+    """Make a progress callback that opens its bar at the first call."""
+    tasks: list[Any] = []
+
+    def show(done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(bars.add_task(name, total=total, rate=""))
+        bars.update(tasks[0], completed=done)
+
+    return show
+
+
+def training_bar(bars: Progress) -> Callable[[Any], None]:
+    """Make the progress callback of `flowrl.rl.fit`: a bar for each phase, with its rate."""
+    tasks: dict[str, Any] = {}
+
+    def show(progress: Any) -> None:
+        if progress.phase not in tasks:
+            tasks[progress.phase] = bars.add_task(f"{progress.phase} (updates)", total=progress.total, rate="")
+        bars.update(tasks[progress.phase], completed=progress.done, rate=f"{progress.rate:.0f} updates/s")
+
+    return show
+
+
+def table(rows: list[report.Row], unit: str, title: str, baseline: str, length: str) -> Table:
+    """Lay out what an evaluation showed."""
+    out = Table(title=title)
+    for heading in ("policy", unit, "95 % interval", f"minus {baseline}, paired", f"moved (RMS, {length})", "L"):
+        out.add_column(heading, justify="left" if heading == "policy" else "right")
+    for row in rows:
+        out.add_row(
+            row.name,
+            f"{row.score:.1f}",
+            f"[{row.low:.1f}, {row.high:.1f}]",
+            f"{row.difference:+.1f} [{row.difference_low:+.1f}, {row.difference_high:+.1f}]",
+            f"{row.displacement:.3f}",
+            f"{row.steps:.2g}",
+        )
+    return out
