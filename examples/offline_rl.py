@@ -20,24 +20,28 @@ from typing import Any
 import jax
 import jax.random as jr
 from console import bar, progress, table, training_bar
-from offline_config import Config, algorithm, at_full_size, check, parse, test_policies
+from offline_config import AUTO_STEP_SIZES, Config, algorithm, at_full_size, check, parse, test_policies
 from rich.console import Console
 
+from flowrl import Budget
 from flowrl.rl import (
     AbstractAlgorithm,
     AbstractPretrained,
     Agent,
+    ChosenBudget,
     Evaluation,
     Lanes,
     Policy,
     Replay,
     RunDirectory,
     Standardizer,
+    choose_budget,
     data,
     evaluate,
     fit,
     held_out,
     make_replay,
+    measure_budgets,
     record_video,
     report,
     tasks,
@@ -103,13 +107,16 @@ def main(config: Config) -> list[report.Row]:
                 means = report.scores(measured, metric, reference).mean(axis=1)
                 return {f"score/{p.name}": float(x) for p, x in zip(curve, means, strict=True)} | row
 
+            settings = {"interval": config.interval, "key": jr.key(config.seed), "run": run}
+            notes = []
+            if config.budget == "auto":
+                learner, reason = _piloted(config, learner, training, validation, settings, training_bar(bars))
+                notes.append(f"training budget: {reason}")
             state = fit(
                 learner,
                 training,
                 updates=config.steps,
-                interval=config.interval,
-                key=jr.key(config.seed),
-                run=run,
+                **settings,
                 evaluate=measure,
                 evaluate_at=(*_curve_steps(config), config.steps),
                 progress=training_bar(bars),
@@ -119,6 +126,13 @@ def main(config: Config) -> list[report.Row]:
                 console.print(f"trained without acting; losses and the checkpoint are in {config.out}")
                 return []
             trained = time.perf_counter()
+            if config.budget == "auto":
+                choice = _budget(config, learner, state, validation)
+                notes.append(f"test budget: {choice.reason}")
+                name = f"VGF, chosen L={choice.steps}, step {choice.step_size:g}"
+                policies = (*policies, Policy(name, config.particles, choice.steps, choice.step_size))
+            for note in notes:
+                console.print(note)
             agent = Agent(learner, state, standardizer, config.chunk)
             show = bar(bars, "evaluation (episodes)")
             measured = evaluate(
@@ -129,7 +143,8 @@ def main(config: Config) -> list[report.Row]:
         # The rivals' budgets, and those of the paper's tasks, are in units of the action.
         length = "spreads" if config.algorithm == "vgf" and config.paper is None else "units of the action"
         run.write("results.csv", to_csv(_episodes(policies, measured)))
-        run.write("results.md", f"{title}\n\n{report.markdown(rows, unit, length)}")
+        text = "\n\n".join([title, *notes, report.markdown(rows, unit, length)])
+        run.write("results.md", text)
         report.plot_budget(rows, policies, unit, title, run.path / "budget_curve.png")
         run.append_timing(
             phase="evaluation", step=config.steps, seconds=time.perf_counter() - trained, updates_per_second=0.0
@@ -167,6 +182,33 @@ def _software(rewards: str) -> dict[str, str]:
         "device": device.device_kind,
         "matmul_precision": str(jax.config.jax_default_matmul_precision or "default"),  # pyright: ignore[reportAttributeAccessIssue]
     }
+
+
+def _budget(config: Config, learner: Any, state: Any, validation: list[Replay]) -> ChosenBudget:
+    """Choose L and the step size by what the critics say on held-out data."""
+    if not validation:
+        raise ValueError("--budget auto chooses on held-out data, and these data have none.")
+    grid = {"steps": config.test_steps, "step_sizes": AUTO_STEP_SIZES, "candidates": config.particles}
+    measured = measure_budgets(learner, state, validation[0], **grid, key=jr.key(config.seed))
+    return choose_budget(measured, config.disagreement)
+
+
+def _piloted(
+    config: Config, learner: Any, training: Replay, validation: list[Replay], settings: dict[str, Any], show: Any
+) -> tuple[AbstractAlgorithm, str]:
+    """Train a tenth of the way without a flow, and choose the budget of the rest."""
+    temperature, path = learner.train_budget.temperature, settings["run"].path / "training_budget.json"
+    if path.exists():  # the choice was made before this run was cut off
+        chosen = json.loads(path.read_text())
+    else:
+        pilot = dataclasses.replace(learner, train_budget=Budget(0, 0.1, temperature))
+        updates = config.interval * max(config.steps // config.interval // 10, 1)
+        state = fit(pilot, training, updates=updates, **settings, progress=show)
+        choice = _budget(config, pilot, state, validation)
+        chosen = {"steps": choice.steps, "step_size": choice.step_size or 0.1, "reason": choice.reason}
+        settings["run"].write(path.name, json.dumps(chosen, indent=2) + "\n")
+    budget = Budget(chosen["steps"], chosen["step_size"], temperature)
+    return dataclasses.replace(learner, train_budget=budget), chosen["reason"]
 
 
 def _held_out(learner: AbstractAlgorithm, state: Any, validation: list[Replay], step: int) -> dict[str, float]:

@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-import flowrl
 import offline_rl
 import pytest
+
+import flowrl
 from flowrl.rl import Mean
 
 EXAMPLE = Path(offline_rl.__file__)

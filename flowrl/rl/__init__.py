@@ -7,6 +7,12 @@ from flowrl.rl._algorithm import (
     AbstractState as AbstractState,
 )
 from flowrl.rl._authors import AuthorsSVGD as AuthorsSVGD
+from flowrl.rl._auto_budget import (
+    ChosenBudget as ChosenBudget,
+    MeasuredBudget as MeasuredBudget,
+    choose_budget as choose_budget,
+    measure_budgets as measure_budgets,
+)
 from flowrl.rl._checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
 from flowrl.rl._critic import (
     AbstractAggregate as AbstractAggregate,
@@ -17,6 +23,7 @@ from flowrl.rl._critic import (
 )
 from flowrl.rl._evaluate import Evaluation as Evaluation, evaluate as evaluate
 from flowrl.rl._fit import Progress as Progress, fit as fit
+from flowrl.rl._halving import Halved as Halved, select_by_acting as select_by_acting
 from flowrl.rl._lanes import Lanes as Lanes, Stepped as Stepped
 from flowrl.rl._losses import (
     critic_loss as critic_loss,
