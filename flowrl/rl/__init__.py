@@ -1,6 +1,13 @@
 """Reinforcement learning by value gradient flow: data, references, critics, training, evaluation."""
 
-from flowrl.rl import baselines as baselines, data as data, presets as presets, report as report, tasks as tasks
+from flowrl.rl import (
+    baselines as baselines,
+    data as data,
+    presets as presets,
+    report as report,
+    statistics as statistics,
+    tasks as tasks,
+)
 from flowrl.rl._algorithm import (
     AbstractAlgorithm as AbstractAlgorithm,
     AbstractPretrained as AbstractPretrained,

@@ -1,0 +1,271 @@
+r"""Experiments as a tool: a matrix of training runs, resumable cell by cell, and tables and plots from its rows.
+
+    python examples/experiments.py run --out runs/matrix --envs halfcheetah-medium-local-v0 --algorithms vgf iql \
+        --seeds 1 2 3 --jobs 2 -- --eval-episodes 100
+    python examples/experiments.py report runs/matrix/rows.csv --out runs/matrix/report
+
+A cell is one run of `offline_rl.py`: an environment, an algorithm, a variant (named options) and a seed. `run` may be
+stopped and started again: finished cells are kept, half-done ones go on from their checkpoint, and `rows.csv` holds one
+row for every evaluation of every finished cell. `report` needs that file alone.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from experiment_report import write_report
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flowrl.rl import to_csv
+
+PROGRAM = Path(__file__).with_name("offline_rl.py")
+#: Options of a run that say where it is and how it was stopped, and so are no part of a row.
+_ELSEWHERE = ("env", "algorithm", "seed", "eval_episodes", "eval_seed", "lanes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Run a matrix of environments, algorithms, variants and seeds, or go on with it."""
+
+    envs: tuple[str, ...] = ("halfcheetah-medium-local-v0",)
+    """Environments, as for offline_rl.py --env."""
+    algorithms: tuple[str, ...] = ("vgf",)
+    """Algorithms, as for offline_rl.py --algorithm."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Training seeds."""
+    variant: tuple[str, ...] = ("base:",)
+    """Named sets of options, each in quotes: "NAME: --option value ..."; every one is run."""
+    vary: tuple[str, ...] = ()
+    """An option with the values to run, as train-steps=0,1,3; several are combined, and with every variant."""
+    out: Path = Path("runs/matrix")
+    """Directory of the matrix."""
+    jobs: int = 1
+    """Runs at a time; with more than one each has one thread and one process of environments."""
+    dry_run: bool = False
+    """List the cells and how far they are, and run nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Make tables and plots from rows."""
+
+    rows: tyro.conf.Positional[tuple[Path, ...]]
+    """One or more rows.csv."""
+    out: Path = Path("runs/report")
+    """Where tables.md and the plots go."""
+    baseline: str = "vgf/base: best-of-8 (L=0)"
+    """The row, as algorithm/variant: policy, that others are compared with on the same seeds and episodes."""
+    normalise: Literal["baseline", "none"] = "baseline"
+    """For means over environments: returns from 0, the mean of BC in that environment, to 1, that of the baseline;
+    success rates stay what they are. none: returns as they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training run of a matrix."""
+
+    env: str
+    algorithm: str
+    variant: str
+    seed: int
+    options: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Say which it is, in the form of its directory."""
+        return f"{self.env}/{self.algorithm}/{self.variant}/seed{self.seed}"
+
+    def path(self, out: Path) -> Path:
+        """Give its run directory."""
+        return out / "cells" / self.name
+
+    def state(self, out: Path) -> Literal["done", "begun", "new"]:
+        """Say how far it is."""
+        if (self.path(out) / "results.csv").exists():
+            return "done"
+        return "begun" if (self.path(out) / "checkpoint.npz").exists() else "new"
+
+    def command(self, out: Path, jobs: int) -> list[str]:
+        """Give the command that runs it, or goes on with it."""
+        words = ["--env", self.env, "--algorithm", self.algorithm, "--seed", str(self.seed), *self.options]
+        if jobs > 1:
+            words += ["--workers", "1"]
+        if self.state(out) == "begun":
+            words.append("--resume")
+        return [sys.executable, str(PROGRAM), *words, "--out", str(self.path(out))]
+
+
+def cells(matrix: Run, passed_on: tuple[str, ...]) -> list[Cell]:
+    """List the cells; the first seed of everything comes first."""
+    if not matrix.envs or not matrix.algorithms or not matrix.seeds or matrix.jobs < 1:
+        raise ValueError("a matrix needs environments, algorithms and seeds, and --jobs 1 or more.")
+    axes = []
+    for axis in matrix.vary:
+        name, equals, values = axis.partition("=")
+        if not equals or not all(values.split(",")):
+            raise ValueError(f"--vary {axis}: give OPTION=VALUE,VALUE,... such as train-steps=0,1,3.")
+        axes.append([(f"{name}={value}", f"--{name}", *value.split()) for value in values.split(",")])
+    variants = {}
+    for variant, *choice in itertools.product(matrix.variant, *axes):
+        name, colon, options = variant.partition(":")
+        label = ",".join(([name] if name != "base" or not axes else []) + [label for label, *_ in choice])
+        if not colon or not name or "/" in label or label in variants:
+            raise ValueError(f"--variant {variant!r}: give NAME: OPTIONS, with names that differ and have no slash.")
+        variants[label] = (*shlex.split(options), *itertools.chain(*(words for _, *words in choice)))
+    return [
+        Cell(env, algorithm, name, seed, (*passed_on, *options))
+        for seed in matrix.seeds
+        for env in matrix.envs
+        for algorithm in matrix.algorithms
+        for name, options in variants.items()
+    ]
+
+
+def run(matrix: Run, passed_on: tuple[str, ...]) -> int:
+    """Run what is not done yet; return the number of cells that failed."""
+    console = Console(stderr=True)
+    todo = cells(matrix, passed_on)
+    waiting = [cell for cell in todo if cell.state(matrix.out) != "done"]
+    if matrix.dry_run:
+        for cell in todo:
+            print(f"{cell.state(matrix.out):>6}  {cell.name}  {shlex.join(cell.options)}")
+        return 0
+    failed: list[Cell] = []
+    running: dict[Cell, subprocess.Popen[bytes]] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    gather(matrix.out)
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bars, _ended(running):
+        bar = bars.add_task("cells", total=len(todo), completed=len(todo) - len(waiting))
+        while waiting or running:
+            while waiting and len(running) < matrix.jobs:
+                cell = waiting.pop(0)
+                running[cell] = _start(cell, matrix)
+            time.sleep(0.2)
+            for cell in [cell for cell, process in running.items() if process.poll() is not None]:
+                if running.pop(cell).returncode:
+                    failed.append(cell)
+                    log = cell.path(matrix.out) / "log.txt"
+                    tail = log.read_text(errors="replace").splitlines()[-5:]
+                    console.print(
+                        f"[red]failed[/red] {cell.name}; the end of {log}:\n" + "\n".join(tail), highlight=False
+                    )
+                gather(matrix.out)
+                bars.advance(bar)
+    console.print(f"{len(todo) - len(failed)} of {len(todo)} cells are done; rows are in {matrix.out / 'rows.csv'}")
+    return len(failed)
+
+
+def gather(out: Path) -> list[dict[str, Any]]:
+    """Write rows.csv and rows.jsonl: a row for every evaluation of every finished cell, in order of their names."""
+    rows = [row for path in sorted((out / "cells").glob("*/*/*/seed*/results.csv")) for row in _rows(path.parent)]
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in (("rows.csv", to_csv(rows)), ("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))):
+        beside = out / f".{name}"
+        beside.write_text(text)
+        beside.replace(out / name)
+    return rows
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Give the evaluations of one finished run, one for each way to act."""
+    env, algorithm, variant, seed = path.parts[-4:]
+    config, info, software = (json.loads((path / f"{x}.json").read_text()) for x in ("config", "data", "software"))
+    timing = list(csv.DictReader((path / "timing.csv").read_text().splitlines()))
+    acting = sum(float(row["seconds"]) for row in timing if row["phase"] == "evaluation")
+    training = sum(float(row["seconds"]) for row in timing) - acting
+    episodes = list(csv.DictReader((path / "results.csv").read_text().splitlines()))
+    options = {k: v for k, v in config.items() if k not in _ELSEWHERE}
+    for policy in dict.fromkeys(row["policy"] for row in episodes):
+        mine = [row for row in episodes if row["policy"] == policy]
+        scores = [100 * float(row["success"]) if info["metric"] == "success" else float(row["return"]) for row in mine]
+        yield {
+            "env": env,
+            "algorithm": algorithm,
+            "variant": variant,
+            "seed": int(seed.removeprefix("seed")),
+            "policy": policy,
+            "step": config["steps"],
+            "metric": info["metric"],
+            "episodes": len(mine),
+            "score": float(np.mean(scores)),
+            "scores": " ".join(f"{x:.6g}" for x in scores),
+            "displacement": float(np.mean([float(row["displacement"]) for row in mine])),
+            "flow_steps": float(np.mean([float(row["steps"]) for row in mine])),
+            "eval_seed": config["eval_seed"],
+            "training_seconds": round(training, 1),
+            "acting_seconds": round(acting, 1),
+            "data_sha256": info["sha256"][:12],
+            "rows": info["rows"],
+            **software,
+            "options": json.dumps(options, sort_keys=True),
+        }
+
+
+def _start(cell: Cell, matrix: Run) -> subprocess.Popen[bytes]:
+    path = cell.path(matrix.out)
+    path.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ)
+    # Seeds run the same programs: compile them once.
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str((matrix.out / "cache").resolve()))
+    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    if matrix.jobs > 1:
+        flags = environment.get("XLA_FLAGS", "")
+        environment["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+        environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    with (path / "log.txt").open("ab") as log:
+        # A session of its own: Ctrl-C reaches this program alone, which then ends its children.
+        return subprocess.Popen(
+            cell.command(matrix.out, matrix.jobs), stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+
+
+@contextlib.contextmanager
+def _ended(running: dict[Cell, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """End the children when this program ends, however it ends; their checkpoints stay."""
+    try:
+        yield
+    finally:
+        for process in running.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        for process in running.values():
+            process.wait()
+
+
+def main(arguments: list[str]) -> int:
+    """Read the command line and do what it says."""
+    own, passed_on = arguments, []
+    if "--" in arguments:
+        at = arguments.index("--")
+        own, passed_on = arguments[:at], arguments[at + 1 :]
+    commands = (
+        Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Report, tyro.conf.subcommand("report", default=None)]
+    )
+    command = tyro.cli(commands, args=own, description=__doc__)
+    if isinstance(command, Run):
+        return run(command, tuple(passed_on))
+    if passed_on:
+        raise ValueError("options after -- are for run.")
+    write_report(command.rows, command.out, command.baseline, normalise=command.normalise == "baseline")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -1,0 +1,249 @@
+"""Means that can be trusted: interquartile means, bootstrap intervals over seeds and episodes, performance profiles.
+
+A training run is one draw; its episodes say how well *these* weights act, not how well the algorithm trains. Every
+interval here therefore says over what it is taken. Resampling uses an explicit seed, so a table can be made again.
+
+??? cite "Source"
+    Agarwal et al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice*, NeurIPS 2021
+    (arXiv 2108.13264).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from flowrl.rl.report import student
+
+
+class Estimate(NamedTuple):
+    """A number with its interval.
+
+    Attributes:
+        value: the estimate.
+        low: lower end of the interval.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """A paired difference.
+
+    Attributes:
+        value: mean over seeds and episodes.
+        episodes: interval over episodes for these very weights: each seed's episodes are resampled, the seeds stay.
+        seeds: Student's interval over the means of the seeds: what another training run may give; infinite for one
+            seed.
+    """
+
+    value: float
+    episodes: tuple[float, float]
+    seeds: tuple[float, float]
+
+
+def iqm(scores: np.ndarray) -> float:
+    r"""Give the mean of the middle half of all scores, the interquartile mean.
+
+    A quarter of the mass is cut at each end; where n/4 is no integer, the scores at the cuts count in part, so that the
+    result is exact for every n.
+
+    Args:
+        scores: any shape, at least one.
+
+    Raises:
+        ValueError: no scores, or not all are finite.
+    """
+    x = np.sort(_finite(scores, "scores").ravel())
+    edges = np.arange(x.size + 1) / x.size
+    weight = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
+    return float(np.sum(weight * x) / np.sum(weight))
+
+
+def stratified_bootstrap(
+    scores: Sequence[np.ndarray],
+    statistic: Callable[[np.ndarray], float] = iqm,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Give a statistic of all runs of all tasks, its interval by resampling runs within each task.
+
+    Args:
+        scores: for each task the scores of its runs (training seeds); numbers of runs may differ.
+        statistic: of the scores of all tasks and runs in one vector.
+        resamples: bootstrap samples >= 1.
+        confidence: in (0, 1).
+        seed: of the resampling.
+
+    Returns:
+        The statistic with its percentile interval. With few runs a task the interval is too short: three draws with
+        replacement cannot show more spread than three runs have.
+
+    Raises:
+        ValueError: no tasks, a task without runs, or a number out of range.
+    """
+    tasks = [_finite(task, f"scores of task {i}").ravel() for i, task in enumerate(scores)]
+    if not tasks:
+        raise ValueError("no tasks.")
+    rng = _generator(resamples, confidence, seed)
+    drawn = [np.concatenate([rng.choice(task, task.size) for task in tasks]) for _ in range(resamples)]
+    return Estimate(statistic(np.concatenate(tasks)), *_percentiles([statistic(x) for x in drawn], confidence))
+
+
+def bootstrap_mean(scores: np.ndarray, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0) -> Estimate:
+    """Give the mean of a score, its interval by resampling seeds, and episodes within each drawn seed.
+
+    Args:
+        scores: (seeds, episodes).
+        resamples: bootstrap samples >= 1.
+        confidence: in (0, 1).
+        seed: of the resampling.
+
+    Raises:
+        ValueError: not a non-empty matrix of finite numbers, or a number out of range.
+    """
+    x = _matrix(scores, "scores")
+    rng = _generator(resamples, confidence, seed)
+    rows = rng.integers(x.shape[0], size=(resamples, x.shape[0]))
+    columns = rng.integers(x.shape[1], size=(resamples, *x.shape))
+    drawn = x[rows[:, :, None], columns].mean(axis=(1, 2))
+    return Estimate(float(x.mean()), *_percentiles(drawn, confidence))
+
+
+def paired_difference(
+    scores: np.ndarray,
+    baseline: np.ndarray,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """Compare two ways to act on the same seeds and the same episodes.
+
+    Args:
+        scores: (seeds, episodes).
+        baseline: (seeds, episodes), of the other way to act; entry for entry the same seed and episode.
+        resamples: bootstrap samples >= 1.
+        confidence: of the interval over episodes, in (0, 1); that over seeds is always the 95 % one.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: shapes differ, are empty, or hold what is not finite, or a number is out of range.
+    """
+    x, y = _matrix(scores, "scores"), _matrix(baseline, "baseline")
+    if x.shape != y.shape:
+        raise ValueError(f"paired scores need the same seeds and episodes, got {x.shape} and {y.shape}.")
+    difference = x - y
+    rng = _generator(resamples, confidence, seed)
+    columns = rng.integers(x.shape[1], size=(resamples, *x.shape))
+    drawn = np.take_along_axis(difference[None], columns, axis=2).mean(axis=(1, 2))
+    return Difference(float(difference.mean()), _percentiles(drawn, confidence), student(difference.mean(axis=1)))
+
+
+def performance_profile(
+    scores: Sequence[np.ndarray],
+    thresholds: np.ndarray,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give the share of runs above each threshold, mean over tasks, with its pointwise interval.
+
+    Args:
+        scores: for each task the (normalised) scores of its runs.
+        thresholds: where to ask, (thresholds,).
+        resamples: bootstrap samples >= 1; runs are resampled within each task.
+        confidence: in (0, 1).
+        seed: of the resampling.
+
+    Returns:
+        The share, and the lower and the upper end of its interval, each (thresholds,).
+
+    Raises:
+        ValueError: no tasks, a task without runs, or a number out of range.
+    """
+    tasks = [_finite(task, f"scores of task {i}").ravel() for i, task in enumerate(scores)]
+    if not tasks:
+        raise ValueError("no tasks.")
+    rng = _generator(resamples, confidence, seed)
+
+    def share(task: np.ndarray) -> np.ndarray:
+        return (task[..., None] > thresholds).mean(axis=-2)
+
+    drawn = np.mean([share(task[rng.integers(task.size, size=(resamples, task.size))]) for task in tasks], axis=0)
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(drawn, [tail, 100 - tail], axis=0)
+    return np.mean([share(task) for task in tasks], axis=0), low, high
+
+
+def probability_of_improvement(
+    scores: Sequence[np.ndarray],
+    baseline: Sequence[np.ndarray],
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Give the probability that a run scores higher than a run of the baseline on the same task, mean over tasks.
+
+    Ties count half: the Mann-Whitney statistic of each task.
+
+    Args:
+        scores: for each task the scores of its runs.
+        baseline: for each task those of the baseline's runs.
+        resamples: bootstrap samples >= 1; runs are resampled within each task, for both.
+        confidence: in (0, 1).
+        seed: of the resampling.
+
+    Raises:
+        ValueError: other tasks, none, or a number out of range.
+    """
+    if len(scores) != len(baseline) or not scores:
+        raise ValueError(f"both need the same tasks, at least one; got {len(scores)} and {len(baseline)}.")
+    pairs = [
+        (_finite(x, "scores").ravel(), _finite(y, "baseline").ravel()) for x, y in zip(scores, baseline, strict=True)
+    ]
+    rng = _generator(resamples, confidence, seed)
+
+    def better(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        sign = np.sign(x[..., :, None] - y[..., None, :])
+        return np.asarray((0.5 + 0.5 * sign).mean(axis=(-2, -1)))
+
+    drawn = [
+        better(x[rng.integers(x.size, size=(resamples, x.size))], y[rng.integers(y.size, size=(resamples, y.size))])
+        for x, y in pairs
+    ]
+    value = float(np.mean([better(x, y) for x, y in pairs]))
+    return Estimate(value, *_percentiles(np.mean(drawn, axis=0), confidence))
+
+
+def _percentiles(drawn: Sequence[float] | np.ndarray, confidence: float) -> tuple[float, float]:
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(np.asarray(drawn), [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def _generator(resamples: int, confidence: float, seed: int) -> np.random.Generator:
+    if resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(f"resamples must be >= 1 and confidence in (0, 1), got {resamples} and {confidence}.")
+    return np.random.default_rng(seed)
+
+
+def _finite(scores: np.ndarray, name: str) -> np.ndarray:
+    x = np.asarray(scores, float)
+    if not x.size or not np.isfinite(x).all():
+        raise ValueError(f"{name}: needs at least one score, all finite, got shape {x.shape}.")
+    return x
+
+
+def _matrix(scores: np.ndarray, name: str) -> np.ndarray:
+    x = _finite(scores, name)
+    if x.ndim != 2:
+        raise ValueError(f"{name} must be (seeds, episodes), got shape {x.shape}.")
+    return x

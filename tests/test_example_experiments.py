@@ -1,0 +1,173 @@
+"""The experiments tool: its matrix, what it does with cells that fail or were begun, its rows and its report."""
+
+import csv
+import json
+from pathlib import Path
+
+import experiment_report
+import experiments
+import numpy as np
+import pytest
+
+#: Stands in for offline_rl.py: writes what a run writes, and fails where it is told to.
+FAKE = """
+import json, pathlib, sys
+words = sys.argv[1:]
+option = {name: words[words.index(name) + 1] for name in words if name.startswith("--") and name != "--resume"}
+out = pathlib.Path(option["--out"])
+out.mkdir(parents=True, exist_ok=True)
+with (out / "calls.txt").open("a") as file:
+    file.write(" ".join(words) + chr(10))
+if option.get("--discount") == "0.5" and not (out / "checkpoint.npz").exists():
+    (out / "checkpoint.npz").write_text("begun")
+    sys.exit("ValueError: the machine went away")
+seed, vgf = int(option["--seed"]), option["--algorithm"] == "vgf"
+dense = option["--env"] == "dense"
+(out / "config.json").write_text(json.dumps({"steps": 10, "eval_seed": 1, "discount": option.get("--discount")}))
+metric = "return" if dense else "success"
+(out / "data.json").write_text(json.dumps({"sha256": "ab" * 32, "metric": metric, "rows": 5}))
+(out / "software.json").write_text(json.dumps({"protocol": "fake-1", "jax": "0"}))
+(out / "timing.csv").write_text("phase,step,seconds,updates_per_second\\nmain,10,2.5,4\\nevaluation,10,1.5,0\\n")
+lines = ["policy,episode,return,success,length,displacement,steps"]
+names = ["BC (one random particle)", "best-of-8 (L=0)", "VGF L=1"] if vgf else ["iql"]
+for p, name in enumerate(names):
+    for e in range(4):
+        lines.append(f"{name},{e},{100 * p + 10 * seed + e},{int(e <= p)},7,{0.5 * p},{max(p - 1, 0)}")
+(out / "results.csv").write_text("\\n".join(lines) + "\\n")
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch) -> Path:
+    program = tmp_path / "fake.py"
+    program.write_text(FAKE)
+    monkeypatch.setattr(experiments, "PROGRAM", program)
+    return tmp_path / "matrix"
+
+
+def matrix(out: Path, **changes) -> experiments.Run:
+    options = {"envs": ("sparse", "dense"), "algorithms": ("vgf", "iql"), "seeds": (1, 2), "out": out, "jobs": 2}
+    return experiments.Run(**options | changes)
+
+
+def read(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "rows.csv").read_text().splitlines()))
+
+
+def test_one_seed_of_everything_comes_first_and_axes_multiply():
+    found = experiments.cells(
+        experiments.Run(variant=("base:", 'svgd: --temperature 0.1 --set "a=b c"'), vary=("train-steps=0,3",)),
+        ("--rows", "9"),
+    )
+    assert [cell.seed for cell in found] == [1] * 4 + [2] * 4 + [3] * 4
+    names = [cell.variant for cell in found[:4]]
+    assert names == ["train-steps=0", "train-steps=3", "svgd,train-steps=0", "svgd,train-steps=3"]
+    assert found[3].options == ("--rows", "9", "--temperature", "0.1", "--set", "a=b c", "--train-steps", "3")
+    assert found[0].name == "halfcheetah-medium-local-v0/vgf/train-steps=0/seed1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vary": ("steps",)}, "OPTION=VALUE"),
+        ({"vary": ("steps=1,,2",)}, "OPTION=VALUE"),
+        ({"variant": ("a --x 1",)}, "NAME: OPTIONS"),
+        ({"variant": ("a: --x 1", "a: --x 2")}, "names that differ"),
+        ({"variant": ("a/b: --x 1",)}, "no slash"),
+        ({"seeds": ()}, "needs environments, algorithms and seeds"),
+        ({"jobs": 0}, "--jobs 1 or more"),
+    ],
+)
+def test_a_matrix_that_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        experiments.cells(matrix(Path("x"), **changes), ())
+
+
+def test_a_failed_cell_is_reported_and_continued_and_finished_ones_are_kept(fake, capsys):
+    assert experiments.run(matrix(fake), ("--discount", "0.5")) == 8
+    text = capsys.readouterr().err
+    assert "the machine went away" in text
+    assert "0 of 8 cells are done" in text
+    assert read(fake) == []
+    assert experiments.run(matrix(fake), ("--discount", "0.5")) == 0
+    assert experiments.run(matrix(fake), ("--discount", "0.5")) == 0
+    calls = (fake / "cells/dense/iql/base/seed2/calls.txt").read_text().splitlines()
+    assert ["--resume" in line for line in calls] == [False, True]
+    assert "--workers 1" in calls[0]
+
+
+def test_a_dry_run_runs_nothing(fake, capsys):
+    assert experiments.run(matrix(fake, dry_run=True), ()) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 8
+    assert not fake.exists()
+
+
+def test_every_evaluation_is_a_row_and_both_files_say_the_same(fake):
+    experiments.run(matrix(fake), ())
+    rows = read(fake)
+    assert len(rows) == 2 * 2 * (3 + 1)
+    row = next(r for r in rows if (r["env"], r["seed"], r["policy"]) == ("sparse", "2", "VGF L=1"))
+    assert (row["score"], row["scores"], row["episodes"]) == ("75.0", "100 100 100 0", "4")
+    assert (row["training_seconds"], row["acting_seconds"], row["flow_steps"]) == ("2.5", "1.5", "1.0")
+    assert (row["data_sha256"], row["protocol"], row["rows"]) == ("ab" * 6, "fake-1", "5")
+    assert json.loads(row["options"]) == {"discount": None, "steps": 10}
+    lines = [json.loads(line) for line in (fake / "rows.jsonl").read_text().splitlines()]
+    assert [{k: str(v) for k, v in line.items()} for line in lines] == rows
+
+
+def test_the_report_needs_the_rows_alone(fake, tmp_path):
+    experiments.run(matrix(fake), ())
+    out = tmp_path / "report"
+    assert experiments.main(["report", str(fake / "rows.csv"), "--out", str(out)]) == 0
+    text = (out / "tables.md").read_text()
+    assert "| vgf/base: VGF L=1 | 75.0 | 75, 75 | " in text
+    # Paired, +1 of 4 episodes solved in every seed; the seeds agree, so their interval has no width.
+    line = next(line for line in text.splitlines() if line.startswith("| vgf/base: VGF L=1 | 75.0"))
+    assert "| +25.0 |" in line
+    assert "[+25.0, +25.0]" in line
+    # Over environments: sparse .75; dense: 0 at BC, 1 at best-of-8, and so 2 for L = 1.
+    assert "| vgf/base: VGF L=1 | 1.38 |" in text
+    assert "| vgf/base: best-of-8 (L=0) | 0.75 |" in text
+    for name in ("scores.png", "profiles.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_that_are_no_comparison_are_refused(fake, tmp_path):
+    experiments.run(matrix(fake), ())
+    rows = (fake / "rows.csv").read_text()
+    other = tmp_path / "other.csv"
+    with pytest.raises(ValueError, match="seed 1 comes twice"):
+        experiment_report.read((fake / "rows.csv", fake / "rows.csv"))
+    head, *lines = rows.splitlines()
+    other.write_text(head + "\n")
+    with pytest.raises(ValueError, match="no rows"):
+        experiment_report.read((other,))
+    other.write_text("\n".join([head, *(line.replace("fake-1", "fake-2", i) for i, line in enumerate(lines[:2]))]))
+    with pytest.raises(ValueError, match=r"rows differ in protocol \(fake-1, fake-2\)"):
+        experiment_report.read((other,))
+    with pytest.raises(ValueError, match="no rows of --baseline 'nothing'"):
+        experiment_report.write_report((fake / "rows.csv",), tmp_path, "nothing")
+
+
+def test_intervals_over_seeds_are_wider_than_over_episodes():
+    rng = np.random.default_rng(0)
+    base = experiment_report.Results(np.zeros((3, 50)), (1, 2, 3), 0.0, 0.0, 1.0)
+    scores = np.array([[-20.0], [0.0], [30.0]]) + rng.normal(size=(3, 50))
+    mine = experiment_report.Results(scores, (1, 2, 3), 0.0, 0.0, 1.0)
+    line = experiment_report.table({"base": base, "mine": mine}, "base").splitlines()[-1]
+    ends = [float(x) for cell in line.split("|")[6:8] for x in cell.strip(" []").split(",")]
+    assert ends[1] - ends[0] < 1
+    assert ends[3] - ends[2] > 50
+
+
+@pytest.mark.slow
+def test_a_real_cell_runs_to_its_row(tmp_path):
+    words = "--rows 2000 --steps 40 --reference-updates 40 --interval 20 --hidden 16 --batch-size 16 --eval-episodes 1"
+    words += f" --curve-points 0 --lanes 8 --data-dir {tmp_path / 'data'}"
+    env = "pointmaze-medium-navigate-singletask-task1-v0"
+    out = str(tmp_path / "matrix")
+    given = ["run", "--out", out, "--envs", env, "--seeds", "1", "--variant", "one: --test-steps 1 --chosen 1"]
+    assert experiments.main([*given, "--", *words.split()]) == 0
+    rows = read(tmp_path / "matrix")
+    assert {row["flow_steps"] for row in rows} == {"0.0", "1.0"}
+    assert json.loads(rows[0]["options"])["test_steps"] == [1]
