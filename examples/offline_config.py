@@ -168,8 +168,6 @@ def check(config: Config) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be a multiple of --interval ({config.interval}).")
     if min(config.test_steps, default=0) < 1 or len(set(config.test_steps)) < len(config.test_steps):
         raise ValueError(f"--test-steps must be different numbers >= 1 (0 is best-of-N), got {config.test_steps}.")
-    if config.chunk > 1 and config.algorithm == "rebrac":
-        raise ValueError("--chunk: the penalty of rebrac needs the next action of the data, which chunks do not keep.")
     if config.chunk > 1 and config.n_step not in (1, config.chunk):
         raise ValueError(f"--chunk {config.chunk} sets the steps of the return itself: give --n-step 1.")
     if config.chosen not in config.test_steps:

@@ -60,6 +60,8 @@ class Replay(eqx.Module):
         returns: Σ_{i<m} γ^i r_{t+i}, (rows,).
         next_observations: s_{t+1}, standardised, (rows, obs); the bootstrap state of row t is that of row `bootstrap`.
         bootstrap: row t + m − 1, (rows,).
+        following: the row whose action the data took in the bootstrap state, (rows,); −1 where the trajectory ends
+            before it, or has too few steps left for a chunk.
         discounts: γ^m times the mask (0 where the task ended), (rows,).
         particles: reference samples at every row's next state, (rows, M, act), or None while they are drawn afresh.
     """
@@ -69,6 +71,7 @@ class Replay(eqx.Module):
     returns: Float[Array, " rows"]
     next_observations: Float[Array, "rows obs"]
     bootstrap: Int[Array, " rows"]
+    following: Int[Array, " rows"]
     discounts: Float[Array, " rows"]
     particles: Float[Array, "rows samples act"] | None = None
 
@@ -130,6 +133,7 @@ def make_replay(
         discounts = np.where(running, discounts * discount, discounts)
         running &= ~stops[at] & (np.arange(rows) + i + 1 < rows)
     discounts *= np.asarray(data.masks)[bootstrap]
+    following = np.where(bootstrap < episode_ends(data.terminals)[bootstrap], bootstrap + 1, -1)
     observations, actions, next_observations = (
         np.asarray(x, np.float32) for x in (data.observations, data.actions, data.next_observations)
     )
@@ -140,11 +144,15 @@ def make_replay(
         actions = np.concatenate([actions[whole + i] for i in range(chunk)], axis=1)
         observations, next_observations = observations[whole], next_observations[bootstrap[whole]]
         returns, discounts, bootstrap = returns[whole], discounts[whole], np.arange(whole.size)
+        place = np.full(rows + 1, -1)  # the last entry answers for "no row"
+        place[whole] = np.arange(whole.size)
+        following = place[following[whole]]
     return Replay(
         observations=standardizer(jnp.asarray(observations)),
         actions=jnp.asarray(actions),
         returns=jnp.asarray(returns, jnp.float32),
         next_observations=standardizer(jnp.asarray(next_observations)),
         bootstrap=jnp.asarray(bootstrap, jnp.int32),
+        following=jnp.asarray(following, jnp.int32),
         discounts=jnp.asarray(discounts, jnp.float32),
     )

@@ -7,16 +7,35 @@ state must give one of them up, or stand between them, where there are neither d
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 from matplotlib.figure import Figure
 
 import flowrl
-from flowrl.rl import Policy, Standardizer, baselines, fit, make_replay, presets
+from flowrl.nn import MLP
+from flowrl.rl import (
+    AbstractAggregate,
+    Critic,
+    Mean,
+    Policy,
+    Standardizer,
+    Trainable,
+    baselines,
+    fit,
+    make_replay,
+    presets,
+)
+from flowrl.rl._train import copied, polyak
+from flowrl.rl.baselines._actor_critic import AbstractActorCritic, backup, counters, critic_step, gather
+from flowrl.rl.baselines._bc import reference_learner
+from flowrl.rl.baselines._fql import FQLState
 from flowrl.rl.data import Transitions
 
 BEST, DATA = 0.75, 0.45
@@ -39,6 +58,82 @@ def bandit(seed: int, rows: int = 4000) -> Transitions:
     return Transitions(zeros, actions, rewards, zeros, 0 * ones, ones)
 
 
+class Residual(AbstractActorCritic):
+    """A sample of a flow model of the data and a normal residual on it, μ-sample + Φ tanh(m + σ z), that climbs Q.
+
+    With `sees_action` m and σ depend on the state and on the sample, as the perturbation of BCQ does (there without
+    noise); otherwise on the state alone: one residual for all modes.
+
+    Fujimoto, Meger and Precup, "Off-Policy Deep Reinforcement Learning without Exploration", ICML 2019.
+    """
+
+    sees_action: bool = eqx.field(static=True)
+    reach: float = eqx.field(static=True, default=0.5)
+    target: AbstractAggregate = Mean()
+    drive: AbstractAggregate = Mean()
+    selection: AbstractAggregate = Mean()
+    polyak: float = eqx.field(static=True, default=0.005)
+    learning_rate: float = eqx.field(static=True, default=1e-3)
+    batch_size: int = eqx.field(static=True, default=128)
+    hidden: tuple[int, ...] = eqx.field(static=True, default=(64, 64))
+
+    def init(self, observation_size, action_size, *, key):
+        reference_key, actor_key, critic_key, run_key = jr.split(key, 4)
+        inputs = (observation_size, action_size) if self.sees_action else (observation_size,)
+        critic = Critic(observation_size, action_size, self.hidden, 2, key=critic_key)
+        return FQLState(
+            reference=self._learner.init(observation_size, action_size, key=reference_key),
+            actor=Trainable.start(MLP(inputs, 2 * action_size, self.hidden, key=actor_key), self._optimiser),
+            critic=Trainable.start(critic, self._optimiser),
+            target_critic=copied(critic),
+            **counters(action_size, run_key),
+        )
+
+    def act(self, actor, reference, observation, key):
+        base_key, residual_key = jr.split(key)
+        base = jax.lax.stop_gradient(reference.sample(observation, jr.normal(base_key, (2,), jnp.float32)))
+        mean, log_std = jnp.split(actor(observation, base) if self.sees_action else actor(observation), 2)
+        noise = jnp.exp(jnp.clip(log_std, -5, 2)) * jr.normal(residual_key, (2,), jnp.float32)
+        return jnp.clip(base + self.reach * jnp.tanh(mean + noise), -1, 1)
+
+    def update(self, state, replay, rows, key):
+        batch = gather(replay, rows)
+        backup_key, reference_key, actor_key = jr.split(key, 3)
+        law = state.reference.law
+
+        def acted(actor, observations, key):
+            return jax.vmap(lambda s, k: self.act(actor, law, s, k))(observations, jr.split(key, len(rows)))
+
+        def loss(actor):
+            actions = acted(actor, batch.observations, actor_key)
+            return -jnp.mean(jax.vmap(state.critic.network)(batch.observations, actions))
+
+        after = acted(state.actor.network, batch.next_observations, backup_key)
+        targets = backup(state.target_critic, self.target, batch, after[:, None])
+        critic, td_loss = critic_step(state.critic, self._optimiser, batch, targets)
+        reference, _ = self._learner.update(state.reference, batch.observations, batch.actions, reference_key)
+        state = dataclasses.replace(
+            state,
+            reference=reference,
+            actor=state.actor.updated(eqx.filter_grad(loss)(state.actor.network), self._optimiser),
+            critic=critic,
+            target_critic=polyak(state.target_critic, critic.network, self.polyak),
+            step=state.step + 1,
+        )
+        return state, {"td_loss": td_loss}
+
+    def propose(self, state, observation, key):
+        return self.act(state.actor.network, state.reference.law, observation, key)
+
+    @property
+    def _optimiser(self):
+        return optax.adam(self.learning_rate)
+
+    @property
+    def _learner(self):
+        return reference_learner("flow", self.hidden, 5, self.learning_rate)
+
+
 def learners():
     """Name each algorithm with the policy by which it acts."""
     vgf = {"reference_hidden": (64, 64), "reference_updates": 2000, **SIZES}
@@ -50,6 +145,8 @@ def learners():
         "VGF, Gaussian reference": (presets.default(0, reference="gaussian", **vgf), flowing),
         "IQL, its normal law": (baselines.IQL(temperature=1.0, **SIZES), proposal),
         "TD3+BC": (baselines.TD3BC(**SIZES), proposal),
+        "Gaussian residual": (Residual(sees_action=False), proposal),
+        "residual that sees the action (BCQ)": (Residual(sees_action=True), proposal),
         "FQL": (baselines.FQL(alpha=10.0, **SIZES), proposal),
     }
 
@@ -86,8 +183,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("two_modes.png"))
     options = parser.parse_args()
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
-    panels = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
+    figure = Figure(figsize=(14, 5.6), layout="constrained")
+    panels = figure.subplots(2, 4, sharex=True, sharey=True).ravel()
     logged = bandit(0).actions
     print("| policy | share of the lesser mode | between the modes | mean reward |\n|---|---|---|---|")
     for panel, (name, (algorithm, policy)) in zip(panels, learners().items(), strict=True):

@@ -188,9 +188,11 @@ def test_the_next_action_of_the_data_is_known_within_a_trajectory_only():
         for row, e in enumerate(expected):
             if e is not None:
                 assert actions[row] == data.actions[e]
-    still = bandit(4)  # its states do not change: the last row must not be taken for its own successor
-    replay = make_replay(still, Standardizer.fit(still.observations), discount=0.9)
-    assert not _rebrac.next_actions(replay, jnp.arange(4))[1].any()
+    pairs = make_replay(data, standardizer, discount=0.9, chunk=2)  # they start in all rows but 3 and 8
+    actions, known = _rebrac.next_actions(pairs, jnp.arange(7))
+    assert known.tolist() == [True, False, False, True, True, False, False]
+    np.testing.assert_array_equal(actions[0], data.actions[2:4, 0])
+    np.testing.assert_array_equal(actions[3], data.actions[6:8, 0])
     distance = _rebrac.next_action_distance(jnp.ones((2, 3)), jnp.zeros((2, 3)), jnp.asarray([True, False]))
     assert distance.tolist() == [3, 0]
 

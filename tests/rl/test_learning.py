@@ -8,9 +8,25 @@ import numpy as np
 import pytest
 from rl.toys import ToyLanes, bandit, chain
 
-from flowrl.rl import Agent, LowerConfidence, Mean, Minimum, Policy, Standardizer, evaluate, fit, make_replay, presets
+from flowrl.rl import (
+    Agent,
+    LowerConfidence,
+    Mean,
+    Minimum,
+    Policy,
+    PolicyTable,
+    RunDirectory,
+    Standardizer,
+    act,
+    baselines,
+    evaluate,
+    fit,
+    make_replay,
+    presets,
+)
 from flowrl.rl._losses import value
 
+FLOWING = {"steps": 3, "step_size": 0.3}
 SMALL = {"hidden": (64, 64), "reference_hidden": (32, 32), "batch_size": 128, "reference_steps": 5}
 
 
@@ -62,6 +78,60 @@ def test_transported_targets_and_the_maximum_are_worth_more():
     assert values[0] < values[1] - 0.3
     assert values[0] < values[2] - 0.3
     assert max(values) < 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"steps": 3, "step_size": 0.3},
+        {"reference": "gaussian"},
+        {"amortised": "particles", "steps": 3, "step_size": 0.3},
+    ],
+    ids=["untransported", "transported", "gaussian", "amortised"],
+)
+def test_vgf_beats_cloning_on_a_chain(changes):
+    """The optimum is 0.5 in every place, and cloning is worth −(1/3 + 1/4) there; values are sums over places."""
+    agent = trained(chain(3000), updates=2000, **changes)
+    places = agent.standardizer(jnp.asarray(np.eye(4, dtype=np.float32)[np.arange(3)]))
+    vgf, state, budget = agent.algorithm, agent.state, agent.algorithm.train_budget
+
+    @eqx.filter_jit
+    def acted(place, steps, size):
+        start = jax.vmap(lambda k: vgf.propose(state, place, k))(jr.split(jr.key(7), 512))
+        return vgf.improve(state, place, start, steps, size).particles if steps else start
+
+    table = PolicyTable((Policy("vgf", 8, 3, 0.3),), 300)
+    zero, observations = jnp.zeros(300, jnp.int32), jnp.asarray(np.eye(4, dtype=np.float32)[np.arange(300) % 3])
+    actions = act(agent, table, zero, observations, jnp.arange(300), zero, jr.key(9)).action
+    assert ((actions - 0.5) ** 2).mean() < 0.05
+    # What its targets assume of each later place: particles at the training budget.
+    size = jnp.asarray(changes.get("step_size", 0.1), jnp.float32)
+    worth = [-float(((acted(place, int(budget.bound), size) - 0.5) ** 2).mean()) for place in places]
+    assert q(agent, 0, 0.5) == pytest.approx(0.9 * worth[1] + 0.81 * worth[2], abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("vgf", {"chunk": 3}), pytest.param("vgf", {"n_step": 3}, marks=pytest.mark.slow)]
+    + [pytest.param("rebrac", changes, marks=pytest.mark.slow) for changes in ({"chunk": 3}, {"n_step": 3})],
+)
+def test_runs_with_chunks_and_returns_of_more_steps_resume_exactly(name, changes, tmp_path):
+    data = chain(300)
+    replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9, **changes)
+    sizes = {"hidden": (8,), "batch_size": 16}
+    algorithm = (
+        presets.default(1, 0.3, reference_hidden=(8,), reference_updates=6, **sizes)
+        if name == "vgf"
+        else baselines.make(name, **sizes)
+    )
+    for run_name, parts in (("whole", (9,)), ("cut", (3, 9))):
+        for i, updates in enumerate(parts):
+            with RunDirectory(tmp_path / run_name, {"algorithm": name}, resume=i > 0) as run:
+                fit(algorithm, replay, updates=updates, interval=3, key=jr.key(1), run=run)
+    for file in ("metrics.csv", "checkpoint.npz"):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
 def test_the_flow_improves_on_selection_where_the_optimum_lies_outside_the_data():

@@ -42,6 +42,7 @@ def test_n_step_returns_follow_the_trajectory(n_step):
         np.testing.assert_allclose(replay.returns[t], total, rtol=1e-5, atol=1e-6)
         assert int(replay.bootstrap[t]) == at
         np.testing.assert_allclose(replay.discounts[t], factor * masks[at], rtol=1e-6)
+        assert int(replay.following[t]) == (-1 if terminals[at] else at + 1)
 
 
 def test_standardizer_gives_unit_scale_and_survives_constants():
@@ -76,6 +77,11 @@ def test_chunks_are_consecutive_actions_with_their_return():
     np.testing.assert_allclose(replay.returns, [1 + 2 / 2 + 3 / 4, 2 + 3 / 2 + 4 / 4, 3 + 4 / 2])
     np.testing.assert_allclose(replay.discounts, [1 / 8, 0, 0])
     np.testing.assert_allclose(replay.next_observations[replay.bootstrap][0, 0], 3)
+    assert replay.following.tolist() == [-1, -1, -1]  # two steps are left in state 3: no chunk starts there
+    pairs = make_replay(data, unit, discount=0.5, chunk=2)
+    np.testing.assert_allclose(pairs.observations[:, 0], [0, 1, 2, 3, 5])
+    assert pairs.following.tolist() == [2, 3, -1, -1, -1]
+    np.testing.assert_allclose(pairs.observations[2], pairs.next_observations[pairs.bootstrap[0]])
     with pytest.raises(ValueError, match="no trajectory has 6 steps"):
         make_replay(data, unit, discount=0.5, chunk=6)
     with pytest.raises(ValueError, match="n_step left out"):

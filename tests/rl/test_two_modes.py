@@ -1,4 +1,4 @@
-"""A bandit with two good actions: VGF keeps both, a policy of one mode stands between them."""
+"""A bandit with two good actions: VGF keeps both, a policy of one mode or one residual stands between them."""
 
 import pytest
 from benchmarks import two_modes
@@ -7,12 +7,14 @@ from benchmarks import two_modes
 @pytest.mark.slow
 def test_vgf_keeps_both_modes_where_one_mode_falls_between():
     learners = two_modes.learners()
-    cloned, vgf, one = (
+    cloned, vgf, one, residual = (
         two_modes.summary(two_modes.actions_of(*learners[name], seed=0))
-        for name in ("cloned flow", "VGF, L = 3", "TD3+BC")
+        for name in ("cloned flow", "VGF, L = 3", "TD3+BC", "Gaussian residual")
     )
     assert vgf[0] > 0.4
     assert vgf[1] < 0.15
     assert vgf[2] > cloned[2] + 0.2
     assert one[0] < 0.05
     assert one[2] < 0.2
+    assert residual[1] > 0.25
+    assert vgf[2] > residual[2] + 0.15

@@ -28,9 +28,8 @@ class ReBRAC(AbstractActorCritic):
     standard normal. The actor and the Polyak averages, with a bar, are updated once in `delay` updates of the critic.
     All proposals in a state are the same action.
 
-    Rows of a `Replay` are in the order of time, so a' is the action of the row after the bootstrap row, if the state of
-    that row is s'. At the end of a trajectory it is another one: no action of the data in s' is known, and the penalty
-    is left out.
+    At the end of a trajectory no action of the data in s' is known, and the penalty is left out; so it is where fewer
+    steps follow than a chunk of actions has.
 
     Attributes:
         actor_penalty: β₁ >= 0; the paper tunes it for each data set, from 0.0005 to 1.
@@ -137,10 +136,8 @@ def next_actions(replay: Replay, rows: Int[Array, " batch"]) -> tuple[Float[Arra
     Returns:
         Actions, of no meaning where they are not known.
     """
-    here = replay.bootstrap[rows]
-    after = jnp.minimum(here + 1, replay.actions.shape[0] - 1)
-    same = jnp.all(replay.observations[after] == replay.next_observations[here], axis=1)
-    return replay.actions[after], same & (after > here)
+    following = replay.following[rows]
+    return replay.actions[following], following >= 0
 
 
 def next_action_distance(
