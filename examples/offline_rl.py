@@ -35,6 +35,7 @@ from flowrl.rl import (
     Replay,
     RunDirectory,
     Standardizer,
+    Tracker,
     choose_budget,
     data,
     evaluate,
@@ -88,7 +89,7 @@ def main(config: Config) -> list[report.Row]:
         reference = dataset.info.reference
         unit = "success, %" if metric == "success" else "return" if reference is None else "normalised score"
         acting = Lanes(config.env, config.lanes, workers=config.workers) if config.eval_episodes else None
-        with acting or contextlib.nullcontext():
+        with acting or contextlib.nullcontext(), contextlib.ExitStack() as stack:
             standardizer = Standardizer.fit(dataset.train.observations)
             training, *validation = [
                 make_replay(split, standardizer, discount=config.discount, n_step=config.n_step, chunk=config.chunk)
@@ -107,7 +108,9 @@ def main(config: Config) -> list[report.Row]:
                 means = report.scores(measured, metric, reference).mean(axis=1)
                 return {f"score/{p.name}": float(x) for p, x in zip(curve, means, strict=True)} | row
 
-            settings = {"interval": config.interval, "key": jr.key(config.seed), "run": run}
+            tracker = Tracker(config.log, run.path, identity) if config.log else None
+            log = stack.enter_context(tracker).log if tracker else None
+            settings = {"interval": config.interval, "key": jr.key(config.seed), "run": run, "log": log}
             notes = []
             if config.budget == "auto":
                 learner, reason = _piloted(config, learner, training, validation, settings, training_bar(bars))

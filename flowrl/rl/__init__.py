@@ -54,6 +54,7 @@ from flowrl.rl._reference_learner import (
 )
 from flowrl.rl._replay import Replay as Replay, Standardizer as Standardizer, make_replay as make_replay
 from flowrl.rl._run import RunDirectory as RunDirectory, to_csv as to_csv
+from flowrl.rl._trackers import Tracker as Tracker
 from flowrl.rl._train import Trainable as Trainable, held_out as held_out, train as train
 from flowrl.rl._vgf import VGF as VGF, VGFState as VGFState
 from flowrl.rl._video import record_video as record_video

@@ -43,6 +43,7 @@ def fit(
     evaluate: Callable[[Any, int], dict[str, Any]] | None = None,
     evaluate_at: tuple[int, ...] = (),
     progress: Callable[[Progress], object] | None = None,
+    log: Callable[[dict[str, Any], int], object] | None = None,
 ) -> Any:
     """Train, or go on training, until the algorithm has had `updates` updates.
 
@@ -60,6 +61,8 @@ def fit(
             Its state lives until it returns: the next interval takes over the buffers.
         evaluate_at: steps, multiples of `interval`.
         progress: called after every interval.
+        log: called as `log(row, step)` with every row of metrics and the updates so far over both phases, such as
+            `Tracker.log`.
 
     Returns:
         The state at the end.
@@ -92,6 +95,8 @@ def fit(
         row: dict[str, Any] = {"phase": phase, "step": done, **metrics}
         if evaluate is not None and phase == "main" and done in evaluate_at:
             row |= evaluate(state, done)
+        if log is not None:
+            log(row, done if phase == "reference" else pretraining + done)
         if run is not None:
             run.rows.append(row)
             run.append_timing(phase=phase, step=done, seconds=seconds, updates_per_second=interval / seconds)

@@ -1,0 +1,71 @@
+"""Metrics to a dashboard as well: TensorBoard, Weights & Biases, trackio. The CSV of a run does not depend on them."""
+
+import importlib
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Tracker:
+    """Sends rows of metrics to one tracker. A context manager.
+
+    Attributes:
+        kind: which.
+    """
+
+    def __init__(self, kind: str, path: str | os.PathLike[str], config: dict[str, Any]):
+        """Open a tracker's run.
+
+        Args:
+            kind: "tensorboard" writes event files into `path`; "wandb" and "trackio" start a run of the project
+                "flowrl", named like the last part of `path`, by their own settings (WANDB_MODE=offline and the like).
+            path: the run directory.
+            config: what the run is.
+
+        Raises:
+            ImportError: the package is missing; the message names the extra.
+            ValueError: another kind.
+        """
+        if kind not in ("tensorboard", "wandb", "trackio"):
+            raise ValueError(f"tracker must be 'tensorboard', 'wandb' or 'trackio', got {kind!r}.")
+        self.kind = kind
+        path = Path(path)
+        try:
+            package: Any = importlib.import_module("tensorboard.summary" if kind == "tensorboard" else kind)
+        except ImportError as error:
+            message = f'{kind} is not installed: pip install "flowrl-transport[tracking]"'
+            raise ImportError(message, name=kind) from error
+        if kind == "tensorboard":
+            self._writer = package.Writer(str(path))
+        else:
+            # wandb writes into `dir`; trackio keeps its runs in a place of its own.
+            place = {"dir": str(path)} if kind == "wandb" else {}
+            self._writer = package.init(project="flowrl", name=path.name, config=config, **place)
+
+    def __enter__(self) -> "Tracker":
+        """Use as a context manager."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the tracker's run."""
+        if self.kind == "tensorboard":
+            self._writer.close()
+        else:
+            self._writer.finish()
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        """Send the numbers of a row; what is no number is left out.
+
+        Args:
+            row: metrics by name.
+            step: updates so far, over all phases.
+        """
+        numbers = {name: float(x) for name, x in row.items() if isinstance(x, int | float)}
+        if self.kind == "tensorboard":
+            for name, x in numbers.items():
+                self._writer.add_scalar(name, x, step)
+        else:
+            self._writer.log(numbers, step=step)
