@@ -53,6 +53,8 @@ class Run:
     """An option with the values to run, as train-steps=0,1,3; several are combined, and with every variant."""
     out: Path = Path("runs/matrix")
     """Directory of the matrix."""
+    known: tuple[Path, ...] = ()
+    """Files of rows from elsewhere; cells that are in them are not run again. Give them to report as well."""
     jobs: int = 1
     """Runs at a time; with more than one each has one thread and one process of environments."""
     dry_run: bool = False
@@ -139,11 +141,17 @@ def run(matrix: Run, passed_on: tuple[str, ...]) -> int:
     """Run what is not done yet; return the number of cells that failed."""
     console = Console(stderr=True)
     todo = cells(matrix, passed_on)
-    waiting = [cell for cell in todo if cell.state(matrix.out) != "done"]
+    known = {
+        f"{row['env']}/{row['algorithm']}/{row['variant']}/seed{row['seed']}"
+        for path in matrix.known
+        for row in csv.DictReader(path.read_text().splitlines())
+    }
+    states = {cell: "known" if cell.name in known else cell.state(matrix.out) for cell in todo}
     if matrix.dry_run:
-        for cell in todo:
-            print(f"{cell.state(matrix.out):>6}  {cell.name}  {shlex.join(cell.options)}")
+        for cell, state in states.items():
+            print(f"{state:>6}  {cell.name}  {shlex.join(cell.options)}")
         return 0
+    waiting = [cell for cell, state in states.items() if state not in ("known", "done")]
     failed: list[Cell] = []
     running: dict[Cell, subprocess.Popen[bytes]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

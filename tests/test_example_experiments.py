@@ -1,6 +1,7 @@
 """The experiments tool: its matrix, what it does with cells that fail or were begun, its rows and its report."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -100,6 +101,19 @@ def test_a_dry_run_runs_nothing(fake, capsys):
     assert experiments.run(matrix(fake, dry_run=True), ()) == 0
     assert len(capsys.readouterr().out.splitlines()) == 8
     assert not fake.exists()
+
+
+def test_cells_that_others_have_run_are_not_run_again(fake, tmp_path, capsys):
+    experiments.run(matrix(fake, envs=("sparse",)), ())
+    known = (fake / "rows.csv").rename(tmp_path / "known.csv")
+    there = matrix(tmp_path / "there", known=(known,))
+    assert experiments.run(dataclasses.replace(there, dry_run=True), ()) == 0
+    states = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert states == ["known", "known", "new", "new"] * 2
+    experiments.run(there, ())
+    assert {row["env"] for row in read(tmp_path / "there")} == {"dense"}
+    both = experiment_report.read((known, tmp_path / "there" / "rows.csv"))
+    assert list(both) == ["dense", "sparse"]
 
 
 def test_every_evaluation_is_a_row_and_both_files_say_the_same(fake):

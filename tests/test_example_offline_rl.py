@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import subprocess
 import sys
 import time
@@ -117,10 +118,41 @@ def test_vgf_runs_with_chunks_and_holds_out_both_losses(tmp_path, data_dir):
     assert {"held_out/reference_loss", "held_out/td_loss"} <= set(header.split(","))
 
 
+@pytest.mark.slow
+def test_a_run_without_acting_has_losses_on_held_out_data(tmp_path, data_dir):
+    done = run(*arguments(data_dir=data_dir, out=str(tmp_path / "run"), eval_episodes="0", log="tensorboard"))
+    assert done.returncode == 0, done.stderr
+    assert "trained without acting" in done.stderr
+    assert not (tmp_path / "run" / "results.csv").exists()
+    last = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))[-1]
+    assert float(last["held_out/td_loss"]) > 0
+    assert list((tmp_path / "run").glob("events.out.tfevents*"))
+
+
+@pytest.mark.slow
+def test_a_budget_that_chooses_itself_says_why_and_resumes(tmp_path, data_dir):
+    options = {"data_dir": data_dir, "out": str(tmp_path / "run"), "budget": "auto", "disagreement": "5"}
+    done = run(*arguments(**options))
+    assert done.returncode == 0, done.stderr
+    chosen = json.loads((tmp_path / "run" / "training_budget.json").read_text())
+    text = (tmp_path / "run" / "results.md").read_text()
+    assert f"training budget: {chosen['reason']}" in text
+    assert "test budget: L = " in text
+    assert "| VGF, chosen L=" in text
+    first = (tmp_path / "run" / "results.csv").read_bytes()
+    again = run(*arguments(**options), "--resume")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "run" / "results.csv").read_bytes() == first
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"chunk": "3", "n_step": "5"}, "give --n-step 1"),
+        ({"budget": "auto", "train_steps": "2"}, "--budget auto has no use for --train-steps"),
+        ({"budget": "auto", "interval": "40"}, "two intervals or more"),
+        ({"disagreement": "2"}, "--budget given has no use for --disagreement"),
+        ({"disagreement": "0.5", "budget": "auto"}, "--disagreement must be at least 1"),
         ({"eval_episodes": "-1"}, "--eval-episodes"),
         ({"eval_episodes": "0", "video": "1"}, "--video needs an environment"),
         ({"set": "alpha=3"}, "a field of VGF"),

@@ -197,6 +197,31 @@ def test_the_next_action_of_the_data_is_known_within_a_trajectory_only():
     assert distance.tolist() == [3, 0]
 
 
+def test_rebrac_penalises_the_chunk_that_follows():
+    """Trajectories of 6 and 3 steps give 5 and 2 pairs of actions; two pairs have none of the data after them."""
+    data = chain(9)
+    here = draw(10, OBS)
+    cut = np.asarray([0, 0, 0, 0, 0, 1, 0, 0, 1], np.float32)
+    data = dataclasses.replace(
+        data, observations=here[:-1], next_observations=here[1:], masks=np.ones(9, np.float32), terminals=cut
+    )
+    replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9, chunk=2)
+    rows = jnp.arange(7)
+
+    def mean_target(critic_penalty):
+        algorithm = baselines.ReBRAC(hidden=(), noise=0.0, critic_penalty=critic_penalty, batch_size=7)
+        state = algorithm.init(OBS, 2, key=jr.key(0))
+        return state, float(eqx.filter_jit(algorithm.update)(state, replay, rows, jr.key(1))[1]["value"])
+
+    state, without = mean_target(0.0)
+    _, with_penalty = mean_target(0.5)
+    chosen = np.tanh(affine(state.actor.network.network.layers[0], replay.next_observations))
+    pairs = data.actions[:, 0]
+    # Pairs start in rows 0 to 4, 6 and 7. Two steps after rows 0, 1 and 2 begin those of rows 2, 3 and 4.
+    distances = [((chosen[t] - pairs[[t + 2, t + 3]]) ** 2).sum() for t in (0, 1, 2)]
+    assert without - with_penalty == pytest.approx(0.5 * 0.9**2 * np.sum(distances) / 7, rel=1e-4)
+
+
 # --- IQL and IDQL
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from rl.toys import ToyLanes, bandit, chain
+from rl.toys import ToyLanes, bandit, chain, transitions
 
 from flowrl.rl import (
     Agent,
@@ -26,12 +26,11 @@ from flowrl.rl import (
 )
 from flowrl.rl._losses import value
 
-FLOWING = {"steps": 3, "step_size": 0.3}
 SMALL = {"hidden": (64, 64), "reference_hidden": (32, 32), "batch_size": 128, "reference_steps": 5}
 
 
-def trained(data, *, updates, n_step=1, discount=0.9, **changes):
-    vgf = presets.default(reference_updates=500, polyak=0.05, learning_rate=2e-3, **SMALL, **changes)
+def trained(data, *, updates, preset=presets.default, n_step=1, discount=0.9, **changes):
+    vgf = preset(reference_updates=500, polyak=0.05, learning_rate=2e-3, **SMALL, **changes)
     standardizer = Standardizer.fit(data.observations)
     replay = make_replay(data, standardizer, discount=discount, n_step=n_step)
     state = fit(vgf, replay, updates=updates, interval=500, key=jr.key(0))
@@ -82,18 +81,21 @@ def test_transported_targets_and_the_maximum_are_worth_more():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes",
+    ("preset", "changes"),
     [
-        {},
-        {"steps": 3, "step_size": 0.3},
-        {"reference": "gaussian"},
-        {"amortised": "particles", "steps": 3, "step_size": 0.3},
+        (presets.default, {"steps": 0, "step_size": 0.3}),
+        (presets.default, {"steps": 3, "step_size": 0.3}),
+        (presets.default, {"steps": 3, "step_size": 0.3, "reference": "gaussian"}),
+        (presets.default, {"steps": 3, "step_size": 0.3, "amortised": "particles"}),
+        (presets.paper, {"steps": 3, "step_size": 0.2}),
+        (presets.reference, {"steps": 3, "step_size": 0.1}),
+        (presets.amortized, {"steps": 3, "step_size": 0.1}),
     ],
-    ids=["untransported", "transported", "gaussian", "amortised"],
+    ids=["untransported", "transported", "gaussian", "amortised", "paper", "reference", "amortized"],
 )
-def test_vgf_beats_cloning_on_a_chain(changes):
+def test_vgf_beats_cloning_on_a_chain(preset, changes):
     """The optimum is 0.5 in every place, and cloning is worth −(1/3 + 1/4) there; values are sums over places."""
-    agent = trained(chain(3000), updates=2000, **changes)
+    agent = trained(chain(3000), updates=2000, preset=preset, **changes)
     places = agent.standardizer(jnp.asarray(np.eye(4, dtype=np.float32)[np.arange(3)]))
     vgf, state, budget = agent.algorithm, agent.state, agent.algorithm.train_budget
 
@@ -102,14 +104,18 @@ def test_vgf_beats_cloning_on_a_chain(changes):
         start = jax.vmap(lambda k: vgf.propose(state, place, k))(jr.split(jr.key(7), 512))
         return vgf.improve(state, place, start, steps, size).particles if steps else start
 
-    table = PolicyTable((Policy("vgf", 8, 3, 0.3),), 300)
+    table = PolicyTable((Policy("vgf", 8, 3, changes["step_size"]),), 300)
     zero, observations = jnp.zeros(300, jnp.int32), jnp.asarray(np.eye(4, dtype=np.float32)[np.arange(300) % 3])
     actions = act(agent, table, zero, observations, jnp.arange(300), zero, jr.key(9)).action
     assert ((actions - 0.5) ** 2).mean() < 0.05
     # What its targets assume of each later place: particles at the training budget.
-    size = jnp.asarray(changes.get("step_size", 0.1), jnp.float32)
+    size = jnp.asarray(changes["step_size"], jnp.float32)
     worth = [-float(((acted(place, int(budget.bound), size) - 0.5) ** 2).mean()) for place in places]
     assert q(agent, 0, 0.5) == pytest.approx(0.9 * worth[1] + 0.81 * worth[2], abs=0.15)
+
+
+class Killed(Exception):
+    """Stands for a process that ends within an interval."""
 
 
 @pytest.mark.parametrize(
@@ -118,18 +124,34 @@ def test_vgf_beats_cloning_on_a_chain(changes):
     + [pytest.param("rebrac", changes, marks=pytest.mark.slow) for changes in ({"chunk": 3}, {"n_step": 3})],
 )
 def test_runs_with_chunks_and_returns_of_more_steps_resume_exactly(name, changes, tmp_path):
-    data = chain(300)
+    """Trajectories of ten steps, so that returns, chunks and the action that follows all reach across rows."""
+    rng, rows = np.random.default_rng(0), 300
+    states, ends = rng.normal(size=(rows + 1, 3)), np.arange(1, rows + 1) % 10 == 0
+    data = transitions(
+        states[:-1], rng.uniform(-1, 1, (rows, 1)), rng.normal(size=rows), states[1:], np.ones(rows), ends
+    )
     replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9, **changes)
+    assert float((replay.following >= 0).mean()) > 0.5
     sizes = {"hidden": (8,), "batch_size": 16}
     algorithm = (
         presets.default(1, 0.3, reference_hidden=(8,), reference_updates=6, **sizes)
         if name == "vgf"
         else baselines.make(name, **sizes)
     )
-    for run_name, parts in (("whole", (9,)), ("cut", (3, 9))):
-        for i, updates in enumerate(parts):
-            with RunDirectory(tmp_path / run_name, {"algorithm": name}, resume=i > 0) as run:
-                fit(algorithm, replay, updates=updates, interval=3, key=jr.key(1), run=run)
+
+    def kill(progress):
+        if progress.phase == "main" and progress.done == 6:
+            raise Killed
+
+    def trained_in(folder, resume=False, progress=None):
+        with RunDirectory(tmp_path / folder, {"algorithm": name}, resume=resume) as run:
+            fit(algorithm, replay, updates=9, interval=3, key=jr.key(1), run=run, progress=progress)
+
+    trained_in("whole")
+    with pytest.raises(Killed):
+        trained_in("cut", progress=kill)
+    assert (tmp_path / "cut" / "metrics.csv").read_bytes() != (tmp_path / "whole" / "metrics.csv").read_bytes()
+    trained_in("cut", resume=True)
     for file in ("metrics.csv", "checkpoint.npz"):
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
