@@ -10,10 +10,25 @@ from matplotlib.figure import Figure
 
 from flowrl.rl import statistics
 
-#: The way to act from which normalised returns are counted.
-ZERO = "vgf/base: BC (one random particle)"
+#: The way to act whose mean return is the unit over environments.
+UNIT = "vgf/base: BC (one random particle)"
 #: What must be equal in rows that are compared.
 _SHARED = ("metric", "data_sha256", "rows", "eval_seed", "episodes", "protocol", "step")
+
+
+@dataclasses.dataclass(frozen=True)
+class Aggregate:
+    """How well a way to act does over environments.
+
+    Attributes:
+        mean: of the normalised scores of all runs.
+        middle: their interquartile mean.
+        better: probability that a run of it beats one of the baseline in the same environment; None for want of one.
+    """
+
+    mean: statistics.Estimate
+    middle: statistics.Estimate
+    better: statistics.Estimate | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +97,14 @@ def table(results: dict[str, Results], baseline: str) -> str:
         mean = statistics.bootstrap_mean(mine.scores)
         by_seed = ", ".join(f"{x:.0f}" for x in mine.scores.mean(axis=1))
         difference = ["", "", ""]
-        if base is not None and base.seeds == mine.seeds and label != baseline:
-            found = statistics.paired_difference(mine.scores, base.scores)
+        # While a matrix runs, some have more seeds than others: what both have is compared.
+        shared = sorted(set(base.seeds) & set(mine.seeds)) if base is not None and label != baseline else []
+        if base is not None and shared:
+            x, y = (r.scores[[r.seeds.index(seed) for seed in shared]] for r in (mine, base))
+            found = statistics.paired_difference(x, y)
             intervals = [f"[{low:+.1f}, {high:+.1f}]" for low, high in (found.episodes, found.seeds)]
-            difference = [f"{found.value:+.1f}", *intervals]
+            part = "" if base.seeds == mine.seeds else f" (seeds {', '.join(map(str, shared))})"
+            difference = [f"{found.value:+.1f}{part}", *intervals]
         cells = [
             *(label, f"{mean.value:.1f}", by_seed, f"[{mean.low:.1f}, {mean.high:.1f}]", *difference),
             *(f"{mine.displacement:.2f}", f"{mine.flow_steps:.2g}", f"{mine.training_seconds:.0f}"),
@@ -94,41 +113,62 @@ def table(results: dict[str, Results], baseline: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def normalised(all_results: dict[str, dict[str, Results]], metrics: dict[str, str], baseline: str) -> dict[str, Any]:
+def normalised(all_results: dict[str, dict[str, Results]], metrics: dict[str, str]) -> dict[str, dict[str, np.ndarray]]:
     """Give each way to act its runs' scores on a common scale, a vector for each environment that has it.
 
-    Success is a share. Returns go from 0, the mean of the cloned behaviour, to 1, that of the baseline: a scale of our
-    own, which says how much of the gain of selection by the critic a way to act has; it is no score of the benchmark.
+    Success is a share, a return a multiple of the mean return of the cloned behaviour. A scale from BC to best-of-N
+    would turn round, and show the worst as the best, wherever selection by the critic does harm.
+
+    Raises:
+        ValueError: an environment with returns has no rows of the cloned behaviour, or its mean is not positive.
     """
     out: dict[str, dict[str, np.ndarray]] = {}
     for env, results in all_results.items():
-        zero, one = 0.0, 100.0
+        unit = 100.0
         if metrics[env] == "return":
-            if ZERO not in results or baseline not in results:
-                raise ValueError(f"{env}: to normalise returns, rows of {ZERO!r} and {baseline!r} are needed.")
-            zero, one = results[ZERO].scores.mean(), results[baseline].scores.mean()
+            if UNIT not in results or results[UNIT].scores.mean() <= 0:
+                raise ValueError(
+                    f"{env}: to normalise returns, rows of {UNIT!r} with a positive mean are needed; "
+                    "--normalise none does without."
+                )
+            unit = results[UNIT].scores.mean()
         for label, mine in results.items():
-            out.setdefault(label, {})[env] = (mine.scores.mean(axis=1) - zero) / (one - zero)
+            out.setdefault(label, {})[env] = mine.scores.mean(axis=1) / unit
     return out
 
 
-def aggregate(scores: dict[str, dict[str, np.ndarray]], envs: int) -> str:
-    """Give the table over environments, of the ways to act that every environment has."""
-    lines = ["| algorithm: policy | mean | 95 % | interquartile mean | 95 % |", "|---|---|---|---|---|"]
+def aggregates(scores: dict[str, dict[str, np.ndarray]], baseline: str) -> dict[str, Aggregate]:
+    """Summarise scores over environments; every way to act has the same ones."""
+    base = scores.get(baseline)
+    out = {}
     for label, by_env in scores.items():
-        if len(by_env) == envs:
-            runs = list(by_env.values())
-            mean = statistics.stratified_bootstrap(runs, lambda x: float(np.mean(x)))
-            middle = statistics.stratified_bootstrap(runs)
-            cells = (f"{e.value:.2f} | [{e.low:.2f}, {e.high:.2f}]" for e in (mean, middle))
-            lines.append(f"| {label} | {' | '.join(cells)} |")
+        runs = list(by_env.values())
+        better = None
+        if base is not None and label != baseline:
+            better = statistics.probability_of_improvement(runs, [base[env] for env in by_env])
+        mean = statistics.stratified_bootstrap(runs, lambda x: float(np.mean(x)))
+        out[label] = Aggregate(mean, statistics.stratified_bootstrap(runs), better)
+    return out
+
+
+def aggregate_table(rows: dict[str, Aggregate], baseline: str) -> str:
+    """Give the table over environments."""
+    lines = [
+        f"| algorithm: policy | mean | 95 % | interquartile mean | 95 % | P(better than {baseline}) | 95 % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for label, row in rows.items():
+        found = (row.mean, row.middle, row.better)
+        cells = (" | " if e is None else f"{e.value:.2f} | [{e.low:.2f}, {e.high:.2f}]" for e in found)
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def write_report(paths: tuple[Path, ...], out: Path, baseline: str, *, normalise: bool = True) -> str:
-    """Write tables.md, scores.png (one panel an environment) and, over several environments, profiles.png."""
+    """Write tables.md, scores.png (a panel an environment); over several environments aggregate.png, profiles.png."""
     results = read(paths)
-    metrics = {row["env"]: row["metric"] for path in paths for row in csv.DictReader(path.read_text().splitlines())}
+    facts = {row["env"]: row for path in paths for row in csv.DictReader(path.read_text().splitlines())}
+    metrics = {env: row["metric"] for env, row in facts.items()}
     if not any(baseline in labels for labels in results.values()):
         known = sorted({label for labels in results.values() for label in labels})
         raise ValueError(f"no rows of --baseline {baseline!r}; there are {known}.")
@@ -136,13 +176,21 @@ def write_report(paths: tuple[Path, ...], out: Path, baseline: str, *, normalise
     for env, labels in results.items():
         unit = "success, %" if metrics[env] == "success" else "return"
         first = next(iter(labels.values())).scores
-        parts += [f"## {env} ({unit}; {first.shape[1]} episodes a seed)", table(labels, baseline)]
+        source = "{rows} rows of data {data_sha256}, {step} updates, evaluation seed {eval_seed}, {protocol}"
+        heading = f"## {env} ({unit}; {first.shape[1]} episodes a seed)"
+        parts += [heading, source.format(**facts[env]) + "\n", table(labels, baseline)]
     out.mkdir(parents=True, exist_ok=True)
     _plot_scores(results, metrics, out / "scores.png")
     if len(results) > 1 and normalise:
-        scores = normalised(results, metrics, baseline)
-        parts += [f"## Over {len(results)} environments, normalised", aggregate(scores, len(results))]
-        _plot_profiles({k: v for k, v in scores.items() if len(v) == len(results)}, out / "profiles.png")
+        everywhere = {k: v for k, v in normalised(results, metrics).items() if len(v) == len(results)}
+        heading = f"## Over {len(results)} environments: returns over the mean of {UNIT}, success as a share"
+        if everywhere:
+            found = aggregates(everywhere, baseline)
+            parts += [heading, aggregate_table(found, baseline)]
+            _plot_aggregates(found, out / "aggregate.png")
+            _plot_profiles(everywhere, out / "profiles.png")
+        else:
+            parts += [heading, "No way to act has rows in every environment.\n"]
     text = "\n".join(parts)
     (out / "tables.md").write_text(text)
     return text
@@ -164,16 +212,32 @@ def _plot_scores(results: dict[str, dict[str, Results]], metrics: dict[str, str]
     figure.savefig(path, dpi=110)
 
 
+def _plot_aggregates(rows: dict[str, Aggregate], path: Path) -> None:
+    """Draw the mean and the interquartile mean of every way to act with their intervals."""
+    figure = Figure(figsize=(10, 1.2 + 0.28 * len(rows)), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("mean", "middle"), strict=True):
+        for place, row in enumerate(rows.values()):
+            found = getattr(row, name)
+            axes.plot([found.low, found.high], [place, place], color="C0", lw=3, alpha=0.5)
+            axes.plot(found.value, place, "o", color="C0")
+        axes.set_yticks(range(len(rows)), list(rows), fontsize="x-small")
+        axes.set(xlabel="normalised score", title="mean" if name == "mean" else "interquartile mean")
+    figure.axes[0].invert_yaxis()
+    figure.savefig(path, dpi=110)
+
+
 def _plot_profiles(scores: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     """Draw the share of runs above each normalised score, with its interval."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 1.5 + 0.25 * max(len(scores), 12)), layout="constrained")
     axes = figure.subplots()
     every = np.concatenate([x for by_env in scores.values() for x in by_env.values()])
     thresholds = np.linspace(every.min() - 0.05, every.max() + 0.05, 200)
-    for label, by_env in scores.items():
-        share, low, high = statistics.performance_profile(list(by_env.values()), thresholds)
-        (line,) = axes.plot(thresholds, share, label=label)
-        axes.fill_between(thresholds, low, high, color=line.get_color(), alpha=0.1)
+    for place, (label, by_env) in enumerate(scores.items()):
+        runs = list(by_env.values())
+        share, low, high = statistics.performance_profile(runs, thresholds)
+        (line,) = axes.plot(thresholds, share, ("-", "--", ":")[place // 10 % 3], color=f"C{place % 10}", label=label)
+        if min(x.size for x in runs) > 1:  # of one run a task the interval is the whole panel
+            axes.fill_between(thresholds, low, high, color=line.get_color(), alpha=0.1)
     axes.set(xlabel="normalised score τ", ylabel="share of runs above τ")
-    axes.legend(fontsize="x-small")
+    figure.legend(loc="outside right upper", fontsize="x-small")
     figure.savefig(path, dpi=110)

@@ -28,11 +28,14 @@ import numpy as np
 import tyro
 from experiment_report import write_report
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flowrl.rl import to_csv
 
 PROGRAM = Path(__file__).with_name("offline_rl.py")
+#: Options of offline_rl.py that may change while a matrix goes on: where things are, and who works on them.
+_FREE = ("--data-dir", "--workers", "--log")
 #: Options of a run that say where it is and how it was stopped, and so are no part of a row.
 _ELSEWHERE = ("env", "algorithm", "seed", "eval_episodes", "eval_seed", "lanes")
 
@@ -71,9 +74,9 @@ class Report:
     """Where tables.md and the plots go."""
     baseline: str = "vgf/base: best-of-8 (L=0)"
     """The row, as algorithm/variant: policy, that others are compared with on the same seeds and episodes."""
-    normalise: Literal["baseline", "none"] = "baseline"
-    """For means over environments: returns from 0, the mean of BC in that environment, to 1, that of the baseline;
-    success rates stay what they are. none: returns as they are."""
+    normalise: Literal["bc", "none"] = "bc"
+    """For means over environments, bc: returns as multiples of the mean of BC in that environment, success as a share.
+    none: no means over environments."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +103,19 @@ class Cell:
         if (self.path(out) / "results.csv").exists():
             return "done"
         return "begun" if (self.path(out) / "checkpoint.npz").exists() else "new"
+
+    def changed(self, out: Path) -> bool:
+        """Say whether it was last started with other options; one that this program did not start is taken as it is."""
+        path = self.path(out) / "options.json"
+        return path.exists() and json.loads(path.read_text()) != self.determining()
+
+    def determining(self) -> list[str]:
+        """Give the options that determine the run."""
+        words, skip = [], False
+        for word in self.options:
+            skip = word.partition("=")[0] in _FREE or (skip and not word.startswith("--"))
+            words += [] if skip else [word]
+        return words
 
     def command(self, out: Path, jobs: int) -> list[str]:
         """Give the command that runs it, or goes on with it."""
@@ -147,6 +163,9 @@ def run(matrix: Run, passed_on: tuple[str, ...]) -> int:
         for row in csv.DictReader(path.read_text().splitlines())
     }
     states = {cell: "known" if cell.name in known else cell.state(matrix.out) for cell in todo}
+    other = [cell.name for cell, state in states.items() if state == "done" and cell.changed(matrix.out)]
+    if other:
+        raise ValueError(f"finished with other options: {', '.join(other)}; name a --variant, or give another --out.")
     if matrix.dry_run:
         for cell, state in states.items():
             print(f"{state:>6}  {cell.name}  {shlex.join(cell.options)}")
@@ -156,7 +175,9 @@ def run(matrix: Run, passed_on: tuple[str, ...]) -> int:
     running: dict[Cell, subprocess.Popen[bytes]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     gather(matrix.out)
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bars, _ended(running):
+    # Cells take many minutes: a speed measured over rich's usual 30 s would never be there.
+    show = Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=1e7)
+    with show as bars, _ended(running):
         bar = bars.add_task("cells", total=len(todo), completed=len(todo) - len(waiting))
         while waiting or running:
             while waiting and len(running) < matrix.jobs:
@@ -167,10 +188,9 @@ def run(matrix: Run, passed_on: tuple[str, ...]) -> int:
                 if running.pop(cell).returncode:
                     failed.append(cell)
                     log = cell.path(matrix.out) / "log.txt"
-                    tail = log.read_text(errors="replace").splitlines()[-5:]
-                    console.print(
-                        f"[red]failed[/red] {cell.name}; the end of {log}:\n" + "\n".join(tail), highlight=False
-                    )
+                    tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+                    text = escape(f"{cell.name}; the end of {log}:\n{tail}")
+                    console.print(f"[red]failed[/red] {text}", highlight=False)
                 gather(matrix.out)
                 bars.advance(bar)
     console.print(f"{len(todo) - len(failed)} of {len(todo)} cells are done; rows are in {matrix.out / 'rows.csv'}")
@@ -234,6 +254,7 @@ def _start(cell: Cell, matrix: Run) -> subprocess.Popen[bytes]:
         flags = environment.get("XLA_FLAGS", "")
         environment["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    (path / "options.json").write_text(json.dumps(cell.determining()) + "\n")
     with (path / "log.txt").open("ab") as log:
         # A session of its own: Ctrl-C reaches this program alone, which then ends its children.
         return subprocess.Popen(
@@ -243,7 +264,15 @@ def _start(cell: Cell, matrix: Run) -> subprocess.Popen[bytes]:
 
 @contextlib.contextmanager
 def _ended(running: dict[Cell, subprocess.Popen[bytes]]) -> Iterator[None]:
-    """End the children when this program ends, however it ends; their checkpoints stay."""
+    """End the children when this program ends, unless by SIGKILL; their checkpoints stay."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # What nohup ignores stays ignored.
+    signals = [x for x in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(x) == signal.SIG_DFL]
+    for number in signals:
+        signal.signal(number, stop)
     try:
         yield
     finally:
@@ -251,7 +280,13 @@ def _ended(running: dict[Cell, subprocess.Popen[bytes]]) -> Iterator[None]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
         for process in running.values():
-            process.wait()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def main(arguments: list[str]) -> int:
@@ -268,12 +303,14 @@ def main(arguments: list[str]) -> int:
         return run(command, tuple(passed_on))
     if passed_on:
         raise ValueError("options after -- are for run.")
-    write_report(command.rows, command.out, command.baseline, normalise=command.normalise == "baseline")
+    write_report(command.rows, command.out, command.baseline, normalise=command.normalise == "bc")
     return 0
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")
     except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

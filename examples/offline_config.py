@@ -84,14 +84,14 @@ class Config:
     aggregate: Literal["mean", "min", "lower"] | None = None
     """How critics become one number in target, drive and selection: mean, minimum, or mean - std. Default: VGF takes
     the minimum where returns are scored, the mean where success is; its rivals what their papers do."""
-    learning_rate: float = 3e-4
-    """Adam's rate for the critic (env)."""
-    polyak: float = 0.005
-    """Rate at which the target network follows (env)."""
+    learning_rate: float = 1e-3
+    """Adam's rate for the critic."""
+    polyak: float = 0.01
+    """Rate at which the target network follows."""
     discount: float = 0.99
     """Discount factor."""
-    n_step: int = 1
-    """Steps of the n-step return (env)."""
+    n_step: int = 5
+    """Steps of the n-step return. With one step, ten thousand updates are too few for values to reach back far."""
     chunk: int = 1
     """Actions taken at once."""
     set: tuple[str, ...] = ()
@@ -107,8 +107,8 @@ class Config:
     disagreement: float = 1.1
     """With --budget auto: critics are believed up to this disagreement, relative to their disagreement at the choice of
     best-of-N."""
-    train_steps: int = 1
-    """L_train: steps of the flow in the TD target (env)."""
+    train_steps: int = 0
+    """L_train: steps of the flow in the TD target; each costs a gradient of the critic a particle."""
     train_step_size: float = 0.1
     """Step size in training, in units of the reference's within-state spread."""
     temperature: float | None = None
@@ -144,17 +144,7 @@ def defaults(env: str) -> Config:
     """Give the defaults for an environment: sparse tasks (success) and dense rewards (return) want different ones."""
     if data.metric(env) == "return":
         return Config(env=env)
-    return Config(
-        env=env,
-        batch_size=128,
-        learning_rate=1e-3,
-        polyak=0.01,
-        n_step=5,
-        train_steps=0,
-        test_steps=(1, 3, 5),
-        chosen=5,
-        lanes=20,
-    )
+    return Config(env=env, batch_size=128, test_steps=(1, 3, 5), chosen=5, lanes=20)
 
 
 def check(config: Config) -> None:

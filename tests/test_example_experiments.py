@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import experiment_report
@@ -12,16 +14,20 @@ import pytest
 
 #: Stands in for offline_rl.py: writes what a run writes, and fails where it is told to.
 FAKE = """
-import json, pathlib, sys
+import json, os, pathlib, signal, sys, time
 words = sys.argv[1:]
 option = {name: words[words.index(name) + 1] for name in words if name.startswith("--") and name != "--resume"}
 out = pathlib.Path(option["--out"])
 out.mkdir(parents=True, exist_ok=True)
 with (out / "calls.txt").open("a") as file:
     file.write(" ".join(words) + chr(10))
+if option["--env"] == "endless":
+    (out / "pid").write_text(str(os.getpid()))
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
 if option.get("--discount") == "0.5" and not (out / "checkpoint.npz").exists():
     (out / "checkpoint.npz").write_text("begun")
-    sys.exit("ValueError: the machine went away")
+    sys.exit("ValueError: the machine went away, see [/b] and flowrl-transport[rl]")
 seed, vgf = int(option["--seed"]), option["--algorithm"] == "vgf"
 dense = option["--env"] == "dense"
 (out / "config.json").write_text(json.dumps({"steps": 10, "eval_seed": 1, "discount": option.get("--discount")}))
@@ -87,7 +93,7 @@ def test_a_matrix_that_makes_no_sense_is_refused(changes, message):
 def test_a_failed_cell_is_reported_and_continued_and_finished_ones_are_kept(fake, capsys):
     assert experiments.run(matrix(fake), ("--discount", "0.5")) == 8
     text = capsys.readouterr().err
-    assert "the machine went away" in text
+    assert "the machine went away, see [/b] and flowrl-transport[rl]" in text
     assert "0 of 8 cells are done" in text
     assert read(fake) == []
     assert experiments.run(matrix(fake), ("--discount", "0.5")) == 0
@@ -95,6 +101,26 @@ def test_a_failed_cell_is_reported_and_continued_and_finished_ones_are_kept(fake
     calls = (fake / "cells/dense/iql/base/seed2/calls.txt").read_text().splitlines()
     assert ["--resume" in line for line in calls] == [False, True]
     assert "--workers 1" in calls[0]
+
+
+def test_finished_cells_are_not_taken_for_ones_with_other_options(fake):
+    small = {"envs": ("sparse",), "algorithms": ("iql",), "seeds": (1,)}
+    experiments.run(matrix(fake, **small), ("--steps", "10"))
+    with pytest.raises(ValueError, match="finished with other options: sparse/iql/base/seed1"):
+        experiments.run(matrix(fake, **small), ("--steps", "20"))
+    # Where things are may change.
+    assert experiments.run(matrix(fake, **small), ("--data-dir", "elsewhere", "--steps", "10", "--workers=3")) == 0
+    calls = (fake / "cells/sparse/iql/base/seed1/calls.txt").read_text().splitlines()
+    assert len(calls) == 1
+
+
+def test_a_runner_that_is_told_to_end_ends_its_children(fake):
+    with pytest.raises(KeyboardInterrupt):
+        experiments.run(matrix(fake, envs=("endless",), algorithms=("vgf",), seeds=(1,)), ())
+    child = int((fake / "cells/endless/vgf/base/seed1/pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_dry_run_runs_nothing(fake, capsys):
@@ -139,10 +165,14 @@ def test_the_report_needs_the_rows_alone(fake, tmp_path):
     line = next(line for line in text.splitlines() if line.startswith("| vgf/base: VGF L=1 | 75.0"))
     assert "| +25.0 |" in line
     assert "[+25.0, +25.0]" in line
-    # Over environments: sparse .75; dense: 0 at BC, 1 at best-of-8, and so 2 for L = 1.
-    assert "| vgf/base: VGF L=1 | 1.38 |" in text
-    assert "| vgf/base: best-of-8 (L=0) | 0.75 |" in text
-    for name in ("scores.png", "profiles.png"):
+    # Over environments: sparse .75; dense: returns 216.5 of L = 1 over 16.5 of BC.
+    assert f"| vgf/base: VGF L=1 | {(0.75 + 216.5 / 16.5) / 2:.2f} |" in text
+    assert "| vgf/base: BC (one random particle) | 0.62 |" in text
+    assert text.splitlines()[1].startswith("5 rows of data abababababab, 10 updates, evaluation seed 1, fake-1")
+    # Both seeds of both environments are better than both of the baseline.
+    line = [line for line in text.splitlines() if line.startswith("| vgf/base: VGF L=1 | ")][-1]
+    assert line.endswith("| 1.00 | [1.00, 1.00] |")
+    for name in ("scores.png", "aggregate.png", "profiles.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -161,6 +191,29 @@ def test_rows_that_are_no_comparison_are_refused(fake, tmp_path):
         experiment_report.read((other,))
     with pytest.raises(ValueError, match="no rows of --baseline 'nothing'"):
         experiment_report.write_report((fake / "rows.csv",), tmp_path, "nothing")
+
+
+def results(scores, seeds=(1, 2)) -> experiment_report.Results:
+    return experiment_report.Results(np.asarray(scores, float), seeds, 0.0, 0.0, 1.0)
+
+
+def test_the_common_scale_keeps_the_order_where_selection_does_harm():
+    cloned, harmed = results([[200, 220], [180, 200]]), results([[100, 120], [90, 90]])
+    dense = {experiment_report.UNIT: cloned, "vgf/base: best-of-8 (L=0)": harmed, "worse": results([[0, 0], [0, 2]])}
+    scores = experiment_report.normalised({"dense": dense}, {"dense": "return"})
+    found = [scores[label]["dense"] for label in dense]
+    np.testing.assert_allclose(found, [[1.05, 0.95], [0.55, 0.45], [0, 0.005]])
+    for broken in ({"worse": dense["worse"]}, {experiment_report.UNIT: results([[-5, -5], [-5, -5]])}):
+        with pytest.raises(ValueError, match="with a positive mean are needed; --normalise none does without"):
+            experiment_report.normalised({"dense": broken}, {"dense": "return"})
+
+
+def test_seeds_that_both_have_are_compared_while_a_matrix_runs():
+    base, mine = results([[10, 10], [20, 20], [50, 50]], (1, 2, 3)), results([[24, 24], [11, 11]], (2, 1))
+    mine = dataclasses.replace(mine, scores=mine.scores[::-1], seeds=(1, 2))
+    line = experiment_report.table({"base": base, "mine": mine}, "base").splitlines()[-1]
+    assert "| +2.5 (seeds 1, 2) | [+2.5, +2.5] |" in line
+    assert "+" not in experiment_report.table({"base": base, "mine": results([[1, 1]], (9,))}, "base")
 
 
 def test_intervals_over_seeds_are_wider_than_over_episodes():

@@ -226,7 +226,7 @@ def test_every_option_is_explained():
         assert f"--{field.name.replace('_', '-')}" in text
     assert offline_rl.parse([]) == offline_rl.Config()
     sparse = offline_rl.parse(["--env=puzzle-3x3-play-singletask-task1-v0"])
-    assert (sparse.train_steps, sparse.n_step) == (0, 5)
+    assert (sparse.batch_size, sparse.chosen) == (128, 5)
     assert offline_rl.parse(["--env", "puzzle-3x3-play-singletask-task1-v0", "--n-step", "2"]).n_step == 2
 
 

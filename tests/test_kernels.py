@@ -11,6 +11,7 @@ import flowrl
 from flowrl import IMQ, RBF, FixedBandwidth, Linear, Matern, Preconditioned
 from flowrl._kernel import _blocks
 from flowrl._kernel._base import _pairs
+from flowrl._kernel._preconditioned import _whiten
 
 NORMAL = flowrl.Density(log_normal)
 SIGMA = FixedBandwidth(0.9)
@@ -525,6 +526,23 @@ def test_the_units_of_the_coordinates_do_not_matter_even_in_single_precision():
     unit = jnp.asarray([[2.0**-30, 1.0, 2.0**25]], jnp.float32)
     moves = lambda x, g: Preconditioned().stein(x, g, jnp.ones(20, bool), jnp.ones((), jnp.float32))
     assert_close(moves(x * unit, g / unit), moves(x, g) * unit, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.skipif(not X64, reason=""))]
+)
+def test_whitening_is_forward_substitution_at_every_size(dtype):
+    """The ways of few, of halved and of many coordinates, at a covariance of condition 1e4, against long doubles."""
+    for d in (1, 24, 25, 49, 129):
+        factor, _ = _rotated(d, 1e4)
+        factor = jnp.asarray(np.linalg.cholesky(factor @ factor.T), dtype)
+        x = (np.random.default_rng(d).normal(size=(7, d)) @ np.asarray(factor, np.float64).T).astype(dtype)
+        wide, rows = np.asarray(factor, np.longdouble), x.astype(np.longdouble)
+        z = np.zeros_like(rows)
+        for i in range(d):
+            z[:, i] = (rows[:, i] - z[:, :i] @ wide[i, :i]) / wide[i, i]
+        error = np.abs(np.asarray(_whiten(factor, jnp.asarray(x)), np.longdouble) - z).max() / np.abs(z).max()
+        assert error < 1e3 * np.finfo(dtype).eps, d
 
 
 def test_half_precision_has_a_factor_too():

@@ -18,6 +18,9 @@ from flowrl._kernel._distance import centre
 from flowrl._kernel._rbf import RBF
 from flowrl._misc import concrete
 
+_FEW = 24  # coordinates; OpenBLAS solves systems with fewer than about a thousand unknowns on one thread
+_MANY = 128  # from here on the work is worth the threads, and halving takes long to compile
+
 
 class Preconditioned(AbstractKernel):
     r"""A matrix-valued kernel for targets whose directions differ much in width.
@@ -173,4 +176,23 @@ def _factor_of(x: Positions, alive: Mask) -> Float[Array, "d d"]:
 
 
 def _whiten(factor: Float[Array, "d d"], x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    return solve_triangular(factor, x.astype(factor.dtype).T, lower=True).T
+    x = x.astype(factor.dtype)
+    if factor.shape[0] > _MANY:
+        return solve_triangular(factor, x.T, lower=True).T
+    return jnp.matmul(x, _inverse(factor).T, precision="highest")
+
+
+def _inverse(factor: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """Invert a lower triangular matrix by halves, so that each system is too small for LAPACK's threads.
+
+    Threads wait for each other as soon as another process has a core: a system of 50 coordinates and 100 particles can
+    take a hundred times as long on two of them as on one.
+    """
+    d = factor.shape[0]
+    identity = jnp.eye(d, dtype=factor.dtype)
+    if d <= _FEW:
+        return solve_triangular(factor, identity, lower=True)
+    half = d // 2
+    upper, lower = _inverse(factor[:half, :half]), _inverse(factor[half:, half:])
+    corner = jnp.matmul(jnp.matmul(lower, factor[half:, :half], precision="highest"), upper, precision="highest")
+    return identity.at[:half, :half].set(upper).at[half:, half:].set(lower).at[half:, :half].set(-corner)

@@ -57,13 +57,14 @@ class Tracker:
             self._writer.finish()
 
     def log(self, row: dict[str, Any], step: int) -> None:
-        """Send the numbers of a row; what is no number is left out.
+        """Send the numbers of a row; what is no number is left out, and so is the row's own step, of one phase.
 
         Args:
             row: metrics by name.
             step: updates so far, over all phases.
         """
-        numbers = {name: float(x) for name, x in row.items() if isinstance(x, int | float)}
+        # trackio keeps the name "step" for itself, and warns whenever a metric has it.
+        numbers = {name: float(x) for name, x in row.items() if isinstance(x, int | float) and name != "step"}
         if self.kind == "tensorboard":
             for name, x in numbers.items():
                 self._writer.add_scalar(name, x, step)

@@ -82,7 +82,8 @@ def stratified_bootstrap(
 
     Returns:
         The statistic with its percentile interval. With few runs a task the interval is too short: three draws with
-        replacement cannot show more spread than three runs have.
+        replacement cannot show more spread than three runs have. A task with one run shows none, and the interval is
+        infinite.
 
     Raises:
         ValueError: no tasks, a task without runs, or a number out of range.
@@ -91,12 +92,18 @@ def stratified_bootstrap(
     if not tasks:
         raise ValueError("no tasks.")
     rng = _generator(resamples, confidence, seed)
+    if _single(tasks):
+        return Estimate(statistic(np.concatenate(tasks)), float("-inf"), float("inf"))
     drawn = [np.concatenate([rng.choice(task, task.size) for task in tasks]) for _ in range(resamples)]
     return Estimate(statistic(np.concatenate(tasks)), *_percentiles([statistic(x) for x in drawn], confidence))
 
 
 def bootstrap_mean(scores: np.ndarray, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0) -> Estimate:
     """Give the mean of a score, its interval by resampling seeds, and episodes within each drawn seed.
+
+    With one seed the interval is over its episodes alone. Where seeds differ by more than episodes explain, it covers
+    the mean of training in about 73 % of cases with three seeds and in 91 % with ten, not in 95 %. Episodes count as
+    independent between seeds; where one start is harder than another for all of them, the interval is too short.
 
     Args:
         scores: (seeds, episodes).
@@ -163,7 +170,7 @@ def performance_profile(
         seed: of the resampling.
 
     Returns:
-        The share, and the lower and the upper end of its interval, each (thresholds,).
+        The share, and the lower and the upper end of its interval, each (thresholds,); 0 and 1 if a task has one run.
 
     Raises:
         ValueError: no tasks, a task without runs, or a number out of range.
@@ -179,6 +186,8 @@ def performance_profile(
     drawn = np.mean([share(task[rng.integers(task.size, size=(resamples, task.size))]) for task in tasks], axis=0)
     tail = 50 * (1 - confidence)
     low, high = np.percentile(drawn, [tail, 100 - tail], axis=0)
+    if _single(tasks):
+        low, high = np.zeros_like(low), np.ones_like(high)
     return np.mean([share(task) for task in tasks], axis=0), low, high
 
 
@@ -192,7 +201,7 @@ def probability_of_improvement(
 ) -> Estimate:
     """Give the probability that a run scores higher than a run of the baseline on the same task, mean over tasks.
 
-    Ties count half: the Mann-Whitney statistic of each task.
+    Ties count half: the Mann-Whitney statistic of each task. If a task has one run, the interval is [0, 1].
 
     Args:
         scores: for each task the scores of its runs.
@@ -220,7 +229,14 @@ def probability_of_improvement(
         for x, y in pairs
     ]
     value = float(np.mean([better(x, y) for x, y in pairs]))
+    if _single([x for pair in pairs for x in pair]):
+        return Estimate(value, 0.0, 1.0)
     return Estimate(value, *_percentiles(np.mean(drawn, axis=0), confidence))
+
+
+def _single(tasks: Sequence[np.ndarray]) -> bool:
+    """Say whether some task has one run, of whose spread nothing is known."""
+    return min(task.size for task in tasks) == 1
 
 
 def _percentiles(drawn: Sequence[float] | np.ndarray, confidence: float) -> tuple[float, float]:

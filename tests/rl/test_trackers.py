@@ -45,7 +45,7 @@ def test_runs_are_named_and_finished(kind, tmp_path, monkeypatch):
         tracker.log({"phase": "main", "step": 2, "td_loss": 0.5}, 7)
     assert calls[0]["name"] == "seed1"
     assert calls[0]["config"] == {"steps": 3}
-    assert calls[1:] == [("log", {"step": 2.0, "td_loss": 0.5}, 7), ("finish",)]
+    assert calls[1:] == [("log", {"td_loss": 0.5}, 7), ("finish",)]
 
 
 def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
