@@ -26,7 +26,7 @@ from flowrl.rl import (
 #: Options of VGF alone; an option that nothing would read is refused.
 _OF_VGF = (
     *("reference_updates", "train_particles", "train_steps", "train_step_size", "band", "temperature"),
-    *("budget", "disagreement"),
+    "budget",
 )
 #: Step sizes among which `--budget auto` chooses, in spreads; the steps are those of --test-steps.
 AUTO_STEP_SIZES = (0.1, 0.3, 0.6)
@@ -104,9 +104,6 @@ class Config:
     budget: Literal["given", "auto"] = "given"
     """auto: critics choose L and the step size on held-out data, for training after a pilot with L_train = 0 (a tenth
     of the updates), for test at the end, as one more policy; the report says why."""
-    disagreement: float = 1.1
-    """With --budget auto: critics are believed up to this disagreement, relative to their disagreement at the choice of
-    best-of-N."""
     train_steps: int = 0
     """L_train: steps of the flow in the TD target; each costs a gradient of the critic a particle."""
     train_step_size: float = 0.1
@@ -172,8 +169,6 @@ def check(config: Config) -> None:
         raise ValueError(f"--hidden must be widths >= 1, got {config.hidden}.")
     if config.paper is not None and (config.paper not in tasks.PAPER_TASKS or config.algorithm != "vgf"):
         raise ValueError(f"--paper must be one of {', '.join(tasks.PAPER_TASKS)}, with --algorithm vgf.")
-    if config.disagreement < 1:
-        raise ValueError(f"--disagreement must be at least 1, got {config.disagreement}.")
     if config.budget == "auto" and config.steps // config.interval < 2:
         raise ValueError("--budget auto needs two intervals or more: one for the pilot, one to train by its choice.")
     _refuse_unread(config)
@@ -203,7 +198,7 @@ def _refuse_unread(config: Config) -> None:
     elif config.budget == "auto":
         what, unread = "--budget auto", {"train_steps", "train_step_size"}
     else:
-        what, unread = "--budget given", {"disagreement"}
+        return
     changed = [name for name in sorted(unread) if getattr(config, name) != getattr(usual, name)]
     if changed:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)

@@ -193,7 +193,7 @@ def _budget(config: Config, learner: Any, state: Any, validation: list[Replay]) 
         raise ValueError("--budget auto chooses on held-out data, and these data have none.")
     grid = {"steps": config.test_steps, "step_sizes": AUTO_STEP_SIZES, "candidates": config.particles}
     measured = measure_budgets(learner, state, validation[0], **grid, key=jr.key(config.seed))
-    return choose_budget(measured, config.disagreement)
+    return choose_budget(measured)
 
 
 def _piloted(

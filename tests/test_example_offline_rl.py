@@ -131,7 +131,7 @@ def test_a_run_without_acting_has_losses_on_held_out_data(tmp_path, data_dir):
 
 @pytest.mark.slow
 def test_a_budget_that_chooses_itself_says_why_and_resumes(tmp_path, data_dir):
-    options = {"data_dir": data_dir, "out": str(tmp_path / "run"), "budget": "auto", "disagreement": "5"}
+    options = {"data_dir": data_dir, "out": str(tmp_path / "run"), "budget": "auto"}
     done = run(*arguments(**options))
     assert done.returncode == 0, done.stderr
     chosen = json.loads((tmp_path / "run" / "training_budget.json").read_text())
@@ -151,8 +151,6 @@ def test_a_budget_that_chooses_itself_says_why_and_resumes(tmp_path, data_dir):
         ({"chunk": "3", "n_step": "5"}, "give --n-step 1"),
         ({"budget": "auto", "train_steps": "2"}, "--budget auto has no use for --train-steps"),
         ({"budget": "auto", "interval": "40"}, "two intervals or more"),
-        ({"disagreement": "2"}, "--budget given has no use for --disagreement"),
-        ({"disagreement": "0.5", "budget": "auto"}, "--disagreement must be at least 1"),
         ({"eval_episodes": "-1"}, "--eval-episodes"),
         ({"eval_episodes": "0", "video": "1"}, "--video needs an environment"),
         ({"set": "alpha=3"}, "a field of VGF"),

@@ -115,31 +115,60 @@ def measure_budgets(
     )
 
 
-def choose_budget(measured: tuple[MeasuredBudget, ...], band: float = 1.1) -> ChosenBudget:
-    """Choose the budget of the largest pessimistic gain among those on which the critics still agree.
+def choose_budget(
+    measured: tuple[MeasuredBudget, ...],
+    *,
+    max_td_error: float = 1.01,
+    max_disagreement: float = 1.1,
+    max_displacement: float = 1.0,
+) -> ChosenBudget:
+    r"""Choose the budget of the largest pessimistic gain among those for which the critics can be believed.
+
+    A critic Q is the value of the policy that its targets assume. What it says of a transported policy π' is true as
+    far as Q also solves the Bellman equation of π':
+
+    $$\|Q - Q^{π'}\|_\infty \le \frac{\|Q - T^{π'} Q\|_\infty}{1 - γ}$$
+
+    and the held-out TD error estimates that residual, with the noise of the returns in it. The other two limits catch
+    what it cannot see: candidates where the ensemble falls apart, and candidates further from the data than samples of
+    the reference are from each other.
+
+    The limits are rules of thumb, set on a handful of small data sets; docs/concepts/budget.md says how they did on
+    others. A critic that has not converged fails the first limit early, and the choice is then too small.
 
     Args:
         measured: from `measure_budgets`.
-        band: the disagreement, relative to best-of-N's, up to which the critics are believed.
+        max_td_error: of the TD error, relative to that at L = 0; >= 1.
+        max_disagreement: of the disagreement, relative to that at L = 0; >= 1.
+        max_displacement: of the displacement, in spreads; > 0.
 
     Returns:
-        The choice: L = 0 where no budget gains more than two standard errors within the band.
+        The choice: L = 0 where no budget within the limits gains more than two standard errors.
 
     Raises:
-        ValueError: nothing was measured, or the band is below 1, where L = 0 lies.
+        ValueError: nothing was measured, or a limit leaves out L = 0.
     """
-    if not measured or not 1 <= band < float("inf"):
-        raise ValueError(f"give measured budgets and a finite band >= 1, got {len(measured)} and {band}.")
-    known = [m for m in measured if m.steps and m.disagreement <= band]
+    if not measured or not (max_td_error >= 1 and max_disagreement >= 1 and max_displacement > 0):
+        raise ValueError(
+            f"give measured budgets ({len(measured)}), max_td_error >= 1 ({max_td_error}), max_disagreement >= 1 "
+            f"({max_disagreement}) and max_displacement > 0 ({max_displacement})."
+        )
+    budgets = [m for m in measured if m.steps]
+    limits = {
+        f"TD error {max_td_error:g}": [m.td_error <= max_td_error for m in budgets],
+        f"disagreement {max_disagreement:g}": [m.disagreement <= max_disagreement for m in budgets],
+        f"displacement {max_displacement:g}": [m.displacement <= max_displacement for m in budgets],
+    }
+    beyond = ", ".join(f"{kept.count(False)} beyond {name}" for name, kept in limits.items())
+    known = [m for m, *kept in zip(budgets, *limits.values(), strict=True) if all(kept)]
     gaining = [m for m in known if m.pessimistic_gain > 2 * m.gain_error]
+    found = f"of {len(budgets)} budgets {beyond}; {len(known)} within all limits"
     if not gaining:
-        why = "none gains pessimistically" if known else f"all pass the band of {band:g}, where critics disagree"
-        return ChosenBudget(0, 0.0, f"L = 0: of {len(measured) - 1} budgets {why}", measured)
+        return ChosenBudget(0, 0.0, f"L = 0: {found}, none of which gains pessimistically", measured)
     best = max(gaining, key=lambda m: m.pessimistic_gain)
     reason = (
-        f"L = {best.steps}, step {best.step_size:g}: largest pessimistic gain ({best.pessimistic_gain:+.2f} spreads "
-        f"of the proposals' values) in the band, which holds {len(known)} of {len(measured) - 1} budgets "
-        f"(disagreement {best.disagreement:.2f} <= {band:g}); actions move {best.displacement:.2f}"
+        f"L = {best.steps}, step {best.step_size:g}: {found}; it has the largest pessimistic gain of those, "
+        f"{best.pessimistic_gain:+.2f} spreads of the proposals' values, and moves actions by {best.displacement:.2f}"
     )
     return ChosenBudget(best.steps, best.step_size, reason, measured)
 

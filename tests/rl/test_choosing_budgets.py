@@ -106,20 +106,35 @@ def test_the_td_error_follows_what_bootstrapping_would_change(trained):
     assert other[1].td_error != pytest.approx(1, abs=0.01)
 
 
-def budget(steps, size, gain, disagreement, error=0.01):
-    return MeasuredBudget(steps, size, gain, gain, error, disagreement, 0.3 * steps, 1.0)
+def budget(steps, size, gain, *, disagreement=1.0, error=0.01, moved=0.5, td_error=1.0):
+    return MeasuredBudget(steps, size, gain, gain, error, disagreement, moved, td_error)
 
 
-def test_the_choice_is_the_largest_pessimistic_gain_within_the_band():
-    zero = budget(0, 0.0, 0.0, 1.0)
-    small, large = budget(1, 0.3, 0.2, 1.02), budget(5, 0.3, 0.9, 1.6)
-    chosen = choose_budget((zero, small, large))
+ZERO = budget(0, 0.0, 0.0, moved=0.0)
+
+
+@pytest.mark.parametrize(
+    ("beyond", "limit"),
+    [
+        ({"disagreement": 1.6}, {"max_disagreement": 2.0}),
+        ({"td_error": 1.05}, {"max_td_error": 1.1}),
+        ({"moved": 1.5}, {"max_displacement": 2.0}),
+    ],
+)
+def test_the_choice_is_the_largest_pessimistic_gain_within_the_limits(beyond, limit):
+    small, large = budget(1, 0.3, 0.2), budget(5, 0.3, 0.9, **beyond)
+    chosen = choose_budget((ZERO, small, large))
     assert (chosen.steps, chosen.step_size) == (1, 0.3)
-    assert "holds 1 of 2 budgets" in chosen.reason
-    assert choose_budget((zero, small, large), band=2.0).steps == 5
-    assert "all pass the band" in choose_budget((zero, large)).reason
-    noisy = choose_budget((zero, budget(1, 0.3, 0.2, 1.0, error=0.2)))
-    assert (noisy.steps, "none gains" in noisy.reason) == (0, True)
+    assert "1 within all limits" in chosen.reason
+    assert f"1 beyond {next(iter(limit))[4:].replace('td', 'TD').replace('_', ' ')}" in chosen.reason
+    assert choose_budget((ZERO, small, large), **limit).steps == 5
+    assert choose_budget((ZERO, large)).steps == 0
+
+
+def test_a_gain_within_its_error_is_no_reason_to_move():
+    noisy = choose_budget((ZERO, budget(1, 0.3, 0.2, error=0.2)))
+    assert noisy.steps == 0
+    assert "none of which gains" in noisy.reason
 
 
 def test_bad_grids_and_bands_are_refused(trained):
@@ -127,8 +142,11 @@ def test_bad_grids_and_bands_are_refused(trained):
     for changes in ({"steps": ()}, {"steps": (0,)}, {"step_sizes": (-1.0,)}, {"candidates": 0}, {"pessimism": -1.0}):
         with pytest.raises(ValueError, match="must be"):
             measure_budgets(vgf, state, held_out, **{"steps": (1,), "step_sizes": (0.1,), "key": jr.key(0)} | changes)
-    with pytest.raises(ValueError, match="band >= 1"):
-        choose_budget((budget(0, 0.0, 0.0, 1.0),), band=0.5)
+    for limit in ({"max_td_error": 0.9}, {"max_disagreement": 0.5}, {"max_displacement": 0.0}):
+        with pytest.raises(ValueError, match="give measured budgets"):
+            choose_budget((ZERO,), **limit)
+    with pytest.raises(ValueError, match="give measured budgets"):
+        choose_budget(())
 
 
 def test_halving_finds_the_policy_that_acts_best(trained):
