@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import itertools
+import math
 import os
 from pathlib import Path
 from typing import Literal
@@ -33,7 +34,7 @@ AUTO_STEP_SIZES = (0.1, 0.3, 0.6)
 #: What may be chosen along with a task of the paper, which fixes the rest.
 _BESIDE_PAPER = (
     *("paper", "data_dir", "dataset_path", "origin", "out", "resume", "seed", "interval", "particles", "set", "log"),
-    *("eval_episodes", "eval_seed", "curve_points", "curve_episodes", "video", "lanes", "workers"),
+    *("eval_episodes", "bandit_episodes", "eval_seed", "curve_points", "curve_episodes", "video", "lanes", "workers"),
 )
 #: Policies without randomness.
 DETERMINISTIC = ("td3_bc", "rebrac", "iql")
@@ -121,6 +122,8 @@ class Config:
 
     eval_episodes: int = 16
     """Episodes of every policy at the end, the same for all; 0 trains without acting."""
+    bandit_episodes: int = 0
+    """Episodes to spend, before those, on finding the best L_test by acting (sequential halving); 0: none."""
     eval_seed: int = 1
     """Seed of the evaluation's episodes."""
     curve_points: int = 1
@@ -161,6 +164,8 @@ def check(config: Config) -> None:
         raise ValueError(f"--chosen {config.chosen} must be one of --test-steps {config.test_steps}.")
     if min(config.eval_seed, config.seed, config.curve_points, config.eval_episodes, config.video) < 0:
         raise ValueError("--seed, --eval-seed, --eval-episodes, --curve-points and --video must be >= 0.")
+    if config.bandit_episodes < 0 or (config.bandit_episodes and not config.eval_episodes):
+        raise ValueError("--bandit-episodes must be >= 0, and needs --eval-episodes 1 or more.")
     if config.video and not config.eval_episodes:
         raise ValueError("--video needs an environment to act in: give --eval-episodes 1 or more.")
     if not 0 <= config.discount <= 1:
@@ -180,7 +185,12 @@ def check(config: Config) -> None:
         )
     # These say themselves what is wrong with the rest: step sizes, rates, too few lanes for the policies.
     algorithm(config)
-    PolicyTable(test_policies(config), config.lanes)
+    policies = test_policies(config)
+    PolicyTable(policies, config.lanes)
+    arms = len(budgets(policies)) + (config.budget == "auto")
+    least = arms * math.ceil(math.log2(max(arms, 2)))
+    if 0 < config.bandit_episodes < least:
+        raise ValueError(f"--bandit-episodes must be 0, or {least} for {arms} budgets, got {config.bandit_episodes}.")
 
 
 def _refuse_unread(config: Config) -> None:
@@ -192,7 +202,16 @@ def _refuse_unread(config: Config) -> None:
     elif config.algorithm != "vgf":
         what, unread = f"--algorithm {config.algorithm}", set(_OF_VGF)
         if config.algorithm == "bc":
-            unread |= {"particles", "members", "polyak", "aggregate", "test_steps", "test_step_size", "chosen"}
+            unread |= {
+                "particles",
+                "members",
+                "polyak",
+                "aggregate",
+                "test_steps",
+                "test_step_size",
+                "chosen",
+                "bandit_episodes",
+            }
         if config.algorithm in DETERMINISTIC:
             unread |= {"particles"}
     elif config.budget == "auto":
@@ -307,6 +326,11 @@ def test_policies(config: Config) -> tuple[Policy, ...]:
         Policy(f"random directions, same length as L={chosen}, best", n, chosen, size, noise=True),
         Policy(f"best-of-{4 * n}", 4 * n),
     )
+
+
+def budgets(policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
+    """Give those that differ in nothing but their test budget: N candidates, the best of them."""
+    return tuple(p for p in policies if p.candidates == policies[0].candidates and p.select == "best" and not p.noise)
 
 
 def at_full_size(config: Config) -> Config:

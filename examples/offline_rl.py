@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.random as jr
 from console import bar, progress, table, training_bar
-from offline_config import AUTO_STEP_SIZES, Config, algorithm, at_full_size, check, parse, test_policies
+from offline_config import AUTO_STEP_SIZES, Config, algorithm, at_full_size, budgets, check, parse, test_policies
 from rich.console import Console
 
 from flowrl import Budget
@@ -45,6 +45,7 @@ from flowrl.rl import (
     measure_budgets,
     record_video,
     report,
+    select_by_acting,
     tasks,
     to_csv,
 )
@@ -61,7 +62,7 @@ def main(config: Config) -> list[report.Row]:
         console.print(_cost(config.paper, learner, config.steps))
     # Where things are and who works on them is no part of what a run is; how it is evaluated at the end may change.
     elsewhere = ("out", "resume", "data_dir", "workers", "log")
-    free = ("lanes", "eval_episodes", "eval_seed", "video")
+    free = ("lanes", "eval_episodes", "eval_seed", "bandit_episodes", "video")
     options = {k: v for k, v in dataclasses.asdict(config).items() if k not in elsewhere}
     identity = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
 
@@ -134,9 +135,21 @@ def main(config: Config) -> list[report.Row]:
                 notes.append(f"test budget: {choice.reason}")
                 name = f"VGF, chosen L={choice.steps}, step {choice.step_size:g}"
                 policies = (*policies, Policy(name, config.particles, choice.steps, choice.step_size))
+            agent = Agent(learner, state, standardizer, config.chunk)
+            if config.bandit_episodes:
+                found = select_by_acting(
+                    agent,
+                    budgets(policies),
+                    acting,
+                    episodes=config.bandit_episodes,
+                    metric=metric,
+                    seed=config.eval_seed + 1,  # none of the episodes that are reported
+                    progress=bar(bars, "choosing by acting (episodes)"),
+                )
+                spent = sum(found.episodes.values())
+                notes.append(f"by acting, {spent} other episodes: {found.policy.name}")
             for note in notes:
                 console.print(note)
-            agent = Agent(learner, state, standardizer, config.chunk)
             show = bar(bars, "evaluation (episodes)")
             measured = evaluate(
                 agent, policies, acting, episodes=config.eval_episodes, seed=config.eval_seed, progress=show

@@ -132,12 +132,14 @@ def test_a_run_without_acting_has_losses_on_held_out_data(tmp_path, data_dir):
 @pytest.mark.slow
 def test_a_budget_that_chooses_itself_says_why_and_resumes(tmp_path, data_dir):
     options = {"data_dir": data_dir, "out": str(tmp_path / "run"), "budget": "auto"}
+    options |= {"bandit_episodes": "16", "test_steps": "1 2"}
     done = run(*arguments(**options))
     assert done.returncode == 0, done.stderr
     chosen = json.loads((tmp_path / "run" / "training_budget.json").read_text())
     text = (tmp_path / "run" / "results.md").read_text()
     assert f"training budget: {chosen['reason']}" in text
     assert "test budget: L = " in text
+    assert "by acting, 16 other episodes: " in text
     assert "| VGF, chosen L=" in text
     first = (tmp_path / "run" / "results.csv").read_bytes()
     again = run(*arguments(**options), "--resume")
@@ -151,6 +153,7 @@ def test_a_budget_that_chooses_itself_says_why_and_resumes(tmp_path, data_dir):
         ({"chunk": "3", "n_step": "5"}, "give --n-step 1"),
         ({"budget": "auto", "train_steps": "2"}, "--budget auto has no use for --train-steps"),
         ({"budget": "auto", "interval": "40"}, "two intervals or more"),
+        ({"bandit_episodes": "1"}, "--bandit-episodes must be 0, or 2 for 2 budgets, got 1"),
         ({"eval_episodes": "-1"}, "--eval-episodes"),
         ({"eval_episodes": "0", "video": "1"}, "--video needs an environment"),
         ({"set": "alpha=3"}, "a field of VGF"),
