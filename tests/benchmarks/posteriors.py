@@ -27,7 +27,7 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-# Small LAPACK calls on many threads wait for each other as soon as another process has a core.
+# The threads of a small QR, of which ALDI takes one a step, wait for each other where another process has a core.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "examples"))
 

@@ -62,9 +62,10 @@ class Residual(AbstractActorCritic):
     """A sample of a flow model of the data and a normal residual on it, μ-sample + Φ tanh(m + σ z), that climbs Q.
 
     With `sees_action` m and σ depend on the state and on the sample, as the perturbation of BCQ does (there without
-    noise); otherwise on the state alone: one residual for all modes.
+    noise, and with Φ = 0.05); otherwise on the state alone: one residual for all modes.
 
-    Fujimoto, Meger and Precup, "Off-Policy Deep Reinforcement Learning without Exploration", ICML 2019.
+    Fujimoto, Meger and Precup, "Off-Policy Deep Reinforcement Learning without Exploration", ICML 2019
+    (arXiv 1812.02900).
     """
 
     sees_action: bool = eqx.field(static=True)
@@ -146,7 +147,8 @@ def learners():
         "IQL, its normal law": (baselines.IQL(temperature=1.0, **SIZES), proposal),
         "TD3+BC": (baselines.TD3BC(**SIZES), proposal),
         "Gaussian residual": (Residual(sees_action=False), proposal),
-        "residual that sees the action (BCQ)": (Residual(sees_action=True), proposal),
+        "residual that sees the sample": (Residual(sees_action=True), proposal),
+        "the same of BCQ's size, 0.05": (Residual(sees_action=True, reach=0.05), proposal),
         "FQL": (baselines.FQL(alpha=10.0, **SIZES), proposal),
     }
 
@@ -183,8 +185,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("two_modes.png"))
     options = parser.parse_args()
-    figure = Figure(figsize=(14, 5.6), layout="constrained")
-    panels = figure.subplots(2, 4, sharex=True, sharey=True).ravel()
+    figure = Figure(figsize=(11, 8.4), layout="constrained")
+    panels = figure.subplots(3, 3, sharex=True, sharey=True).ravel()
     logged = bandit(0).actions
     print("| policy | share of the lesser mode | between the modes | mean reward |\n|---|---|---|---|")
     for panel, (name, (algorithm, policy)) in zip(panels, learners().items(), strict=True):
