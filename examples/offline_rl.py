@@ -109,7 +109,8 @@ def main(config: Config) -> list[report.Row]:
                 means = report.scores(measured, metric, reference).mean(axis=1)
                 return {f"score/{p.name}": float(x) for p, x in zip(curve, means, strict=True)} | row
 
-            tracker = Tracker(config.log, run.path, identity) if config.log else None
+            name = f"{config.env} {config.algorithm} seed{config.seed}"
+            tracker = Tracker(config.log, run.path, identity, name=name) if config.log else None
             log = stack.enter_context(tracker).log if tracker else None
             settings = {"interval": config.interval, "key": jr.key(config.seed), "run": run, "log": log}
             notes = []

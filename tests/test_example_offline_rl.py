@@ -110,6 +110,13 @@ def test_every_rival_runs_to_the_end(tmp_path, data_dir, algorithm):
 
 
 @pytest.mark.slow
+def test_rebrac_runs_with_chunks(tmp_path, data_dir):
+    options = {"algorithm": "rebrac", "reference_updates": "8000", "n_step": "1", "chunk": "3"}
+    done = run(*arguments(data_dir=data_dir, out=str(tmp_path / "run"), **options))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_vgf_runs_with_chunks_and_holds_out_both_losses(tmp_path, data_dir):
     options = {"curve_points": "1", "curve_episodes": "1", "n_step": "1", "chunk": "3"}
     done = run(*arguments(data_dir=data_dir, out=str(tmp_path / "run"), **options))

@@ -14,14 +14,15 @@ class Tracker:
         kind: which.
     """
 
-    def __init__(self, kind: str, path: str | os.PathLike[str], config: dict[str, Any]):
+    def __init__(self, kind: str, path: str | os.PathLike[str], config: dict[str, Any], *, name: str | None = None):
         """Open a tracker's run.
 
         Args:
             kind: "tensorboard" writes event files into `path`; "wandb" and "trackio" start a run of the project
-                "flowrl", named like the last part of `path`, by their own settings (WANDB_MODE=offline and the like).
+                "flowrl", by their own settings (WANDB_MODE=offline and the like).
             path: the run directory.
             config: what the run is.
+            name: of the run in wandb and trackio; None takes the last part of `path`.
 
         Raises:
             ImportError: the package is missing; the message names the extra.
@@ -41,7 +42,7 @@ class Tracker:
         else:
             # wandb writes into `dir`; trackio keeps its runs in a place of its own.
             place = {"dir": str(path)} if kind == "wandb" else {}
-            self._writer = package.init(project="flowrl", name=path.name, config=config, **place)
+            self._writer = package.init(project="flowrl", name=name or path.name, config=config, **place)
 
     def __enter__(self) -> "Tracker":
         """Use as a context manager."""

@@ -44,6 +44,9 @@ def test_runs_are_named_and_finished(kind, tmp_path, monkeypatch):
     with Tracker(kind, tmp_path / "seed1", {"steps": 3}) as tracker:
         tracker.log({"phase": "main", "step": 2, "td_loss": 0.5}, 7)
     assert calls[0]["name"] == "seed1"
+    Tracker(kind, tmp_path / "seed1", {}, name="iql seed1").log({}, 1)
+    assert calls.pop(3)["name"] == "iql seed1"
+    assert calls.pop(3) == ("log", {}, 1)
     assert calls[0]["config"] == {"steps": 3}
     assert calls[1:] == [("log", {"td_loss": 0.5}, 7), ("finish",)]
 
