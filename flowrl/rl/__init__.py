@@ -20,6 +20,7 @@ from flowrl.rl._auto_budget import (
     choose_budget as choose_budget,
     measure_budgets as measure_budgets,
 )
+from flowrl.rl._buffer import Buffer as Buffer, Rows as Rows, Windows as Windows, insert as insert
 from flowrl.rl._checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
 from flowrl.rl._critic import (
     AbstractAggregate as AbstractAggregate,

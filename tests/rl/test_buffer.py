@@ -1,0 +1,139 @@
+"""The buffer against a plain list, and its windows against the replay of a data set."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from rl.toys import transitions
+
+from flowrl.rl import Buffer, Rows, Standardizer, Windows, insert, make_replay, presets
+from flowrl.rl.data import Transitions
+
+
+def walk(rows: int, ends: list[int], deaths: list[int], seed: int = 0) -> Transitions:
+    """Trajectories that end where `ends` says, some of them because the task does."""
+    rng = np.random.default_rng(seed)
+    terminals, masks = np.zeros(rows), np.ones(rows)
+    terminals[[*ends, rows - 1]] = 1
+    masks[deaths] = 0
+    state = rng.normal(size=(rows + 1, 2))
+    return transitions(state[:-1], rng.uniform(-1, 1, (rows, 1)), rng.normal(size=rows), state[1:], masks, terminals)
+
+
+def numbered(first: int, count: int) -> Rows:
+    """Rows that say their number everywhere."""
+    x = jnp.arange(first, first + count, dtype=jnp.float32)
+    return Rows(jnp.stack([x, x], 1), x[:, None], x, jnp.stack([-x, -x], 1), 0.5 * jnp.ones_like(x))
+
+
+def small(rows: int = 5, capacity: int = 7) -> Buffer:
+    data = walk(rows, [], [])
+    return Buffer(make_replay(data, Standardizer.fit(data.observations, "none"), discount=0.9), capacity)
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_windows_are_the_rows_of_a_replay(n_step):
+    data = walk(23, [4, 5, 13], [5, 13])
+    standardizer = Standardizer.fit(data.observations)
+    replay = make_replay(data, standardizer, discount=0.9, n_step=n_step, reward_scale=2.0)
+    windows = Windows(1, standardizer, discount=0.9, n_step=n_step, reward_scale=2.0)
+    for i in range(23):
+        dead = data.masks[i] == 0
+        windows.add(
+            0,
+            data.observations[i],
+            data.actions[i],
+            float(data.rewards[i]),
+            data.next_observations[i],
+            terminated=bool(dead),
+            truncated=bool(data.terminals[i]) and not dead,
+        )
+    rows = windows.take()
+    assert windows.take() is None
+    np.testing.assert_allclose(rows.observations, replay.observations, rtol=1e-6)
+    np.testing.assert_allclose(rows.actions, replay.actions)
+    np.testing.assert_allclose(rows.returns, replay.returns, rtol=1e-5)
+    np.testing.assert_allclose(rows.discounts, replay.discounts, rtol=1e-6)
+    np.testing.assert_allclose(rows.next_observations, replay.next_observations[replay.bootstrap], rtol=1e-6)
+
+
+def test_environments_side_by_side_do_not_share_windows():
+    unit = Standardizer(jnp.zeros(1, jnp.float32), jnp.ones(1, jnp.float32))
+    windows = Windows(2, unit, discount=0.5, n_step=2)
+    for t in range(3):
+        for lane in range(2):
+            here, there = (np.full(1, 10.0 * lane + t + k, np.float32) for k in (0, 1))
+            windows.add(lane, here, here, 10.0 * lane + t, there, terminated=False, truncated=t == 2)
+    rows = windows.take()
+    order = np.argsort(rows.observations[:, 0])
+    np.testing.assert_allclose(rows.observations[order, 0], [0, 1, 2, 10, 11, 12])
+    np.testing.assert_allclose(rows.returns[order], [0.5, 2, 2, 15.5, 17, 12])
+    np.testing.assert_allclose(rows.discounts[order], [0.25, 0.25, 0.5] * 2)
+
+
+def test_new_rows_replace_the_oldest_and_the_data_stay():
+    buffer, kept = small(), []
+    data = jax.device_get(buffer.replay.actions[:5])
+    for first, count in ((0, 3), (3, 3), (6, 4), (10, 7)):
+        buffer = insert(buffer, numbered(first, count))
+        kept = [*kept, *range(first, first + count)][-7:]
+        ring = np.asarray(buffer.replay.actions[5:, 0])
+        assert sorted(ring[: int(buffer.filled)]) == kept
+    np.testing.assert_array_equal(buffer.replay.actions[:5], data)
+    np.testing.assert_array_equal(buffer.replay.next_observations[5:, 0], -buffer.replay.actions[5:, 0])
+    assert buffer.replay.bootstrap[5:].tolist() == list(range(5, 12))
+    assert set(buffer.replay.following[5:].tolist()) == {-1}
+
+
+def test_inserting_works_in_place():
+    """The arrays of the buffer are given away: no second copy of the data."""
+    buffer = small(1000, 50)
+    before = buffer.replay.observations
+    buffer = insert(buffer, numbered(0, 2))
+    assert before.is_deleted()
+    assert buffer.replay.observations.shape == (1050, 2)
+
+
+@pytest.mark.parametrize(("protocol", "share"), [("prefilled", 3 / 8), ("rlpd", 1 / 2), ("wsrl", 1.0)])
+def test_batches_hold_the_share_of_new_rows_that_the_protocol_says(protocol, share):
+    buffer = small()
+    assert (buffer.rows(protocol, 100, jr.key(0)) < 5).all()  # nothing new yet
+    rows = np.asarray(insert(buffer, numbered(0, 3)).rows(protocol, 4000, jr.key(0)))
+    assert rows.max() < 8
+    assert set(rows[rows >= 5]) == {5, 6, 7}
+    assert (rows >= 5).mean() == pytest.approx(share, abs=0.03 if protocol == "prefilled" else 0)
+
+
+def test_an_algorithm_learns_from_it_as_from_any_replay():
+    data = walk(60, [29], [])
+    replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
+    vgf = presets.default(hidden=(8,), reference_hidden=(8,), batch_size=16, reference_updates=2)
+    state = vgf.init(2, 1, key=jr.key(0))
+    state, replay = vgf.prepare(state, replay, key=jr.key(1))
+    buffer = Buffer(replay, 20)
+    with pytest.raises(ValueError, match="only there"):
+        insert(buffer, numbered(0, 4))
+    rows = eqx.tree_at(
+        lambda r: r.particles, numbered(0, 4), jnp.zeros((4, 8, 1), jnp.float32), is_leaf=lambda x: x is None
+    )
+    buffer = insert(buffer, rows)
+    batch = buffer.rows("rlpd", 16, jr.key(2))
+    updated, metrics = eqx.filter_jit(vgf.update)(state, buffer.replay, batch, jr.key(3))
+    assert int(updated.step) == 1
+    assert np.isfinite(float(metrics["td_loss"]))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: small(capacity=0), "capacity must be >= 1"),
+        (lambda: insert(small(), numbered(0, 8)), "8 rows do not fit into a ring of 7"),
+        (lambda: Windows(0, Standardizer.fit(np.zeros((2, 1), np.float32)), discount=0.9), "lanes >= 1"),
+        (lambda: Windows(1, Standardizer.fit(np.zeros((2, 1), np.float32)), discount=1.9), "discount in"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
