@@ -24,14 +24,21 @@ class Stepped(NamedTuple):
     Attributes:
         observation: the next observation (obs,).
         reward: r.
-        done: the episode is over, by its end or by its time limit.
+        terminated: the task has ended: what follows is worth 0.
+        truncated: the episode was cut off, by a time limit; what would have followed has a value.
         success: the environment says that the task is solved; False where it says nothing.
     """
 
     observation: np.ndarray
     reward: float
-    done: bool
+    terminated: bool
+    truncated: bool
     success: bool
+
+    @property
+    def done(self) -> bool:
+        """Whether the episode is over, by its end or by its time limit."""
+        return self.terminated or self.truncated
 
 
 class Lanes:
@@ -177,8 +184,8 @@ def environments(env_name: str, lanes: list[int]) -> Callable[[str, dict[int, An
                     answers[lane] = envs[lane].reset(seed=argument)[0]
                 else:
                     observation, reward, terminated, truncated, info = envs[lane].step(argument)
-                    done, success = bool(terminated or truncated), bool(info.get("success", False))
-                    answers[lane] = Stepped(observation, float(reward), done, success)
+                    success = bool(info.get("success", False))
+                    answers[lane] = Stepped(observation, float(reward), bool(terminated), bool(truncated), success)
             except Exception as error:
                 raise RuntimeError(f"lane {lane}, seed {seeds.get(lane)}: {type(error).__name__}: {error}") from error
         return answers

@@ -60,6 +60,19 @@ def test_episodes_depend_on_the_seed_alone():
     assert not np.array_equal(steps[5][1].observation, steps[0][0].observation)
 
 
+def test_an_end_is_told_from_a_time_limit():
+    """The task of the toy ends after five steps; pendulum never ends, and is cut off after two hundred."""
+    with Lanes("factory:rl.environments:goals", 1, workers=1) as lanes:
+        lanes.reset({0: 0})
+        ends = [lanes.step({0: np.zeros(2, np.float32)})[0] for _ in range(5)]
+    assert [(e.terminated, e.truncated, e.done) for e in ends] == [(False,) * 3] * 4 + [(True, False, True)]
+    with Lanes("gym:Pendulum-v1", 1, workers=1) as lanes:
+        lanes.reset({0: 0})
+        ends = [lanes.step({0: np.zeros(1, np.float32)})[0] for _ in range(200)]
+    assert not any(e.done for e in ends[:-1])
+    assert (ends[-1].terminated, ends[-1].truncated, ends[-1].done) == (False, True, True)
+
+
 def test_killed_worker():
     with Lanes(MAZE, 2, workers=2) as lanes:
         lanes.reset({0: 0, 1: 1})
