@@ -9,8 +9,11 @@ With `--study grid` each row also has what `measure_budgets` says of the budget 
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import jax.random as jr
 import offline_config
