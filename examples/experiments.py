@@ -59,7 +59,7 @@ class Run:
     known: tuple[Path, ...] = ()
     """Files of rows from elsewhere; cells that are in them are not run again. Give them to report as well."""
     jobs: int = 1
-    """Runs at a time; with more than one each has one thread and one process of environments."""
+    """Runs at a time; with more than one each multiplies matrices on one thread and has one process of environments."""
     dry_run: bool = False
     """List the cells and how far they are, and run nothing."""
 

@@ -206,7 +206,8 @@ def _budget(config: Config, learner: Any, state: Any, validation: list[Replay]) 
     if not validation:
         raise ValueError("--budget auto chooses on held-out data, and these data have none.")
     grid = {"steps": config.test_steps, "step_sizes": AUTO_STEP_SIZES, "candidates": config.particles}
-    measured = measure_budgets(learner, state, validation[0], **grid, key=jr.key(config.seed))
+    key = jr.fold_in(jr.key(config.seed), int(state.step))  # apart from the keys of the training
+    measured = measure_budgets(learner, state, validation[0], **grid, key=key)
     return choose_budget(measured)
 
 
@@ -232,10 +233,10 @@ def _held_out(learner: AbstractAlgorithm, state: Any, validation: list[Replay], 
     """Measure the losses on data that are not trained on."""
     row = {}
     for replay in validation:
-        key, losses = jr.key(step), {}
+        (reference_key, cache_key, key), losses = jr.split(jr.key(step), 3), {}
         if isinstance(learner, AbstractPretrained) and learner.pretraining:
-            losses = held_out(learner, state, replay, key, phase="reference")
-            _, replay = learner.prepare(state, replay, key=key)  # the unit of length stays that of training
+            losses = held_out(learner, state, replay, reference_key, phase="reference")
+            _, replay = learner.prepare(state, replay, key=cache_key)  # the unit of length stays that of training
         losses |= held_out(learner, state, replay, key)
         row |= {f"held_out/{name}": float(x) for name, x in losses.items() if name.endswith("loss")}
     return row

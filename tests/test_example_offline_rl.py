@@ -152,6 +152,7 @@ def test_a_budget_that_chooses_itself_says_why_and_resumes(tmp_path, data_dir):
     again = run(*arguments(**options), "--resume")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run" / "results.csv").read_bytes() == first
+    assert (tmp_path / "run" / "results.md").read_text() == text  # the pilot's choice is kept, not made again
 
 
 @pytest.mark.parametrize(

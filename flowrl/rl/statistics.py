@@ -88,9 +88,7 @@ def stratified_bootstrap(
     Raises:
         ValueError: no tasks, a task without runs, or a number out of range.
     """
-    tasks = [_finite(task, f"scores of task {i}").ravel() for i, task in enumerate(scores)]
-    if not tasks:
-        raise ValueError("no tasks.")
+    tasks = _tasks(scores)
     rng = _generator(resamples, confidence, seed)
     if _single(tasks):
         return Estimate(statistic(np.concatenate(tasks)), float("-inf"), float("inf"))
@@ -175,9 +173,7 @@ def performance_profile(
     Raises:
         ValueError: no tasks, a task without runs, or a number out of range.
     """
-    tasks = [_finite(task, f"scores of task {i}").ravel() for i, task in enumerate(scores)]
-    if not tasks:
-        raise ValueError("no tasks.")
+    tasks = _tasks(scores)
     rng = _generator(resamples, confidence, seed)
 
     def share(task: np.ndarray) -> np.ndarray:
@@ -249,6 +245,12 @@ def _generator(resamples: int, confidence: float, seed: int) -> np.random.Genera
     if resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"resamples must be >= 1 and confidence in (0, 1), got {resamples} and {confidence}.")
     return np.random.default_rng(seed)
+
+
+def _tasks(scores: Sequence[np.ndarray]) -> list[np.ndarray]:
+    if not scores:
+        raise ValueError("no tasks.")
+    return [_finite(task, f"scores of task {i}").ravel() for i, task in enumerate(scores)]
 
 
 def _finite(scores: np.ndarray, name: str) -> np.ndarray:

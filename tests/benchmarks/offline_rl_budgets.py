@@ -7,6 +7,7 @@ Every way to act has the same episodes and the same proposals.
 With `--study grid` each row also has what `measure_budgets` says of the budget from held-out data alone.
 """
 
+import csv
 import dataclasses
 import json
 import sys
@@ -156,8 +157,6 @@ def measure(run: Path, options: Options) -> list[dict]:
 
 def main(options: Options) -> None:
     """Evaluate every run and write the rows."""
-    import csv
-
     rows = list(csv.DictReader(options.out.read_text().splitlines())) if options.out.exists() else []
     done = {(row["env"], row["seed"]) for row in rows}
     for run in options.runs:
