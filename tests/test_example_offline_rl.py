@@ -146,7 +146,8 @@ def test_a_budget_that_chooses_itself_says_why_and_resumes(tmp_path, data_dir):
     text = (tmp_path / "run" / "results.md").read_text()
     assert f"training budget: {chosen['reason']}" in text
     assert "test budget: L = " in text
-    assert "by acting, 16 other episodes: " in text
+    # Five budgets in three rounds: 5, 3 and 2 of them, with 1, 1 and 2 episodes each.
+    assert "by acting, 12 other episodes: " in text
     assert "| VGF, chosen L=" in text
     first = (tmp_path / "run" / "results.csv").read_bytes()
     again = run(*arguments(**options), "--resume")
