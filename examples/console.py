@@ -40,6 +40,20 @@ def training_bar(bars: Progress) -> Callable[[Any], None]:
     return show
 
 
+def online_bar(bars: Progress) -> Callable[[Any], None]:
+    """Make the progress callback of `flowrl.rl.finetune`: a bar with both rates."""
+    show = None
+
+    def advance(progress: Any) -> None:
+        nonlocal show
+        if show is None:
+            show = bars.add_task("acting and learning (steps)", total=progress.total, rate="")
+        rate = f"{progress.steps_per_second:.0f} steps/s, {progress.updates_per_second:.0f} updates/s"
+        bars.update(show, completed=progress.done, rate=rate)
+
+    return advance
+
+
 def table(rows: list[report.Row], unit: str, title: str, baseline: str, length: str) -> Table:
     """Lay out what an evaluation showed."""
     out = Table(title=title)

@@ -67,22 +67,9 @@ def main(config: Config) -> list[report.Row]:
     identity = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
 
     with RunDirectory(config.out, identity, resume=config.resume, free=free) as run, progress(console) as bars:
-        dataset = data.load(
-            config.env,
-            config.data_dir,
-            origin=config.origin,
-            rows=config.rows,
-            val_rows=max(config.rows // 10, 1),
-            workers=config.workers,
-            progress=bar(bars, "data"),
-            dataset_path=config.dataset_path,
-        )
-        # Dense rewards are brought to unit scale; 0/-1 rewards already are.
-        automatic = "unit_std" if metric == "return" else "none"
-        rewards = automatic if config.rewards == "auto" else config.rewards
-        dataset = data.apply_protocol(dataset, rewards=rewards, observations="standard")
-        _same_data(run, dataset.info.to_json() + "\n")
-        run.write("software.json", json.dumps(_software(rewards), indent=2) + "\n")
+        dataset = treated(config, load_data(config, bar(bars, "data")))
+        same_data(run, dataset.info.to_json() + "\n")
+        run.write("software.json", json.dumps(software(dataset.info.reward_transform.protocol), indent=2) + "\n")
         title = f"{config.env}, {dataset.info.label} data, {dataset.info.rows:,} rows"
         console.print(title)
         for note in dataset.info.notes:
@@ -92,11 +79,7 @@ def main(config: Config) -> list[report.Row]:
         acting = Lanes(config.env, config.lanes, workers=config.workers) if config.eval_episodes else None
         with acting or contextlib.nullcontext(), contextlib.ExitStack() as stack:
             standardizer = Standardizer.fit(dataset.train.observations)
-            training, *validation = [
-                make_replay(split, standardizer, discount=config.discount, n_step=config.n_step, chunk=config.chunk)
-                for split in (dataset.train, dataset.validation)
-                if split is not None
-            ]
+            training, *validation = replays(config, dataset, standardizer)
             curve = tuple(p for p in policies if p.candidates == policies[0].candidates and not p.noise)
 
             def measure(state: Any, step: int) -> dict[str, Any]:
@@ -159,7 +142,7 @@ def main(config: Config) -> list[report.Row]:
         rows = report.summarise(policies, measured, metric, baseline=baseline, reference=reference)
         # The rivals' budgets, and those of the paper's tasks, are in units of the action.
         length = "spreads" if config.algorithm == "vgf" and config.paper is None else "units of the action"
-        run.write("results.csv", to_csv(_episodes(policies, measured)))
+        run.write("results.csv", to_csv(episodes(policies, measured)))
         text = "\n\n".join([title, *notes, report.markdown(rows, unit, length)])
         run.write("results.md", text)
         report.plot_budget(rows, policies, unit, title, run.path / "budget_curve.png")
@@ -177,6 +160,37 @@ def main(config: Config) -> list[report.Row]:
     return rows
 
 
+def load_data(config: Config, progress: Any) -> data.OfflineDataset:
+    """Make or read the data of a run, with the environment's own rewards."""
+    return data.load(
+        config.env,
+        config.data_dir,
+        origin=config.origin,
+        rows=config.rows,
+        val_rows=max(config.rows // 10, 1),
+        workers=config.workers,
+        progress=progress,
+        dataset_path=config.dataset_path,
+    )
+
+
+def treated(config: Config, dataset: data.OfflineDataset) -> data.OfflineDataset:
+    """Treat rewards and observations as the options say."""
+    # Dense rewards are brought to unit scale; 0/-1 rewards already are.
+    automatic = "unit_std" if data.metric(config.env) == "return" else "none"
+    rewards = automatic if config.rewards == "auto" else config.rewards
+    return data.apply_protocol(dataset, rewards=rewards, observations="standard")
+
+
+def replays(config: Config, dataset: data.OfflineDataset, standardizer: Standardizer) -> list[Replay]:
+    """Bring the splits to the device."""
+    return [
+        make_replay(split, standardizer, discount=config.discount, n_step=config.n_step, chunk=config.chunk)
+        for split in (dataset.train, dataset.validation)
+        if split is not None
+    ]
+
+
 def _cost(name: str, learner: AbstractAlgorithm, updates: int) -> str:
     """Say what a task of the paper costs, before its data are downloaded."""
     task = tasks.PAPER_TASKS[name]
@@ -187,7 +201,7 @@ def _cost(name: str, learner: AbstractAlgorithm, updates: int) -> str:
     )
 
 
-def _software(rewards: str) -> dict[str, str]:
+def software(rewards: str) -> dict[str, str]:
     """Say what a result depends on beside the options and the data."""
     packages = {"flowrl": "flowrl-transport", "jax": "jax", "jaxlib": "jaxlib", "equinox": "equinox"}
     device = jax.devices()[0]
@@ -242,7 +256,7 @@ def _held_out(learner: AbstractAlgorithm, state: Any, validation: list[Replay], 
     return row
 
 
-def _same_data(run: RunDirectory, description: str) -> None:
+def same_data(run: RunDirectory, description: str) -> None:
     """Write down which data these are; a run does not go on with others."""
     path = run.path / "data.json"
     if run.checkpoint.exists() and path.exists():
@@ -259,7 +273,8 @@ def _curve_steps(config: Config) -> tuple[int, ...]:
     return tuple(sorted({config.interval * (intervals * (i + 1) // (points + 1)) for i in range(points)}))
 
 
-def _episodes(policies: tuple[Policy, ...], measured: Evaluation) -> list[dict[str, Any]]:
+def episodes(policies: tuple[Policy, ...], measured: Evaluation) -> list[dict[str, Any]]:
+    """Give a row for every episode."""
     return [
         {
             "policy": policy.name,

@@ -20,8 +20,9 @@ from flowrl.rl._auto_budget import (
     choose_budget as choose_budget,
     measure_budgets as measure_budgets,
 )
-from flowrl.rl._buffer import Buffer as Buffer, Rows as Rows, Windows as Windows, insert as insert
+from flowrl.rl._buffer import Buffer as Buffer
 from flowrl.rl._checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
+from flowrl.rl._collect import Collector as Collector
 from flowrl.rl._critic import (
     AbstractAggregate as AbstractAggregate,
     Critic as Critic,
@@ -30,8 +31,10 @@ from flowrl.rl._critic import (
     Minimum as Minimum,
 )
 from flowrl.rl._evaluate import Evaluation as Evaluation, evaluate as evaluate
+from flowrl.rl._finetune import Online as Online, Plan as Plan, finetune as finetune
 from flowrl.rl._fit import Progress as Progress, fit as fit
 from flowrl.rl._halving import Halved as Halved, select_by_acting as select_by_acting
+from flowrl.rl._host_buffer import HostBuffer as HostBuffer
 from flowrl.rl._lanes import Lanes as Lanes, Stepped as Stepped
 from flowrl.rl._losses import (
     critic_loss as critic_loss,
@@ -59,3 +62,4 @@ from flowrl.rl._trackers import Tracker as Tracker
 from flowrl.rl._train import Trainable as Trainable, held_out as held_out, train as train
 from flowrl.rl._vgf import VGF as VGF, VGFState as VGFState
 from flowrl.rl._video import record_video as record_video
+from flowrl.rl._windows import Rows as Rows, Windows as Windows, check_rows_agree as check_rows_agree

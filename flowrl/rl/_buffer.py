@@ -1,24 +1,51 @@
-"""What acting adds to the data: a ring on the device behind the rows of a data set, and the n-step rows in it.
+"""A ring for what acting adds, behind the rows of a data set.
 
-Rows are complete when they enter: an n-step window is closed on the host, so that nothing on the device is ever
-revised, and inserting k rows costs O(k), whatever the capacity.
+Rows are complete when they enter (see `Windows`), so that nothing in the ring is ever revised, and inserting k rows
+costs O(k), whatever the capacity.
 """
 
-from collections import deque
 from typing import Literal
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from flowrl._custom_types import Key
-from flowrl.rl._replay import Replay, Standardizer
+from flowrl.rl._replay import Replay
+from flowrl.rl._windows import Rows
 
-#: How a batch is drawn; `Buffer.rows` says what each name means.
+Protocol = Literal["prefilled", "rlpd", "wsrl"]
 PROTOCOLS = ("prefilled", "rlpd", "wsrl")
-_STORED = ("observations", "actions", "returns", "next_observations", "discounts", "particles")
+#: The columns that a row of the ring fills.
+STORED = ("observations", "actions", "returns", "next_observations", "discounts", "particles")
+
+
+def draw_rows(protocol: Protocol, data: int, filled: Int[Array, ""], size: int, key: Key) -> Int[Array, " size"]:
+    """Draw the rows of a batch, with replacement. While the ring is empty, all protocols draw from the data set.
+
+    Args:
+        protocol: "prefilled" draws from all rows alike; "rlpd" half a batch (rounded up) from the ring and half from
+            the data set; "wsrl" from the ring alone.
+        data: rows of the data set.
+        filled: rows of the ring that hold something.
+        size: rows, >= 1.
+        key: randomness.
+
+    ??? cite "Source"
+        Ball et al., *Efficient Online Reinforcement Learning with Offline Data*, ICML 2023 (arXiv 2302.02948), for
+        half and half; Zhou et al., *Efficient Online Reinforcement Learning Fine-Tuning Need Not Retain Offline Data*,
+        ICLR 2025 (arXiv 2412.07762), for the ring alone, there after 5000 steps without updates.
+    """
+    all_key, data_key, ring_key = jr.split(key, 3)
+    if protocol == "prefilled":
+        return jr.randint(all_key, (size,), 0, data + filled)
+    from_data = jr.randint(data_key, (size,), 0, data)
+    from_ring = data + jr.randint(ring_key, (size,), 0, jnp.maximum(filled, 1))
+    ours = size if protocol == "wsrl" else (size + 1) // 2
+    chosen = jnp.where(jnp.arange(size) < ours, from_ring, from_data)
+    return jnp.where(filled > 0, chosen, from_data)
 
 
 class Buffer(eqx.Module):
@@ -26,28 +53,32 @@ class Buffer(eqx.Module):
 
     Attributes:
         replay: all rows, (data + capacity); algorithms read it as any other.
+        protocol: how batches are drawn.
         data: rows of the data set, which come first.
         filled: rows of the ring that hold something.
         head: place in the ring of the next row.
     """
 
     replay: Replay
+    protocol: Protocol = eqx.field(static=True)
     data: int = eqx.field(static=True)
     filled: Int[Array, ""]
     head: Int[Array, ""]
 
-    def __init__(self, replay: Replay, capacity: int):
+    def __init__(self, replay: Replay, capacity: int, protocol: Protocol = "prefilled"):
         """Put a ring behind a data set. This copies the data set once; nothing later does.
 
         Args:
             replay: the data set; where it has cached particles, so must all rows that are inserted.
             capacity: rows of the ring, >= 1.
+            protocol: how batches are drawn: "prefilled" from all rows alike, "rlpd" half from the ring and half from
+                the data set, "wsrl" from the ring alone.
 
         Raises:
-            ValueError: the capacity is below 1.
+            ValueError: the capacity is below 1, or there is no such protocol.
         """
-        if capacity < 1:
-            raise ValueError(f"capacity must be >= 1, got {capacity}.")
+        check_ring(capacity, protocol)
+        self.protocol = protocol
         self.data = replay.actions.shape[0]
         self.filled = jnp.zeros((), jnp.int32)
         self.head = jnp.zeros((), jnp.int32)
@@ -55,7 +86,7 @@ class Buffer(eqx.Module):
         def longer(x: Array) -> Array:
             return jnp.concatenate([x, jnp.zeros((capacity, *x.shape[1:]), x.dtype)])
 
-        names = [name for name in _STORED if getattr(replay, name) is not None]
+        names = [name for name in STORED if getattr(replay, name) is not None]
         grown = eqx.tree_at(lambda r: [getattr(r, name) for name in names], replay, replace_fn=longer)
         ring = jnp.arange(self.data, self.data + capacity, dtype=jnp.int32)
         # A row of the ring holds its own bootstrap state; the action that followed is not kept.
@@ -70,153 +101,127 @@ class Buffer(eqx.Module):
         """Rows of the ring."""
         return self.replay.actions.shape[0] - self.data
 
-    def rows(self, protocol: Literal["prefilled", "rlpd", "wsrl"], size: int, key: Key) -> Int[Array, " size"]:
-        """Draw the rows of a batch, with replacement.
+    @property
+    def samples(self) -> int:
+        """Cached particles of a row; 0 where they are drawn afresh."""
+        return 0 if self.replay.particles is None else self.replay.particles.shape[1]
+
+    def draw(self, size: int, key: Key) -> Int[Array, " size"]:
+        """Draw the rows of a batch.
 
         Args:
-            protocol: "prefilled" draws from all rows alike; "rlpd" half a batch (rounded up) from the ring and half
-                from the data set; "wsrl" from the ring alone. While the ring is empty all draw from the data set.
             size: rows, >= 1.
             key: randomness.
+        """
+        return draw_rows(self.protocol, self.data, self.filled, size, key)
+
+    def insert(self, rows: Rows) -> "Buffer":
+        """Put rows into the ring, in their order, in the place of the oldest.
+
+        Args:
+            rows: at most as many, padding included, as the ring has.
+
+        Returns:
+            The next buffer. The arrays of this one are given away.
 
         Raises:
-            ValueError: another protocol.
-
-        ??? cite "Source"
-            Ball et al., *Efficient Online Reinforcement Learning with Offline Data*, ICML 2023 (arXiv 2302.02948), for
-            half and half; Zhou et al., *Efficient Online Reinforcement Learning Fine-Tuning Need Not Retain Offline
-            Data*, ICLR 2025 (arXiv 2412.07762), for the ring alone, there after a warm-up without updates.
+            ValueError: more rows than the ring has, or particles on one side only.
         """
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol must be one of {PROTOCOLS}, got {protocol!r}.")
-        all_key, data_key, ring_key = jr.split(key, 3)
-        from_data = jr.randint(data_key, (size,), 0, self.data)
-        from_ring = self.data + jr.randint(ring_key, (size,), 0, jnp.maximum(self.filled, 1))
-        if protocol == "prefilled":
-            return jr.randint(all_key, (size,), 0, self.data + self.filled)
-        ours = size if protocol == "wsrl" else (size + 1) // 2
-        chosen = jnp.where(jnp.arange(size) < ours, from_ring, from_data)
-        return jnp.where(self.filled > 0, chosen, from_data)
+        check_rows(rows, self.capacity, self.samples)
+        return _insert(rows, self)
 
+    def ring(self) -> dict[str, np.ndarray]:
+        """Give what the ring holds, for a checkpoint: columns of its filled rows, and where the next one goes."""
+        place = slice(self.data, self.data + int(self.filled))
+        columns = {name: getattr(self.replay, name) for name in STORED}
+        return ring_arrays({name: x[place] for name, x in columns.items() if x is not None}, int(self.head))
 
-class Rows(eqx.Module):
-    """Complete rows, ready for a `Buffer`.
+    def restored(self, ring: dict[str, np.ndarray]) -> "Buffer":
+        """Give the buffer with what `ring` gave.
 
-    Attributes:
-        observations: s, standardised, (k, obs).
-        actions: a, (k, act).
-        returns: n-step returns, (k,).
-        next_observations: the states to bootstrap from, standardised, (k, obs).
-        discounts: γ^m, 0 where the task ended, (k,).
-        particles: reference samples there, (k, M, act), or None where the buffer has none.
-    """
+        Args:
+            ring: from a buffer of the same data and capacity.
 
-    observations: Float[Array, "k obs"]
-    actions: Float[Array, "k act"]
-    returns: Float[Array, " k"]
-    next_observations: Float[Array, "k obs"]
-    discounts: Float[Array, " k"]
-    particles: Float[Array, "k samples act"] | None = None
-
-
-def insert(buffer: Buffer, rows: Rows) -> Buffer:
-    """Put rows into the ring, in their order, in the place of the oldest.
-
-    Args:
-        buffer: its arrays are given away.
-        rows: at most as many as the ring has.
-
-    Raises:
-        ValueError: more rows than the ring has, or particles on one side only.
-    """
-    count, capacity = rows.actions.shape[0], buffer.capacity
-    if count > capacity:
-        raise ValueError(f"{count} rows do not fit into a ring of {capacity}.")
-    if (rows.particles is None) != (buffer.replay.particles is None):
-        raise ValueError("rows need cached particles where the buffer has them, and only there.")
-    return _insert(rows, buffer)
+        Raises:
+            ValueError: the ring does not fit.
+        """
+        columns, filled, head = read_ring(ring, {name: getattr(self.replay, name) for name in STORED}, self.capacity)
+        place = slice(self.data, self.data + filled)
+        filled_columns = [getattr(self.replay, name).at[place].set(x) for name, x in columns.items()]
+        replay = eqx.tree_at(lambda r: [getattr(r, name) for name in columns], self.replay, filled_columns)
+        counters = jnp.asarray(filled, jnp.int32), jnp.asarray(head, jnp.int32)
+        return eqx.tree_at(lambda b: (b.replay, b.filled, b.head), self, (replay, *counters))
 
 
 @eqx.filter_jit(donate="all-except-first")
 def _insert(rows: Rows, buffer: Buffer) -> Buffer:
-    count, capacity = rows.actions.shape[0], buffer.capacity
-    places = buffer.data + (buffer.head + jnp.arange(count, dtype=jnp.int32)) % capacity
-    names = [name for name in _STORED if getattr(rows, name) is not None]
-    columns = [getattr(buffer.replay, name).at[places].set(getattr(rows, name)) for name in names]
+    number = jnp.arange(rows.actions.shape[0], dtype=jnp.int32)
+    places = buffer.data + (buffer.head + number) % buffer.capacity
+    # Padding goes nowhere: a place beyond the last is dropped.
+    places = jnp.where(number < rows.count, places, buffer.data + buffer.capacity)
+    names = [name for name in STORED if getattr(rows, name) is not None]
+    columns = [getattr(buffer.replay, name).at[places].set(getattr(rows, name), mode="drop") for name in names]
     replay = eqx.tree_at(lambda r: [getattr(r, name) for name in names], buffer.replay, columns)
-    counters = jnp.minimum(buffer.filled + count, capacity), (buffer.head + count) % capacity
-    return eqx.tree_at(lambda b: (b.replay, b.filled, b.head), buffer, (replay, *counters))
+    filled = jnp.minimum(buffer.filled + rows.count, buffer.capacity)
+    head = (buffer.head + rows.count) % buffer.capacity
+    return eqx.tree_at(lambda b: (b.replay, b.filled, b.head), buffer, (replay, filled, head))
 
 
-class Windows:
-    """Closes the n-step windows of several environments that act side by side.
+def check_ring(capacity: int, protocol: str) -> None:
+    """Refuse what is no ring.
 
-    The rows are those of `make_replay`: a window ends after n steps, at the end of the task (no bootstrapping) and at
-    the end of the episode (bootstrapping from its last state).
+    Args:
+        capacity: rows of the ring.
+        protocol: how batches are drawn.
     """
+    if capacity < 1:
+        raise ValueError(f"capacity must be >= 1, got {capacity}.")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {PROTOCOLS}, got {protocol!r}.")
 
-    def __init__(
-        self, lanes: int, standardizer: Standardizer, *, discount: float, n_step: int = 1, reward_scale: float = 1.0
-    ):
-        """Start with empty windows.
 
-        Args:
-            lanes: environments.
-            standardizer: that of the data set.
-            discount: γ in [0, 1].
-            n_step: n >= 1.
-            reward_scale: the factor on the rewards of the data set.
+def check_rows(rows: Rows, capacity: int, samples: int) -> None:
+    """Refuse rows that do not fit a ring.
 
-        Raises:
-            ValueError: a number is out of range.
-        """
-        if lanes < 1 or n_step < 1 or not 0 <= discount <= 1 or not 0 < reward_scale < float("inf"):
-            raise ValueError(
-                "needs lanes >= 1, n_step >= 1, discount in [0, 1] and a finite reward_scale > 0, "
-                f"got {lanes}, {n_step}, {discount} and {reward_scale}."
-            )
-        self._open: list[deque[tuple[np.ndarray, np.ndarray, float]]] = [deque() for _ in range(lanes)]
-        self._closed: list[tuple[np.ndarray, np.ndarray, float, np.ndarray, float]] = []
-        self._standardizer, self._discount, self._n_step, self._scale = standardizer, discount, n_step, reward_scale
+    Args:
+        rows: to be inserted.
+        capacity: rows of the ring.
+        samples: cached particles of a row of the buffer.
+    """
+    size = rows.actions.shape[0]
+    if size > capacity:
+        raise ValueError(f"{size} rows do not fit into a ring of {capacity}.")
+    if (0 if rows.particles is None else rows.particles.shape[1]) != samples:
+        raise ValueError(f"rows need as many cached particles as those of the buffer have, {samples}.")
 
-    def add(
-        self,
-        lane: int,
-        observation: Float[np.ndarray, " obs"],
-        action: Float[np.ndarray, " act"],
-        reward: float,
-        next_observation: Float[np.ndarray, " obs"],
-        *,
-        terminated: bool,
-        truncated: bool,
-    ) -> None:
-        """Add one step of one environment.
 
-        Args:
-            lane: which.
-            observation: s, raw.
-            action: a.
-            reward: r, raw.
-            next_observation: s' as it was before any reset, raw.
-            terminated: the task ended in s': its value is 0.
-            truncated: the episode was cut off in s'.
-        """
-        steps = self._open[lane]
-        steps.append((observation, action, reward * self._scale))
-        over = terminated or truncated
-        while steps and (over or len(steps) == self._n_step):
-            total = sum(self._discount**i * r for i, (_, _, r) in enumerate(steps))
-            discount = 0.0 if terminated else self._discount ** len(steps)
-            first = steps.popleft()
-            self._closed.append((first[0], first[1], total, next_observation, discount))
+def ring_arrays(columns: dict[str, Array | np.ndarray], head: int) -> dict[str, np.ndarray]:
+    """Name the columns of a ring for a checkpoint.
 
-    def take(self) -> Rows | None:
-        """Give the rows closed since the last call, in the order in which they were closed; None if there are none."""
-        if not self._closed:
-            return None
-        columns = [jnp.asarray(np.asarray(x, np.float32)) for x in zip(*self._closed, strict=True)]
-        self._closed.clear()
-        observations, actions, returns, next_observations, discounts = columns
-        return Rows(
-            self._standardizer(observations), actions, returns, self._standardizer(next_observations), discounts
-        )
+    Args:
+        columns: of the filled rows.
+        head: where the next row goes.
+    """
+    return {**{f"ring/{name}": np.asarray(x) for name, x in columns.items()}, "ring/head": np.asarray(head)}
+
+
+def read_ring(
+    ring: dict[str, np.ndarray], into: dict[str, Array | np.ndarray | None], capacity: int
+) -> tuple[dict[str, np.ndarray], int, int]:
+    """Read what `ring_arrays` named.
+
+    Args:
+        ring: the arrays.
+        into: the columns of the buffer.
+        capacity: rows of the ring.
+
+    Returns:
+        The columns, the number of filled rows, and where the next one goes.
+    """
+    there = {f"ring/{name}": x for name, x in into.items() if x is not None}
+    found = {name: x for name, x in ring.items() if name.startswith("ring/") and name != "ring/head"}
+    sizes = {x.shape[0] for x in found.values()}
+    fits = found.keys() == there.keys() and len(sizes) == 1 and "ring/head" in ring and max(sizes) <= capacity
+    if not fits or any(found[name].shape[1:] != x.shape[1:] for name, x in there.items()):
+        raise ValueError(f"the stored ring does not fit into one of {capacity} rows of these columns.")
+    return {name.removeprefix("ring/"): x for name, x in found.items()}, sizes.pop(), int(ring["ring/head"])

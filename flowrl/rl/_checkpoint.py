@@ -18,6 +18,8 @@ from flowrl.rl.data._store import atomic_write, read_npz, write_npz
 
 SCHEMA = 1
 _META = "__meta__"
+#: Of the names of arrays that are no part of the state; those of the state begin with a dot or a bracket.
+_ARRAY = "array:"
 T = TypeVar("T")
 
 
@@ -27,13 +29,15 @@ def save_checkpoint(path: Path, state: Any, meta: dict[str, Any]) -> None:
     Args:
         path: the npz.
         state: PyTree of arrays and static parts; only arrays are stored.
-        meta: JSON values stored with it.
+        meta: JSON values stored with it, and NumPy arrays, which may have any shape.
 
     Raises:
         OSError: the disk is full or the directory is gone; an earlier checkpoint stays as it was.
     """
     arrays = {name: _bits(leaf) for name, leaf in _named(state)}
-    text = json.dumps({"schema": SCHEMA, **meta})  # in the order given: rows of metrics keep their columns
+    arrays |= {_ARRAY + name: value for name, value in meta.items() if isinstance(value, np.ndarray)}
+    values = {name: value for name, value in meta.items() if not isinstance(value, np.ndarray)}
+    text = json.dumps({"schema": SCHEMA, **values})  # in the order given: rows of metrics keep their columns
     arrays[_META] = np.frombuffer(text.encode(), np.uint8)
     write_npz(path, arrays, compress=False)
 
@@ -46,7 +50,7 @@ def load_checkpoint(path: Path, template: T) -> tuple[T, dict[str, Any]]:
         template: a state of the same structure; its values are not used.
 
     Returns:
-        The state, and the JSON values stored with it.
+        The state, and the JSON values and arrays stored with it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -61,6 +65,7 @@ def load_checkpoint(path: Path, template: T) -> tuple[T, dict[str, Any]]:
         raise ValueError(f"{path}: its description is unreadable ({error}); it is damaged or foreign.") from error
     if schema != SCHEMA:
         raise ValueError(f"{path}: checkpoint schema {schema}, this version of flowrl reads schema {SCHEMA}.")
+    meta |= {name.removeprefix(_ARRAY): stored.pop(name) for name in list(stored) if name.startswith(_ARRAY)}
     named = _named(template)
     names = {name for name, _ in named}
     if names != set(stored):

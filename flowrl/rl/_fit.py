@@ -89,7 +89,7 @@ def fit(
         metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
         seconds = time.perf_counter() - started
         done = int(state.reference_step if phase == "reference" else state.step)
-        _refuse_failures(phase, done, metrics)
+        refuse_failures(phase, done, metrics)
         if progress is not None:
             progress(Progress(phase, done, total, interval / seconds))
         row: dict[str, Any] = {"phase": phase, "step": done, **metrics}
@@ -113,7 +113,14 @@ def fit(
     return state
 
 
-def _refuse_failures(phase: Phase, done: int, metrics: dict[str, float]) -> None:
+def refuse_failures(phase: str, done: int, metrics: dict[str, float]) -> None:
+    """Stop where training diverged.
+
+    Args:
+        phase: of the training, for the message.
+        done: updates, or environment steps, so far.
+        metrics: means over the last interval.
+    """
     broken = [name for name, x in metrics.items() if x != x or abs(x) == float("inf")]
     if broken:
         raise FloatingPointError(

@@ -78,6 +78,7 @@ class Lanes:
         # Of each worker's next answer.
         self._timeouts = [start_timeout] * workers
         self._workers: list[Worker] = []
+        self._asked: tuple[str, dict[int, dict[int, Any]]] = "", {}
         self._closed = ""
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flowrl-")))
@@ -114,7 +115,8 @@ class Lanes:
         Raises:
             RuntimeError: a process died or did not answer, or an environment raised; the message says which and why.
         """
-        return self._ask("reset", {lane: int(seed) for lane, seed in seeds.items()})
+        self._send("reset", {lane: int(seed) for lane, seed in seeds.items()})
+        return self._receive()
 
     def step(self, actions: dict[int, np.ndarray]) -> dict[int, Stepped]:
         """Step some lanes.
@@ -128,25 +130,50 @@ class Lanes:
         Raises:
             RuntimeError: a process died or did not answer, or an environment raised; the message says which and why.
         """
+        self.start(actions)
+        return self.finish()
+
+    def start(self, actions: dict[int, np.ndarray]) -> None:
+        """Begin to step some lanes, and go on with other work; `finish` must follow.
+
+        Args:
+            actions: lane -> action (act,).
+        """
         # A JAX array would make the process that unpickles it set up JAX.
-        return self._ask("step", {lane: np.asarray(action) for lane, action in actions.items()})
+        self._send("step", {lane: np.asarray(action) for lane, action in actions.items()})
+
+    def finish(self) -> dict[int, Stepped]:
+        """Wait for the lanes that were started.
+
+        Returns:
+            Lane -> what the step gave.
+
+        Raises:
+            RuntimeError: a process died or did not answer, or an environment raised; the message says which and why.
+        """
+        return self._receive()
 
     def close(self) -> None:
         """Stop the processes; safe to call twice."""
         self._closed = self._closed or "they were closed"
         self._end()
 
-    def _ask(self, what: str, request: dict[int, Any]) -> dict[int, Any]:
-        """Hands a request out to the lanes' processes, and gathers their answers."""
+    def _send(self, what: str, request: dict[int, Any]) -> None:
+        """Hands a request out to the lanes' processes."""
         if self._closed:
             raise RuntimeError(f"the environments {self._name} cannot be used any more: {self._closed}.")
         parts: dict[int, dict[int, Any]] = {}
         for lane, argument in request.items():
             parts.setdefault(self._owner[lane], {})[lane] = argument
+        self._asked = what, parts
+        for number, part in parts.items():
+            self._workers[number].send({"what": what, "request": part})
+
+    def _receive(self) -> dict[int, Any]:
+        """Gathers the answers to the last request."""
+        what, parts = self._asked
         answer: dict[int, Any] = {}
         try:
-            for number, part in parts.items():
-                self._workers[number].send({"what": what, "request": part})
             for number, part in parts.items():
                 label = f"{self._name}, {what} of lanes {', '.join(map(str, part))}"
                 answer |= self._workers[number].receive(label, timeout=self._timeouts[number])

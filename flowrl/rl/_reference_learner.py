@@ -85,6 +85,23 @@ class ReferenceLearner(eqx.Module):
         average = copied(model) if self.average > 0 else None
         return ReferenceState(Trainable.start(model, self._optimiser), average, one_step)
 
+    def restarted(self, state: ReferenceState) -> ReferenceState:
+        """Keep the networks and start their optimisers anew.
+
+        Args:
+            state: whoever trained it.
+        """
+
+        def start(part: Trainable | None) -> Trainable | None:
+            return None if part is None else Trainable.start(part.network, self._optimiser)
+
+        return eqx.tree_at(
+            lambda s: (s.model, s.one_step),
+            state,
+            (start(state.model), start(state.one_step)),
+            is_leaf=lambda x: x is None or isinstance(x, Trainable),
+        )
+
     def update(
         self,
         state: ReferenceState,

@@ -2,9 +2,11 @@
 
 import equinox as eqx
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from flowrl._custom_types import Key
 from flowrl.rl.data import OBSERVATION_PROTOCOLS, Transitions, episode_ends
 
 
@@ -74,6 +76,15 @@ class Replay(eqx.Module):
     following: Int[Array, " rows"]
     discounts: Float[Array, " rows"]
     particles: Float[Array, "rows samples act"] | None = None
+
+    def draw(self, size: int, key: Key) -> Int[Array, " size"]:
+        """Draw the rows of a batch, all alike, with replacement.
+
+        Args:
+            size: rows, >= 1.
+            key: randomness.
+        """
+        return jr.randint(key, (size,), 0, self.actions.shape[0])
 
 
 def make_replay(

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from flowrl.rl._checkpoint import load_checkpoint, save_checkpoint, write_text
 
 T = TypeVar("T")
@@ -25,6 +27,7 @@ class RunDirectory:
     Attributes:
         path: the directory.
         rows: metrics so far, one dictionary an evaluation or interval.
+        arrays: what the last checkpoint holds beside the state, by name.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class RunDirectory:
         """
         self.path = Path(path)
         self.rows: list[dict[str, Any]] = []
+        self.arrays: dict[str, np.ndarray] = {}
         self._config = json.loads(json.dumps(config, allow_nan=False))
         self._free = frozenset(free)
         self._stack = contextlib.ExitStack()
@@ -83,14 +87,15 @@ class RunDirectory:
         """Where the state is kept."""
         return self.path / "checkpoint.npz"
 
-    def save(self, state: Any) -> None:
+    def save(self, state: Any, arrays: dict[str, np.ndarray] | None = None) -> None:
         """Write the state with all metrics so far, then `metrics.csv`.
 
         Args:
             state: PyTree of arrays.
+            arrays: what else is to be kept, by name, of any shapes.
         """
         config = {k: v for k, v in self._config.items() if k not in self._free}
-        save_checkpoint(self.checkpoint, state, {"config": config, "rows": self.rows})
+        save_checkpoint(self.checkpoint, state, {**(arrays or {}), "config": config, "rows": self.rows})
         self._write_metrics()
 
     def load(self, template: T) -> T | None:
@@ -112,6 +117,7 @@ class RunDirectory:
             raise ValueError(f"{self.checkpoint} is not the checkpoint of a run: it holds no rows or no configuration.")
         self._same(meta["config"], self.checkpoint)
         self.rows = meta["rows"]
+        self.arrays = {name: value for name, value in meta.items() if isinstance(value, np.ndarray)}
         self._write_metrics()
         return state
 

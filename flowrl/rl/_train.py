@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key
 from flowrl.rl._algorithm import AbstractAlgorithm, AbstractPretrained
+from flowrl.rl._buffer import Buffer
+from flowrl.rl._host_buffer import Batches, HostBuffer
 from flowrl.rl._replay import Replay
 
 Phase = Literal["reference", "main"]
@@ -71,21 +73,27 @@ def polyak(slow: Any, new: Any, rate: float) -> Any:
 
 
 def train(
-    algorithm: AbstractAlgorithm, state: Any, replay: Replay, updates: int, phase: Phase = "main"
+    algorithm: AbstractAlgorithm,
+    state: Any,
+    source: Replay | Buffer | HostBuffer,
+    updates: int,
+    phase: Phase = "main",
 ) -> tuple[Any, dict[str, Float[Array, ""]]]:
     """Make some updates in one compiled call.
 
     Args:
         algorithm: the algorithm.
         state: the current state; its buffers are given away.
-        replay: the data, as `prepare` of the algorithm left them.
+        source: the data, as `prepare` of the algorithm left them, or a buffer that holds them.
         updates: number of updates; each number compiles its own program.
         phase: "reference" for the updates of an `AbstractPretrained` before the main ones.
 
     Returns:
         The next state, and mean metrics over the interval.
     """
-    return _interval((algorithm, replay, updates, phase), state)
+    if isinstance(source, HostBuffer):
+        source = source.batches(algorithm.batch_size, updates, state.key)
+    return _interval((algorithm, source, updates, phase), state)
 
 
 @eqx.filter_jit
@@ -106,25 +114,31 @@ def held_out(
 
     def one(key: Key) -> dict[str, Array]:
         rows_key, update_key = jr.split(key)
-        return update(state, replay, _rows(algorithm, replay, rows_key), update_key)[1]
+        return update(state, replay, replay.draw(algorithm.batch_size, rows_key), update_key)[1]
 
     return jax.tree.map(jnp.mean, jax.lax.map(one, jr.split(key, batches)))
 
 
 @eqx.filter_jit(donate="all-except-first")
-def _interval(constant: tuple[AbstractAlgorithm, Replay, int, Phase], state: Any) -> tuple[Any, dict[str, Array]]:
-    algorithm, replay, updates, phase = constant
+def _interval(
+    constant: tuple[AbstractAlgorithm, Replay | Buffer | Batches, int, Phase], state: Any
+) -> tuple[Any, dict[str, Array]]:
+    algorithm, source, updates, phase = constant
     update = _update(algorithm, phase)
+    replay = source if isinstance(source, Replay) else source.replay
+    drawn = source.rows if isinstance(source, Batches) else None
     dynamic, static = eqx.partition(state, eqx.is_array)
 
-    def body(dynamic: Any, _: None) -> tuple[Any, Any]:
+    def body(dynamic: Any, rows: Array | None) -> tuple[Any, Any]:
         state = eqx.combine(dynamic, static)
         key, batch_key, update_key = jr.split(state.key, 3)
         state = eqx.tree_at(lambda s: s.key, state, key)
-        state, metrics = update(state, replay, _rows(algorithm, replay, batch_key), update_key)
+        if rows is None:
+            rows = source.draw(algorithm.batch_size, batch_key)
+        state, metrics = update(state, replay, rows, update_key)
         return eqx.filter(state, eqx.is_array), metrics
 
-    dynamic, metrics = jax.lax.scan(body, dynamic, None, length=updates)
+    dynamic, metrics = jax.lax.scan(body, dynamic, drawn, length=updates)
     return eqx.combine(dynamic, static), jax.tree.map(jnp.mean, metrics)
 
 
@@ -134,7 +148,3 @@ def _update(algorithm: AbstractAlgorithm, phase: Phase) -> Any:
     if not isinstance(algorithm, AbstractPretrained):
         raise TypeError(f"{type(algorithm).__name__} trains no reference before the rest: it has no such phase.")
     return algorithm.pretrain
-
-
-def _rows(algorithm: AbstractAlgorithm, replay: Replay, key: Key) -> Int[Array, " batch"]:
-    return jr.randint(key, (algorithm.batch_size,), 0, replay.actions.shape[0])

@@ -10,6 +10,7 @@ budget is spent; the set that arrives is the policy. Training bootstraps from it
     Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026 (arXiv 2604.14265), algorithm 1.
 """
 
+import dataclasses
 from typing import Literal
 
 import equinox as eqx
@@ -275,6 +276,22 @@ class VGF(AbstractPretrained):
             actions: candidates.
         """
         return jax.vmap(state.critic.network, (None, 0), 1)(observation, actions)
+
+    def with_live_reference(self, state: "VGFState") -> tuple["VGF", "VGFState"]:
+        """Give the algorithm whose reference learns on along with the critic, for data that keep changing.
+
+        The unit of length stays what it was; the reference's optimiser starts anew, at a constant rate.
+
+        Args:
+            state: with a frozen reference.
+
+        Raises:
+            ValueError: the reference is not frozen.
+        """
+        if not self.frozen_reference:
+            raise ValueError("the reference already learns along with the critic.")
+        live = dataclasses.replace(self, frozen_reference=False, relative=False)
+        return live, dataclasses.replace(state, reference=live._learner.restarted(state.reference))
 
     def _reference_update(
         self,

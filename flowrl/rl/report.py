@@ -195,7 +195,9 @@ def plot_budget(rows: list[Row], policies: tuple[Policy, ...], unit: str, title:
     figure.savefig(path, dpi=120)
 
 
-def plot_learning(rows: list[dict[str, Any]], unit: str, title: str, path: Path) -> None:
+def plot_learning(
+    rows: list[dict[str, Any]], unit: str, title: str, path: Path, *, phase: str = "main", time: str = "updates"
+) -> None:
     """Draw what was learned: the loss of the critic (without one, of the reference), and the score where evaluated.
 
     Args:
@@ -203,18 +205,21 @@ def plot_learning(rows: list[dict[str, Any]], unit: str, title: str, path: Path)
         unit: label of the score.
         title: of the figure.
         path: the PNG.
+        phase: rows of which phase.
+        time: what their steps are.
     """
-    rows = [row for row in rows if row["phase"] == "main"]
+    rows = [row for row in rows if row["phase"] == phase]
     names = list(dict.fromkeys(key for row in rows for key in row if key.startswith("score/")))
     figure = _figure((9, 3.6))
     axes = figure.subplots(1, 2)
-    loss, label = ("td_loss", "TD loss") if "td_loss" in rows[0] else ("bc_loss", "loss of the reference")
-    axes[0].plot([row["step"] for row in rows], [row[loss] for row in rows])
-    axes[0].set(xlabel="updates", ylabel=label, yscale="log")
+    loss, label = ("td_loss", "TD loss") if "td_loss" in rows[-1] else ("bc_loss", "loss of the reference")
+    learned = [row for row in rows if loss in row]
+    axes[0].plot([row["step"] for row in learned], [row[loss] for row in learned])
+    axes[0].set(xlabel=time, ylabel=label, yscale="log")
     for name in names:
         points = [(row["step"], row[name]) for row in rows if name in row]
         axes[1].plot(*zip(*points, strict=True), marker="o", label=name.removeprefix("score/"))
-    axes[1].set(xlabel="updates", ylabel=unit)
+    axes[1].set(xlabel=time, ylabel=unit)
     if names:
         axes[1].legend(fontsize="small")
     figure.suptitle(title)

@@ -1,0 +1,192 @@
+"""From offline to online: a policy trained on data goes on learning by acting.
+
+Takes up a run of `offline_rl.py` (or trains one first), collects with the transported policy in environments side by
+side, learns from data and experience together, and evaluates every L_test on the way and at the end, on the same
+episodes as the offline policy. Everything goes to `--out`; a run that was stopped goes on by `--resume`.
+
+    python examples/online_finetune.py --offline runs/offline_rl --out runs/online
+    python examples/online_finetune.py --help
+"""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax.random as jr
+import numpy as np
+import offline_rl
+import tyro
+from console import bar, online_bar, progress, table
+from online_config import (
+    WSRL_STARTUP,
+    Config,
+    check,
+    checksum,
+    first_run,
+    offline_learner,
+    planned,
+    read_offline,
+    shown,
+)
+from rich.console import Console
+
+from flowrl.rl import (
+    VGF,
+    AbstractPretrained,
+    Agent,
+    Buffer,
+    Collector,
+    Evaluation,
+    HostBuffer,
+    Lanes,
+    RunDirectory,
+    Standardizer,
+    Tracker,
+    check_rows_agree,
+    data,
+    evaluate,
+    finetune,
+    load_checkpoint,
+    report,
+    to_csv,
+)
+
+
+def main(config: Config) -> list[report.Row]:
+    """Run the whole experiment."""
+    console, started = Console(stderr=True), time.perf_counter()
+    check(config)
+    source = config.offline or _trained_first(config)
+    offline = read_offline(source, config)
+    learner, policies, metric = offline_learner(offline, source), shown(offline), data.metric(offline.env)
+    planned(config, offline, learner)  # refuses what makes no sense, before the data are there
+    startup = WSRL_STARTUP * (config.protocol == "wsrl") if config.startup is None else config.startup
+
+    elsewhere = ("offline", "env", "algorithm", "offline_steps", "out", "resume", "data_dir", "workers", "log")
+    identity = {k: v for k, v in dataclasses.asdict(config).items() if k not in elsewhere}
+    identity["offline_sha256"] = checksum(source / "checkpoint.npz")
+    free = ("eval_episodes", "eval_seed", "eval_lanes")
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(RunDirectory(config.out, identity, resume=config.resume, free=free))
+        bars = stack.enter_context(progress(console))
+        collecting = stack.enter_context(Lanes(offline.env, config.lanes, workers=config.workers))
+        evaluating = stack.enter_context(Lanes(offline.env, config.eval_lanes, workers=config.workers))
+        raw = offline_rl.load_data(offline, bar(bars, "data"))
+        dataset = offline_rl.treated(offline, raw)
+        _same_as_offline(source, dataset)
+        offline_rl.same_data(run, dataset.info.to_json() + "\n")
+        run.write("offline.json", (source / "config.json").read_text())
+        software = offline_rl.software(dataset.info.reward_transform.protocol)
+        software["protocol"] = software["protocol"].replace("offline-1", f"online-1/{config.protocol}")
+        run.write("software.json", json.dumps(software, indent=2) + "\n")
+
+        standardizer = Standardizer.fit(dataset.train.observations)
+        replay, *_ = offline_rl.replays(offline, dataset, standardizer)
+        treatment = {"discount": offline.discount, "n_step": offline.n_step, "rewards": dataset.info.reward_transform}
+        check_rows_agree(raw.train, replay, standardizer, **treatment)
+        # The keys of the offline run: its reference's samples, and so its unit of length, are the same again.
+        init_key, prepare_key = jr.split(jr.key(offline.seed))
+        template = learner.init(replay.observations.shape[1], replay.actions.shape[1], key=init_key)
+        # Twice: training gives the first one's arrays away.
+        (state, _), (kept, _) = (load_checkpoint(source / "checkpoint.npz", template) for _ in range(2))
+        if int(state.step) != offline.steps:
+            raise ValueError(f"{source} has made {int(state.step)} of {offline.steps} updates; finish it first.")
+        before = Agent(learner, kept, standardizer)
+        # Randomness of its own, other than that of the offline run and of other seeds.
+        state = dataclasses.replace(state, key=jr.fold_in(state.key, config.seed))
+        if config.reference == "live" and isinstance(learner, VGF):
+            learner, state = learner.with_live_reference(state)
+        elif isinstance(learner, AbstractPretrained):
+            state, replay = learner.prepare(state, replay, key=prepare_key)
+        kind = HostBuffer if config.host_buffer else Buffer
+        buffer = kind(replay, config.capacity or config.steps, config.protocol)
+        del replay
+        title = f"{offline.env}, {offline.algorithm} from {dataset.info.rows:,} rows, then {config.steps:,} steps"
+        console.print(title)
+
+        reference = dataset.info.reference
+        unit = "success, %" if metric == "success" else "return" if reference is None else "normalised score"
+
+        def acted(agent: Agent, episodes: int, seed: int, name: str) -> Evaluation:
+            show = bar(bars, f"{name} (episodes)")
+            return evaluate(agent, policies, evaluating, episodes=episodes, seed=seed, progress=show)
+
+        def measure(state: Any, step: int) -> dict[str, Any]:
+            measured = acted(Agent(learner, state, standardizer), config.curve_episodes, 0, f"curve at {step:,}")
+            means = report.scores(measured, metric, reference).mean(axis=1)
+            return {f"score/{p.name}": float(x) for p, x in zip(policies, means, strict=True)}
+
+        name = f"{offline.env} {offline.algorithm} online seed{config.seed}"
+        tracker = stack.enter_context(Tracker(config.log, run.path, identity, name=name)) if config.log else None
+        state = finetune(
+            planned(config, offline, learner),
+            state,
+            buffer,
+            Collector(collecting, standardizer, **treatment, seed=config.seed),
+            standardizer,
+            steps=config.steps,
+            interval=config.interval,
+            updates_per_step=config.updates_per_step,
+            startup=startup,
+            run=run,
+            evaluate=measure,
+            evaluate_at=(*range(0, config.steps, config.eval_every), config.steps),
+            progress=online_bar(bars),
+            log=tracker.log if tracker else None,
+        )
+        path = run.path / "curve.png"
+        report.plot_learning(run.rows, unit, title, path, phase="online", time="environment steps")
+        console.print(_where_time_went(run.path / "timing.csv"))
+        agents = {"offline": before, "online": Agent(learner, state, standardizer)}
+        measured = [
+            acted(agent, config.eval_episodes, config.eval_seed, f"{name} policy") for name, agent in agents.items()
+        ]
+        named = tuple(dataclasses.replace(p, name=f"{name}: {p.name}") for name in agents for p in policies)
+        both = Evaluation(*(np.concatenate(x) for x in zip(*measured, strict=True)))
+        baseline = named[0].name
+        rows = report.summarise(named, both, metric, baseline=baseline, reference=reference)
+        length = "spreads" if offline.algorithm == "vgf" else "units of the action"
+        run.write("results.csv", to_csv(offline_rl.episodes(named, both)))
+        run.write("results.md", f"{title}\n\n{report.markdown(rows, unit, length)}")
+    Console().print(table(rows, unit, title, baseline, length))
+    console.print(f"{time.perf_counter() - started:.0f} s in all; everything is in {config.out}")
+    return rows
+
+
+def _trained_first(config: Config) -> Path:
+    """Train the offline run that this one starts from, unless it is there."""
+    first = first_run(config)
+    there = (first.out / "checkpoint.npz").exists()
+    offline_rl.main(dataclasses.replace(first, resume=there))
+    return first.out
+
+
+def _same_as_offline(source: Path, dataset: data.OfflineDataset) -> None:
+    """Refuse to go on with other data than the offline run had, or to treat its rewards in another way."""
+    there = json.loads((source / "data.json").read_text())
+    here = json.loads(dataset.info.to_json())
+    for name in ("sha256", "reward_transform", "observation_protocol"):
+        if there[name] != here[name]:
+            raise ValueError(f"{name} of the data differs: {there[name]} in {source}, {here[name]} here.")
+
+
+def _where_time_went(path: Path) -> str:
+    """Sum up the timing of a run."""
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    steps, seconds = (sum(float(row[name]) for row in rows) for name in ("steps", "seconds"))
+    updates = sum(float(row["updates"]) for row in rows)
+    parts = {name: sum(float(row[name]) for row in rows) / seconds for name in list(rows[0])[5:]}
+    shares = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in parts.items())
+    return f"{steps / seconds:.0f} environment steps/s, {updates / seconds:.0f} updates/s; {shares}"
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -1,0 +1,267 @@
+"""Acting in several environments side by side, for the rows that it gives.
+
+Everything random depends on the number of the episode and the time in it. So a run is taken up again by playing the
+episodes that were open once more, with the actions that were taken: any environment that its seed and the actions
+determine comes back to where it was.
+"""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from flowrl._custom_types import Key
+from flowrl.rl._lanes import Lanes, Stepped
+from flowrl.rl._policy import Acted, Agent, Policy, PolicyTable, act
+from flowrl.rl._replay import Standardizer
+from flowrl.rl._windows import Rows, Windows
+from flowrl.rl.data import RewardTransform
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """An episode that ended.
+
+    Attributes:
+        return_: undiscounted sum of the environment's own rewards.
+        success: 1 where the task was solved at the end.
+        length: steps.
+    """
+
+    return_: float
+    success: float
+    length: int
+
+
+@dataclasses.dataclass
+class _Episode:
+    """What a lane is doing."""
+
+    number: int
+    observation: np.ndarray
+    actions: list[np.ndarray] = dataclasses.field(default_factory=list)
+    total: float = 0.0
+
+
+class Collector:
+    """Acts in lanes, and gives the n-step rows of what happened.
+
+    Attributes:
+        lanes: the environments.
+        steps: environment steps so far, over all lanes.
+    """
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        standardizer: Standardizer,
+        *,
+        discount: float,
+        n_step: int,
+        rewards: RewardTransform,
+        seed: int = 0,
+    ):
+        """Start. Nothing is reset before the first step.
+
+        Args:
+            lanes: environments, all of which are used.
+            standardizer: that of the data set.
+            discount: γ in [0, 1].
+            n_step: n >= 1.
+            rewards: what was done to the rewards of the data set.
+            seed: of the episodes and of all that is random in acting.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
+        self.lanes, self.steps = lanes, 0
+        self._seed, self._key, self._width = seed, jr.key(seed), standardizer.mean.shape[0]
+        self._windows = Windows(lanes.size, standardizer, discount=discount, n_step=n_step, rewards=rewards)
+        self._episodes: list[_Episode] = []
+        self._next = 0
+        self._tables: dict[Policy, PolicyTable] = {}
+        self._asked: Float[np.ndarray, "lanes act"] | None = None
+
+    def start(self, agent: Agent, policy: Policy, exploration: float = 0.0) -> Acted:
+        """Choose an action in every lane and let the environments begin to step; `finish` must follow.
+
+        Args:
+            agent: networks and constants.
+            policy: how to act.
+            exploration: standard deviation >= 0 of normal noise on the actions, which are clipped to [−1, 1].
+
+        Returns:
+            What was done, leaves (lanes, ...).
+
+        Raises:
+            FloatingPointError: an action is not finite.
+            RuntimeError: an environment could not be reset.
+        """
+        if not self._episodes:
+            self._episodes = self._reset(range(self.lanes.size))
+        table = self._tables.setdefault(policy, PolicyTable((policy,), self.lanes.size))
+        acted = _explore(
+            agent,
+            table,
+            jnp.asarray(np.stack([episode.observation for episode in self._episodes])),
+            jnp.asarray([episode.number for episode in self._episodes], jnp.int32),
+            jnp.asarray([len(episode.actions) for episode in self._episodes], jnp.int32),
+            jnp.asarray(exploration, jnp.float32),
+            self._key,
+        )
+        actions = np.asarray(acted.action)
+        if not np.isfinite(actions).all():
+            raise FloatingPointError(f"{policy.name} gave a non-finite action: the networks have diverged.")
+        self._asked = actions
+        self.lanes.start(dict(enumerate(actions)))
+        return acted
+
+    def finish(self) -> tuple[Rows | None, list[Finished]]:
+        """Wait for the environments, and begin new episodes where one ended.
+
+        Returns:
+            The rows whose windows were closed, or None, and the episodes that ended.
+
+        Raises:
+            RuntimeError: an environment failed, or gave a number that is not finite or an observation of another
+                size. What happened in this step is forgotten; `arrays` still gives the state before it.
+        """
+        actions = self._asked
+        if actions is None:
+            raise RuntimeError("finish() without start(): no environment was asked to step.")
+        self._asked, stepped = None, self.lanes.finish()
+        for lane, step in stepped.items():
+            self._check(lane, step.observation, step.reward)
+        over = [lane for lane, step in stepped.items() if step.done]
+        fresh = self._reset(over)
+        finished = []
+        for lane, step in stepped.items():
+            episode = self._episodes[lane]
+            self._add(lane, episode, actions[lane], step)
+            if step.done:
+                finished.append(Finished(episode.total, float(step.success), len(episode.actions)))
+        for lane, episode in zip(over, fresh, strict=True):
+            self._episodes[lane] = episode
+        self.steps += len(stepped)
+        return self._windows.take(), finished
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Give what a checkpoint must hold to go on from here."""
+        lengths = [len(episode.actions) for episode in self._episodes]
+        taken = [action for episode in self._episodes for action in episode.actions]
+        return {
+            "collector/counters": np.asarray([self.steps, self._next]),
+            "collector/episodes": np.asarray([episode.number for episode in self._episodes], np.int64),
+            "collector/lengths": np.asarray(lengths, np.int64),
+            "collector/actions": np.stack(taken) if taken else np.zeros((0, 0), np.float32),
+            "collector/observations": np.stack([e.observation for e in self._episodes] or [np.zeros(self._width)]),
+        }
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Play the open episodes of a checkpoint again.
+
+        Args:
+            arrays: from `arrays`, of a collector with the same arguments.
+
+        Raises:
+            RuntimeError: an environment failed.
+            ValueError: the arrays are of other lanes, or an environment does not come back to where it was: its seed
+                and the actions do not determine it.
+        """
+        try:
+            counters, numbers, lengths, taken, expected = (
+                arrays[f"collector/{name}"] for name in ("counters", "episodes", "lengths", "actions", "observations")
+            )
+        except KeyError as error:
+            raise ValueError(f"the checkpoint does not say what the environments did: {error} is missing.") from error
+        if numbers.shape[0] not in (0, self.lanes.size):
+            raise ValueError(f"the checkpoint is of {numbers.shape[0]} environments, here are {self.lanes.size}.")
+        self.steps, self._next = (int(x) for x in counters)
+        if not numbers.size:
+            return
+        self._episodes = self._reset(range(self.lanes.size), [int(x) for x in numbers])
+        plans = np.split(taken, np.cumsum(lengths)[:-1])
+        for time in range(int(lengths.max(initial=0))):
+            stepped = self.lanes.step({lane: plan[time] for lane, plan in enumerate(plans) if time < len(plan)})
+            for lane, step in stepped.items():
+                self._check(lane, step.observation, step.reward)
+                self._add(lane, self._episodes[lane], plans[lane][time], step)
+        # What was closed on the way is in the buffer already.
+        self._windows.take()
+        for lane, episode in enumerate(self._episodes):
+            if not np.array_equal(episode.observation, expected[lane]):
+                raise ValueError(
+                    f"lane {lane} did not come back to where it was after {lengths[lane]} steps: the environment is "
+                    "not determined by its seed and the actions, and the run cannot go on exactly. Start it anew."
+                )
+
+    def _add(self, lane: int, episode: _Episode, action: np.ndarray, step: Stepped) -> None:
+        """Take note of a step."""
+        self._windows.add(
+            lane,
+            episode.observation,
+            action,
+            step.reward,
+            step.observation,
+            terminated=step.terminated,
+            truncated=step.truncated,
+        )
+        episode.observation = step.observation
+        episode.actions.append(action)
+        episode.total += step.reward
+
+    def _reset(self, lanes: "range | list[int]", numbers: list[int] | None = None) -> list[_Episode]:
+        """Begin episodes; without numbers, the next ones in order of the lanes."""
+        if not lanes:
+            return []
+        if numbers is None:
+            numbers = list(range(self._next, self._next + len(lanes)))
+        # Seeds of this kind are met nowhere else, not in evaluations either.
+        seeds = [int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0]) >> 1 for number in numbers]
+        first = self.lanes.reset(dict(zip(lanes, seeds, strict=True)))
+        for lane in lanes:
+            self._check(lane, first[lane], 0.0)
+        self._next = max(self._next, *(number + 1 for number in numbers))
+        return [_Episode(number, first[lane]) for lane, number in zip(lanes, numbers, strict=True)]
+
+    def _check(self, lane: int, observation: np.ndarray, reward: float) -> None:
+        """Refuse what nothing can be learned from."""
+        where = f"lane {lane}" + (
+            f", episode {self._episodes[lane].number}, step {len(self._episodes[lane].actions)}"
+            if self._episodes
+            else ""
+        )
+        if np.shape(observation) != (self._width,):
+            raise RuntimeError(
+                f"{where}: the environment gave an observation of shape {np.shape(observation)}, the data have "
+                f"({self._width},)."
+            )
+        if not np.isfinite(reward):
+            raise RuntimeError(f"{where}: the environment gave the reward {reward}.")
+        if not np.isfinite(observation).all():
+            raise RuntimeError(f"{where}: the environment gave an observation that is not finite.")
+
+
+@eqx.filter_jit
+def _explore(
+    agent: Agent,
+    table: PolicyTable,
+    observations: Float[Array, "lanes obs"],
+    episodes: Int[Array, " lanes"],
+    times: Int[Array, " lanes"],
+    exploration: Float[Array, ""],
+    key: Key,
+) -> Acted:
+    act_key, noise_key = jr.split(key)
+    policy = jnp.zeros(episodes.shape[0], jnp.int32)
+    acted = act(agent, table, policy, observations, episodes, times, act_key)
+
+    def noise(episode: Array, time: Array) -> Array:
+        return jr.normal(jr.fold_in(jr.fold_in(noise_key, episode), time), acted.action.shape[1:], acted.action.dtype)
+
+    actions = acted.action + exploration * jax.vmap(noise)(episodes, times)
+    return eqx.tree_at(lambda a: a.action, acted, jnp.clip(actions, -1, 1))

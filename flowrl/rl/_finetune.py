@@ -1,0 +1,276 @@
+"""From offline to online: acting and learning in turn, on the learner, the data and the evaluation of offline runs.
+
+A round, for k environments side by side and u updates an environment step:
+
+1. an action is chosen in every environment, by the weights as they are;
+2. the environments step, in their own processes, while u·k updates are made here on the rows of earlier rounds;
+3. the rows whose n-step windows this step closed are inserted.
+
+So a row is learned from in the round after it came in at the earliest, whatever the timing, and one environment at a
+time (k = 1) obeys the same rule as many.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array
+
+from flowrl._custom_types import Key
+from flowrl.rl._algorithm import AbstractAlgorithm, AbstractState
+from flowrl.rl._buffer import Buffer
+from flowrl.rl._collect import Collector, Finished
+from flowrl.rl._fit import refuse_failures
+from flowrl.rl._host_buffer import HostBuffer
+from flowrl.rl._policy import Acted, Agent, Policy
+from flowrl.rl._replay import Standardizer
+from flowrl.rl._run import RunDirectory
+from flowrl.rl._train import train
+from flowrl.rl._windows import Rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is done in one round; it may change as data arrive.
+
+    Attributes:
+        algorithm: learns. Its budget is that of training.
+        policy: collects: its steps are L_collect, its step size is that of the collection.
+        exploration: standard deviation >= 0 of normal noise on the collected actions.
+    """
+
+    algorithm: AbstractAlgorithm
+    policy: Policy
+    exploration: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Online:
+    """How far a run has got; given to the callback after every interval.
+
+    Attributes:
+        done: environment steps so far.
+        total: environment steps in all.
+        steps_per_second: environment steps a second in the last interval; compilation counts.
+        updates_per_second: updates a second in the last interval.
+    """
+
+    done: int
+    total: int
+    steps_per_second: float
+    updates_per_second: float
+
+
+def finetune(
+    plan: Callable[[int], Plan],
+    state: AbstractState,
+    buffer: Buffer | HostBuffer,
+    collector: Collector,
+    standardizer: Standardizer,
+    *,
+    steps: int,
+    interval: int,
+    updates_per_step: float = 1.0,
+    startup: int = 0,
+    run: RunDirectory | None = None,
+    evaluate: Callable[[Any, int], dict[str, Any]] | None = None,
+    evaluate_at: tuple[int, ...] = (),
+    progress: Callable[[Online], object] | None = None,
+    log: Callable[[dict[str, Any], int], object] | None = None,
+) -> Any:
+    """Act and learn until `steps` environment steps were made, or go on with a run that did not get that far.
+
+    After every interval the metrics are added to `run.rows`, and networks, optimisers, keys, the ring of the buffer and
+    the open episodes are saved. Started again on the same run, the loop ends with the same bits (same machine, same
+    versions), provided that an environment is determined by its seed and the actions.
+
+    Args:
+        plan: called as `plan(step)` before every round, with the environment steps so far; equal plans compile nothing
+            anew, nor do those that differ in arrays (a cap, a step size) alone.
+        state: of the algorithm, after its offline training and `prepare`.
+        buffer: the data of that training, prepared, with a ring.
+        collector: acts.
+        standardizer: constants of the observations.
+        steps: environment steps over all lanes, a multiple of `interval`.
+        interval: environment steps between two rows of metrics, a multiple of the lanes.
+        updates_per_step: updates for every environment step; times the lanes it is a whole number >= 1.
+        startup: environment steps before the first update.
+        run: where to save; None trains in memory only.
+        evaluate: called as `evaluate(state, step)` at the steps of `evaluate_at`; what it returns joins the metrics.
+        evaluate_at: environment steps, multiples of `interval`; 0 is before the first.
+        progress: called after every interval.
+        log: called as `log(row, step)` with every row of metrics.
+
+    Returns:
+        The state at the end.
+
+    Raises:
+        FloatingPointError: training diverged; the checkpoint before is kept.
+        RuntimeError: an environment failed, or gave what cannot be learned from. A checkpoint of the moment before is
+            written, so nothing that was learned is lost.
+        ValueError: numbers that do not fit together.
+    """
+    lanes = collector.lanes.size
+    updates = round(updates_per_step * lanes)
+    if updates < 1 or abs(updates - updates_per_step * lanes) > 1e-6:
+        raise ValueError(f"updates_per_step times lanes must be a whole number >= 1, got {updates_per_step} x {lanes}.")
+    if interval < 1 or interval % lanes or steps < 1 or steps % interval:
+        raise ValueError(
+            f"steps ({steps}) must be a positive multiple of interval ({interval}), and that of lanes ({lanes})."
+        )
+    if any(step % interval or not 0 <= step <= steps for step in evaluate_at):
+        raise ValueError(f"evaluate_at must be multiples of {interval} up to {steps}, got {evaluate_at}.")
+    if startup < 0:
+        raise ValueError(f"startup must be >= 0, got {startup}.")
+    # A round that learned and then lost its environments does not learn again.
+    learned, loaded = False, None
+    if run is not None:
+        loaded = run.load(state)
+        if loaded is not None:
+            state, learned = loaded, bool(run.arrays["online/learned"])
+            buffer = buffer.restored(run.arrays)
+            collector.restore(run.arrays)
+    if loaded is None and evaluate is not None and 0 in evaluate_at:
+        _record({"phase": "online", "step": 0, **evaluate(state, 0)}, run, log)
+
+    def save() -> None:
+        if run is not None:
+            run.save(state, {**buffer.ring(), **collector.arrays(), "online/learned": np.asarray(learned)})
+
+    while collector.steps < steps:
+        clock, tally, made = _Clock(), _Tally(), 0
+        done = interval - collector.steps % interval
+        for _ in range(done // lanes):
+            now = plan(collector.steps)
+            clock.wait(state)
+            acted = collector.start(Agent(now.algorithm, state, standardizer), now.policy, now.exploration)
+            clock.lap("acting")
+            if collector.steps >= startup and not learned:
+                state, metrics = train(now.algorithm, state, buffer, updates)
+                tally.metrics.append(metrics)
+                made, learned = made + updates, True
+            clock.lap("starting updates")
+            try:
+                rows, finished = collector.finish()
+            except RuntimeError:
+                save()
+                raise
+            clock.lap("waiting for environments")
+            learned = False
+            tally.add(acted, finished)
+            if rows is not None:
+                buffer = buffer.insert(_completed(now.algorithm, state, rows, buffer, collector.steps))
+            clock.lap("inserting")
+        clock.wait(state)
+        means = tally.means()
+        refuse_failures("online", collector.steps, means)
+        row = {"phase": "online", "step": collector.steps, "updates": int(state.step), **tally.episodes(), **means}
+        seconds = clock.total()
+        if progress is not None:
+            progress(Online(collector.steps, steps, done / seconds, made / seconds))
+        if evaluate is not None and collector.steps in evaluate_at:
+            row |= evaluate(state, collector.steps)
+        _record(row, run, log)
+        if run is not None:
+            run.append_timing(
+                phase="online",
+                step=collector.steps,
+                seconds=seconds,
+                steps=done,
+                updates=made,
+                **{name.replace(" ", "_"): clock.seconds.get(name, 0.0) for name in _PHASES},
+            )
+        save()
+    return state
+
+
+_PHASES = ("waiting for updates", "acting", "starting updates", "waiting for environments", "inserting")
+
+
+def _record(row: dict[str, Any], run: RunDirectory | None, log: Callable[[dict[str, Any], int], object] | None) -> None:
+    if log is not None:
+        log(row, row["step"])
+    if run is not None:
+        run.rows.append(row)
+
+
+def _completed(
+    algorithm: AbstractAlgorithm, state: AbstractState, rows: Rows, buffer: Buffer | HostBuffer, step: int
+) -> Rows:
+    """Draw the reference's samples that a frozen reference keeps for every row."""
+    if not buffer.samples:
+        return rows
+    key = jr.fold_in(jr.fold_in(state.key, 1), step)
+    particles = _propose(algorithm, state, rows.next_observations, buffer.samples, key)
+    return eqx.tree_at(lambda r: r.particles, rows, particles, is_leaf=lambda x: x is None)
+
+
+@eqx.filter_jit
+def _propose(algorithm: AbstractAlgorithm, state: AbstractState, observations: Array, samples: int, key: Key) -> Array:
+    keys = jr.split(key, (observations.shape[0], samples))
+    return jax.vmap(lambda s, ks: jax.vmap(lambda k: algorithm.propose(state, s, k))(ks))(observations, keys)
+
+
+class _Tally:
+    """What an interval's rounds gave."""
+
+    def __init__(self) -> None:
+        self.metrics: list[dict[str, Array]] = []
+        self._acted: list[Acted] = []
+        self._finished: list[Finished] = []
+
+    def add(self, acted: Acted, finished: list[Finished]) -> None:
+        """Take note of a round."""
+        self._acted.append(acted)
+        self._finished += finished
+
+    def means(self) -> dict[str, float]:
+        """Give the means of the learner's metrics."""
+        if not self.metrics:
+            return {}
+        mean = jax.tree.map(lambda *x: jnp.mean(jnp.stack(x)), *self.metrics)
+        return {name: float(x) for name, x in jax.device_get(mean).items()}
+
+    def episodes(self) -> dict[str, float]:
+        """Say how the collection went; without an episode that ended, its columns stay empty."""
+        moved = np.concatenate([np.asarray(acted.displacement) for acted in self._acted])
+        steps = np.concatenate([np.asarray(acted.steps) for acted in self._acted])
+        row = {
+            "episodes": len(self._finished),
+            "collected/displacement": float(np.sqrt(np.mean(moved.astype(np.float64) ** 2))),
+            "collected/steps": float(np.mean(steps)),
+        }
+        if self._finished:
+            row["collected/return"] = float(np.mean([x.return_ for x in self._finished]))
+            row["collected/success"] = float(np.mean([x.success for x in self._finished]))
+            row["collected/length"] = float(np.mean([x.length for x in self._finished]))
+        return row
+
+
+class _Clock:
+    """Where the time goes."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._begun = self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Count the time since the last call for `name`."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def wait(self, state: AbstractState) -> None:
+        """Wait for the updates that are under way."""
+        jax.block_until_ready(state.step)
+        self.lap("waiting for updates")
+
+    def total(self) -> float:
+        """Give the seconds since the beginning."""
+        return time.perf_counter() - self._begun
