@@ -53,7 +53,8 @@ class HostBuffer:
             ValueError: the capacity is below 1, or there is no such protocol.
         """
         check_ring(capacity, protocol)
-        self.protocol, self.capacity = protocol, capacity
+        self.protocol: Protocol = protocol
+        self.capacity = capacity
         self.data, self.filled, self.head = replay.actions.shape[0], 0, 0
         self.samples = 0 if replay.particles is None else replay.particles.shape[1]
         self._columns: dict[str, np.ndarray] = {}

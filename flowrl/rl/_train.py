@@ -91,9 +91,8 @@ def train(
     Returns:
         The next state, and mean metrics over the interval.
     """
-    if isinstance(source, HostBuffer):
-        source = source.batches(algorithm.batch_size, updates, state.key)
-    return _interval((algorithm, source, updates, phase), state)
+    here = source.batches(algorithm.batch_size, updates, state.key) if isinstance(source, HostBuffer) else source
+    return _interval((algorithm, here, updates, phase), state)
 
 
 @eqx.filter_jit
@@ -126,19 +125,19 @@ def _interval(
     algorithm, source, updates, phase = constant
     update = _update(algorithm, phase)
     replay = source if isinstance(source, Replay) else source.replay
-    drawn = source.rows if isinstance(source, Batches) else None
     dynamic, static = eqx.partition(state, eqx.is_array)
 
-    def body(dynamic: Any, rows: Array | None) -> tuple[Any, Any]:
+    def body(dynamic: Any, rows: Any) -> tuple[Any, Any]:
         state = eqx.combine(dynamic, static)
         key, batch_key, update_key = jr.split(state.key, 3)
         state = eqx.tree_at(lambda s: s.key, state, key)
-        if rows is None:
+        if not isinstance(source, Batches):
             rows = source.draw(algorithm.batch_size, batch_key)
         state, metrics = update(state, replay, rows, update_key)
         return eqx.filter(state, eqx.is_array), metrics
 
-    dynamic, metrics = jax.lax.scan(body, dynamic, drawn, length=updates)
+    given = source.rows if isinstance(source, Batches) else None
+    dynamic, metrics = jax.lax.scan(body, dynamic, given, length=updates)
     return eqx.combine(dynamic, static), jax.tree.map(jnp.mean, metrics)
 
 
