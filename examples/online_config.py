@@ -153,7 +153,11 @@ def shown(offline: Offline) -> tuple[Policy, ...]:
     """List the ways to act that are evaluated: every L_test for VGF, a rival's own proposals and their selection."""
     policies = test_policies(offline)
     if offline.algorithm == "vgf":
-        return tuple(p for p in policies if p.candidates == offline.particles and p.select == "best" and not p.noise)
+        return tuple(
+            p
+            for p in policies
+            if p.candidates == offline.particles and p.select == "best" and not p.noise and p.band is None
+        )
     return tuple(p for p in policies if not p.steps)
 
 

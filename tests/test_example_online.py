@@ -163,7 +163,7 @@ def test_an_offline_run_is_read_back_as_it_was(tmp_path):
     there = online_config.read_offline(tmp_path, Config(workers=first.workers))
     assert there == first
     names = [policy.name for policy in online_config.shown(there)]
-    assert names == ["best-of-8 (L=0)", "VGF L=1", "VGF L=2", "VGF, each state its own L <= 2"]
+    assert names == ["best-of-8 (L=0)", "VGF L=1", "VGF L=2"]
     for change, message in (
         ({"algorithm": "bc"}, "bc has no critic"),
         ({"chunk": 5}, "acts in chunks of 5"),
