@@ -58,8 +58,8 @@ class Config:
     """Rows of experience that are kept; default: all."""
     host_buffer: bool = False
     """Keep data and experience in the host's memory, and bring batches to the device."""
-    reference: Literal["frozen", "live"] = "frozen"
-    """VGF: the reference stays that of the data, or learns on from data and experience."""
+    reference: Literal["frozen", "live"] | None = None
+    """VGF: the reference stays that of the data, or learns on from the batches; default: as in the offline run."""
 
     collect_steps: str | None = None
     """L_collect, or FIRST:LAST; default: 1 for VGF, 0 for its rivals. 0 is best-of-N."""
@@ -78,7 +78,8 @@ class Config:
     train_step_size: float | None = None
     """VGF: step size in the TD target; default: that of the offline run."""
     max_displacement: str | None = None
-    """VGF: cap on the distance to the reference's sample in every budget, in spreads, or FIRST:LAST; default: none."""
+    """VGF: cap on the distance to the reference's sample in every budget, evaluations included, in the budget's unit
+    of length, or FIRST:LAST; default: that of the offline run."""
 
     eval_every: int = 5_000
     """Environment steps between two points of the curve."""
@@ -94,6 +95,11 @@ class Config:
     """Processes of the environments that collect, and of those of the evaluation."""
     log: Literal["tensorboard", "wandb", "trackio"] | None = None
     """Send the metrics to a tracker too; the CSV files are always written."""
+
+
+def startup(config: Config) -> int:
+    """Give the environment steps before the first update."""
+    return WSRL_STARTUP * (config.protocol == "wsrl") if config.startup is None else config.startup
 
 
 def first_run(config: Config) -> Offline:
@@ -172,6 +178,11 @@ def check(config: Config) -> None:
     updates = config.updates_per_step * config.lanes
     if not (updates >= 1 and updates == round(updates)):
         raise ValueError(f"--updates-per-step times --lanes must be a whole number >= 1, got {updates}.")
+    for name in ("capacity", "collect_candidates"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}.")
+    if startup(config) >= config.steps:
+        raise ValueError(f"--startup {startup(config)} leaves nothing of --steps {config.steps} to learn in.")
     if config.seed < 0 or config.eval_seed < 0 or (config.startup or 0) < 0:
         raise ValueError("--seed, --eval-seed and --startup must be >= 0.")
     if not 0 <= config.exploration < math.inf:
@@ -199,6 +210,10 @@ def planned(config: Config, offline: Offline, learner: AbstractAlgorithm) -> Cal
     cap = _growing("max-displacement", config.max_displacement, config.steps) if config.max_displacement else None
     size = offline.test_step_size if config.collect_step_size is None else config.collect_step_size
     candidates = config.collect_candidates or (offline.particles if ours else 1)
+    if config.collect_step_size is not None and not max(collect(0), collect(config.steps)):
+        raise ValueError("--collect-step-size has no use where --collect-steps is 0; leave out what would be ignored.")
+    if ours and config.reference == "frozen" and not learner.frozen_reference:
+        raise ValueError("--reference frozen: that of the offline run learns along with its critic.")
     if offline.algorithm in DETERMINISTIC and candidates > 1:
         raise ValueError(f"{offline.algorithm} has one proposal a state; leave --collect-candidates out.")
 
@@ -212,19 +227,26 @@ def planned(config: Config, offline: Offline, learner: AbstractAlgorithm) -> Cal
             config.collect_select,
             config.selection_temperature,
         )
-        now = learner
-        if isinstance(now, VGF) and (train or cap or config.train_step_size is not None):
-            budget = now.train_budget
-            sizes = offline.train_step_size if config.train_step_size is None else config.train_step_size
-            steps = budget.steps if train is None else round(train(step))
-            limit = None if cap is None else cap(step)
-            budget = Budget(steps, sizes, budget.temperature, max_displacement=limit)
-            now = dataclasses.replace(now, train_budget=budget)
-        return Plan(now, policy, config.exploration)
+        if not isinstance(learner, VGF):
+            return Plan(learner, policy, config.exploration)
+        budget = _changed(
+            learner.train_budget,
+            steps=None if train is None else round(train(step)),
+            step_size=config.train_step_size,
+            max_displacement=None if cap is None else cap(step),
+        )
+        return Plan(dataclasses.replace(learner, train_budget=budget), policy, config.exploration)
 
     for step in (0, config.steps):
         PolicyTable((plan(step).policy,), config.lanes)
     return plan
+
+
+def _changed(budget: Budget, **changes: Any) -> Budget:
+    """Give a budget with what is not None changed."""
+    names = ("steps", "step_size", "temperature", "max_displacement", "scale", "tolerance", "max_mmd", "mmd_sigma")
+    values = {name: getattr(budget, name) for name in (*names, "check_every")}
+    return Budget(**(values | {name: x for name, x in changes.items() if x is not None}))
 
 
 def _growing(name: str, text: str, total: int) -> Callable[[int], float]:

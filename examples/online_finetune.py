@@ -17,22 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.random as jr
 import numpy as np
 import offline_rl
 import tyro
 from console import bar, online_bar, progress, table
-from online_config import (
-    WSRL_STARTUP,
-    Config,
-    check,
-    checksum,
-    first_run,
-    offline_learner,
-    planned,
-    read_offline,
-    shown,
-)
+from offline_config import algorithm
+from online_config import Config, check, checksum, first_run, offline_learner, planned, read_offline, shown, startup
 from rich.console import Console
 
 from flowrl.rl import (
@@ -61,18 +53,21 @@ def main(config: Config) -> list[report.Row]:
     """Run the whole experiment."""
     console, started = Console(stderr=True), time.perf_counter()
     check(config)
+    if config.offline is None:
+        planned(config, first_run(config), algorithm(first_run(config)))  # before anything is trained
     source = config.offline or _trained_first(config)
     offline = read_offline(source, config)
     learner, policies, metric = offline_learner(offline, source), shown(offline), data.metric(offline.env)
     planned(config, offline, learner)  # refuses what makes no sense, before the data are there
-    startup = WSRL_STARTUP * (config.protocol == "wsrl") if config.startup is None else config.startup
 
     elsewhere = ("offline", "env", "algorithm", "offline_steps", "out", "resume", "data_dir", "workers", "log")
     identity = {k: v for k, v in dataclasses.asdict(config).items() if k not in elsewhere}
     identity["offline_sha256"] = checksum(source / "checkpoint.npz")
     free = ("eval_episodes", "eval_seed", "eval_lanes")
+    # A run that was stopped while the offline one was trained has not begun itself.
+    resume = config.resume and (config.offline is not None or (config.out / "config.json").exists())
     with contextlib.ExitStack() as stack:
-        run = stack.enter_context(RunDirectory(config.out, identity, resume=config.resume, free=free))
+        run = stack.enter_context(RunDirectory(config.out, identity, resume=resume, free=free))
         bars = stack.enter_context(progress(console))
         collecting = stack.enter_context(Lanes(offline.env, config.lanes, workers=config.workers))
         evaluating = stack.enter_context(Lanes(offline.env, config.eval_lanes, workers=config.workers))
@@ -86,7 +81,10 @@ def main(config: Config) -> list[report.Row]:
         run.write("software.json", json.dumps(software, indent=2) + "\n")
 
         standardizer = Standardizer.fit(dataset.train.observations)
-        replay, *_ = offline_rl.replays(offline, dataset, standardizer)
+        # A data set that does not fit on the device is prepared on the host.
+        place = jax.devices("cpu")[0] if config.host_buffer else None
+        with jax.default_device(place):
+            replay = offline_rl.replays(offline, dataset, standardizer)[0]
         treatment = {"discount": offline.discount, "n_step": offline.n_step, "rewards": dataset.info.reward_transform}
         check_rows_agree(raw.train, replay, standardizer, **treatment)
         # The keys of the offline run: its reference's samples, and so its unit of length, are the same again.
@@ -100,16 +98,20 @@ def main(config: Config) -> list[report.Row]:
         # Randomness of its own, other than that of the offline run and of other seeds.
         state = dataclasses.replace(state, key=jr.fold_in(state.key, config.seed))
         if config.reference == "live" and isinstance(learner, VGF):
-            learner, state = learner.with_live_reference(state)
+            if learner.frozen_reference:
+                learner, state = learner.with_live_reference(state)
         elif isinstance(learner, AbstractPretrained):
-            state, replay = learner.prepare(state, replay, key=prepare_key)
+            with jax.default_device(place):
+                state, replay = learner.prepare(state, replay, key=prepare_key)
         kind = HostBuffer if config.host_buffer else Buffer
         buffer = kind(replay, config.capacity or config.steps, config.protocol)
-        del replay
-        title = f"{offline.env}, {offline.algorithm} from {dataset.info.rows:,} rows, then {config.steps:,} steps"
+        info = dataset.info
+        del replay, raw, dataset
+        plan = planned(config, offline, learner)
+        title = f"{offline.env}, {offline.algorithm} from {info.rows:,} rows, then {config.steps:,} steps"
         console.print(title)
 
-        reference = dataset.info.reference
+        reference = info.reference
         unit = "success, %" if metric == "success" else "return" if reference is None else "normalised score"
 
         def acted(agent: Agent, episodes: int, seed: int, name: str) -> Evaluation:
@@ -117,14 +119,15 @@ def main(config: Config) -> list[report.Row]:
             return evaluate(agent, policies, evaluating, episodes=episodes, seed=seed, progress=show)
 
         def measure(state: Any, step: int) -> dict[str, Any]:
-            measured = acted(Agent(learner, state, standardizer), config.curve_episodes, 0, f"curve at {step:,}")
+            agent = Agent(plan(step).algorithm, state, standardizer)
+            measured = acted(agent, config.curve_episodes, 0, f"curve at {step:,}")
             means = report.scores(measured, metric, reference).mean(axis=1)
             return {f"score/{p.name}": float(x) for p, x in zip(policies, means, strict=True)}
 
         name = f"{offline.env} {offline.algorithm} online seed{config.seed}"
         tracker = stack.enter_context(Tracker(config.log, run.path, identity, name=name)) if config.log else None
         state = finetune(
-            planned(config, offline, learner),
+            plan,
             state,
             buffer,
             Collector(collecting, standardizer, **treatment, seed=config.seed),
@@ -132,7 +135,7 @@ def main(config: Config) -> list[report.Row]:
             steps=config.steps,
             interval=config.interval,
             updates_per_step=config.updates_per_step,
-            startup=startup,
+            startup=startup(config),
             run=run,
             evaluate=measure,
             evaluate_at=(*range(0, config.steps, config.eval_every), config.steps),
@@ -142,7 +145,7 @@ def main(config: Config) -> list[report.Row]:
         path = run.path / "curve.png"
         report.plot_learning(run.rows, unit, title, path, phase="online", time="environment steps")
         console.print(_where_time_went(run.path / "timing.csv"))
-        agents = {"offline": before, "online": Agent(learner, state, standardizer)}
+        agents = {"offline": before, "online": Agent(plan(config.steps).algorithm, state, standardizer)}
         measured = [
             acted(agent, config.eval_episodes, config.eval_seed, f"{name} policy") for name, agent in agents.items()
         ]
@@ -150,7 +153,7 @@ def main(config: Config) -> list[report.Row]:
         both = Evaluation(*(np.concatenate(x) for x in zip(*measured, strict=True)))
         baseline = named[0].name
         rows = report.summarise(named, both, metric, baseline=baseline, reference=reference)
-        length = "spreads" if offline.algorithm == "vgf" else "units of the action"
+        length = "spreads" if offline.algorithm == "vgf" and offline.paper is None else "units of the action"
         run.write("results.csv", to_csv(offline_rl.episodes(named, both)))
         run.write("results.md", f"{title}\n\n{report.markdown(rows, unit, length)}")
     Console().print(table(rows, unit, title, baseline, length))
@@ -181,8 +184,10 @@ def _where_time_went(path: Path) -> str:
     steps, seconds = (sum(float(row[name]) for row in rows) for name in ("steps", "seconds"))
     updates = sum(float(row["updates"]) for row in rows)
     parts = {name: sum(float(row[name]) for row in rows) / seconds for name in list(rows[0])[5:]}
-    shares = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in parts.items())
-    return f"{steps / seconds:.0f} environment steps/s, {updates / seconds:.0f} updates/s; {shares}"
+    working = seconds * (1 - parts["seconds_evaluating"])
+    shares = ", ".join(f"{name.removeprefix('seconds_').replace('_', ' ')} {share:.0%}" for name, share in parts.items())
+    rates = f"{steps / working:.0f} environment steps/s and {updates / working:.0f} updates/s between evaluations"
+    return f"{rates}; {shares}"
 
 
 if __name__ == "__main__":

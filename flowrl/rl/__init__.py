@@ -22,7 +22,7 @@ from flowrl.rl._auto_budget import (
 )
 from flowrl.rl._buffer import Buffer as Buffer
 from flowrl.rl._checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
-from flowrl.rl._collect import Collector as Collector, Finished as Finished
+from flowrl.rl._collect import Asked as Asked, Collector as Collector, Finished as Finished
 from flowrl.rl._critic import (
     AbstractAggregate as AbstractAggregate,
     Critic as Critic,

@@ -7,6 +7,7 @@ costs O(k), whatever the capacity.
 from typing import Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -132,12 +133,13 @@ class Buffer(eqx.Module):
 
     def ring(self) -> dict[str, np.ndarray]:
         """Give what the ring holds, for a checkpoint: columns of its filled rows, and where the next one goes."""
-        place = slice(self.data, self.data + int(self.filled))
         columns = {name: getattr(self.replay, name) for name in STORED}
-        return ring_arrays({name: x[place] for name, x in columns.items() if x is not None}, int(self.head))
+        # Cut on the host: on the device every length would be a program of its own.
+        ring = {name: np.asarray(x[self.data :]) for name, x in columns.items() if x is not None}
+        return ring_arrays({name: x[: int(self.filled)] for name, x in ring.items()}, int(self.head))
 
     def restored(self, ring: dict[str, np.ndarray]) -> "Buffer":
-        """Give the buffer with what `ring` gave.
+        """Give the buffer with what `ring` gave. The arrays of this one are given away.
 
         Args:
             ring: from a buffer of the same data and capacity.
@@ -146,11 +148,11 @@ class Buffer(eqx.Module):
             ValueError: the ring does not fit.
         """
         columns, filled, head = read_ring(ring, {name: getattr(self.replay, name) for name in STORED}, self.capacity)
-        place = slice(self.data, self.data + filled)
-        filled_columns = [getattr(self.replay, name).at[place].set(x) for name, x in columns.items()]
-        replay = eqx.tree_at(lambda r: [getattr(r, name) for name in columns], self.replay, filled_columns)
+        whole = {name: np.zeros((self.capacity, *x.shape[1:]), x.dtype) for name, x in columns.items()}
+        for name, x in columns.items():
+            whole[name][:filled] = x
         counters = jnp.asarray(filled, jnp.int32), jnp.asarray(head, jnp.int32)
-        return eqx.tree_at(lambda b: (b.replay, b.filled, b.head), self, (replay, *counters))
+        return _refill((jax.tree.map(jnp.asarray, whole), *counters), self)
 
 
 @eqx.filter_jit(donate="all-except-first")
@@ -164,6 +166,14 @@ def _insert(rows: Rows, buffer: Buffer) -> Buffer:
     replay = eqx.tree_at(lambda r: [getattr(r, name) for name in names], buffer.replay, columns)
     filled = jnp.minimum(buffer.filled + rows.count, buffer.capacity)
     head = (buffer.head + rows.count) % buffer.capacity
+    return eqx.tree_at(lambda b: (b.replay, b.filled, b.head), buffer, (replay, filled, head))
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _refill(ring: tuple[dict[str, Array], Array, Array], buffer: Buffer) -> Buffer:
+    columns, filled, head = ring
+    whole = [getattr(buffer.replay, name).at[buffer.data :].set(x) for name, x in columns.items()]
+    replay = eqx.tree_at(lambda r: [getattr(r, name) for name in columns], buffer.replay, whole)
     return eqx.tree_at(lambda b: (b.replay, b.filled, b.head), buffer, (replay, filled, head))
 
 
@@ -195,7 +205,7 @@ def check_rows(rows: Rows, capacity: int, samples: int) -> None:
         raise ValueError(f"rows need as many cached particles as those of the buffer have, {samples}.")
 
 
-def ring_arrays(columns: dict[str, Array | np.ndarray], head: int) -> dict[str, np.ndarray]:
+def ring_arrays(columns: dict[str, np.ndarray], head: int) -> dict[str, np.ndarray]:
     """Name the columns of a ring for a checkpoint.
 
     Args:

@@ -15,11 +15,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
-from flowrl.rl._lanes import Lanes, Stepped
+from flowrl.rl._lanes import Lanes, Stepped, refuse_unusable
 from flowrl.rl._policy import Acted, Agent, Policy, PolicyTable, act
 from flowrl.rl._replay import Standardizer
 from flowrl.rl._windows import Rows, Windows
 from flowrl.rl.data import RewardTransform
+
+#: Folded into the key of a collector, so that it shares none with a training or an evaluation of the same seed.
+_TAG = 0x636F6C6C
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,21 @@ class Finished:
     return_: float
     success: float
     length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the environments were asked to do in one step.
+
+    Attributes:
+        actions: (lanes, act).
+        displacement: of the actions before exploration, as in `Acted`, (lanes,).
+        steps: L, (lanes,).
+    """
+
+    actions: Float[np.ndarray, "lanes act"]
+    displacement: Float[np.ndarray, " lanes"]
+    steps: Int[np.ndarray, " lanes"]
 
 
 @dataclasses.dataclass
@@ -53,6 +71,7 @@ class Collector:
     Attributes:
         lanes: the environments.
         steps: environment steps so far, over all lanes.
+        most_rows: rows that one step of all lanes may give at most, padding included.
     """
 
     def __init__(
@@ -79,15 +98,19 @@ class Collector:
             ValueError: a number is out of range.
         """
         self.lanes, self.steps = lanes, 0
-        self._seed, self._key, self._width = seed, jr.key(seed), standardizer.mean.shape[0]
+        self.most_rows = lanes.size * n_step
+        self._seed, self._width = seed, standardizer.mean.shape[0]
+        self._key = jr.fold_in(jr.key(seed), _TAG)
         self._windows = Windows(lanes.size, standardizer, discount=discount, n_step=n_step, rewards=rewards)
         self._episodes: list[_Episode] = []
         self._next = 0
-        self._tables: dict[Policy, PolicyTable] = {}
-        self._asked: Float[np.ndarray, "lanes act"] | None = None
+        self._table: tuple[Policy, PolicyTable] | None = None
+        self._asked: dict[str, np.ndarray] = {}
 
-    def start(self, agent: Agent, policy: Policy, exploration: float = 0.0) -> Acted:
+    def start(self, agent: Agent, policy: Policy, exploration: float = 0.0) -> "Asked":
         """Choose an action in every lane and let the environments begin to step; `finish` must follow.
+
+        After `restore`, actions that had been chosen and whose step failed are the ones to be taken.
 
         Args:
             agent: networks and constants.
@@ -95,7 +118,7 @@ class Collector:
             exploration: standard deviation >= 0 of normal noise on the actions, which are clipped to [−1, 1].
 
         Returns:
-            What was done, leaves (lanes, ...).
+            What was asked for.
 
         Raises:
             FloatingPointError: an action is not finite.
@@ -103,10 +126,18 @@ class Collector:
         """
         if not self._episodes:
             self._episodes = self._reset(range(self.lanes.size))
-        table = self._tables.setdefault(policy, PolicyTable((policy,), self.lanes.size))
+        if not self._asked:
+            self._asked = self._choose(agent, policy, exploration)
+        self.lanes.start(dict(enumerate(self._asked["actions"])))
+        return Asked(**self._asked)
+
+    def _choose(self, agent: Agent, policy: Policy, exploration: float) -> dict[str, np.ndarray]:
+        """Choose an action in every lane."""
+        if self._table is None or self._table[0] != policy:
+            self._table = policy, PolicyTable((policy,), self.lanes.size)
         acted = _explore(
             agent,
-            table,
+            self._table[1],
             jnp.asarray(np.stack([episode.observation for episode in self._episodes])),
             jnp.asarray([episode.number for episode in self._episodes], jnp.int32),
             jnp.asarray([len(episode.actions) for episode in self._episodes], jnp.int32),
@@ -116,9 +147,7 @@ class Collector:
         actions = np.asarray(acted.action)
         if not np.isfinite(actions).all():
             raise FloatingPointError(f"{policy.name} gave a non-finite action: the networks have diverged.")
-        self._asked = actions
-        self.lanes.start(dict(enumerate(actions)))
-        return acted
+        return {"actions": actions, "displacement": np.asarray(acted.displacement), "steps": np.asarray(acted.steps)}
 
     def finish(self) -> tuple[Rows | None, list[Finished]]:
         """Wait for the environments, and begin new episodes where one ended.
@@ -128,14 +157,13 @@ class Collector:
 
         Raises:
             RuntimeError: an environment failed, or gave a number that is not finite or an observation of another
-                size. What happened in this step is forgotten; `arrays` still gives the state before it.
+                size. `arrays` then gives the moment before this step, with the actions that were asked for.
         """
-        actions = self._asked
-        if actions is None:
+        if not self._asked:
             raise RuntimeError("finish() without start(): no environment was asked to step.")
-        self._asked, stepped = None, self.lanes.finish()
+        actions, stepped = self._asked["actions"], self.lanes.finish()
         for lane, step in stepped.items():
-            self._check(lane, step.observation, step.reward)
+            self._refuse_unusable(lane, step)
         over = [lane for lane, step in stepped.items() if step.done]
         fresh = self._reset(over)
         finished = []
@@ -146,7 +174,7 @@ class Collector:
                 finished.append(Finished(episode.total, float(step.success), len(episode.actions)))
         for lane, episode in zip(over, fresh, strict=True):
             self._episodes[lane] = episode
-        self.steps += len(stepped)
+        self.steps, self._asked = self.steps + len(stepped), {}
         return self._windows.take(), finished
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -159,6 +187,7 @@ class Collector:
             "collector/lengths": np.asarray(lengths, np.int64),
             "collector/actions": np.stack(taken) if taken else np.zeros((0, 0), np.float32),
             "collector/observations": np.stack([e.observation for e in self._episodes] or [np.zeros(self._width)]),
+            **{f"collector/asked/{name}": x for name, x in self._asked.items()},
         }
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
@@ -181,6 +210,8 @@ class Collector:
         if numbers.shape[0] not in (0, self.lanes.size):
             raise ValueError(f"the checkpoint is of {numbers.shape[0]} environments, here are {self.lanes.size}.")
         self.steps, self._next = (int(x) for x in counters)
+        asked = "collector/asked/"
+        self._asked = {name.removeprefix(asked): x for name, x in arrays.items() if name.startswith(asked)}
         if not numbers.size:
             return
         self._episodes = self._reset(range(self.lanes.size), [int(x) for x in numbers])
@@ -188,7 +219,7 @@ class Collector:
         for time in range(int(lengths.max(initial=0))):
             stepped = self.lanes.step({lane: plan[time] for lane, plan in enumerate(plans) if time < len(plan)})
             for lane, step in stepped.items():
-                self._check(lane, step.observation, step.reward)
+                self._refuse_unusable(lane, step)
                 self._add(lane, self._episodes[lane], plans[lane][time], step)
         # What was closed on the way is in the buffer already.
         self._windows.take()
@@ -198,6 +229,11 @@ class Collector:
                     f"lane {lane} did not come back to where it was after {lengths[lane]} steps: the environment is "
                     "not determined by its seed and the actions, and the run cannot go on exactly. Start it anew."
                 )
+
+    def _refuse_unusable(self, lane: int, step: Stepped) -> None:
+        episode = self._episodes[lane]
+        where = f"lane {lane}, episode {episode.number}, step {len(episode.actions)}"
+        refuse_unusable(where, step.observation, step.reward, self._width)
 
     def _add(self, lane: int, episode: _Episode, action: np.ndarray, step: Stepped) -> None:
         """Take note of a step."""
@@ -223,27 +259,10 @@ class Collector:
         # Seeds of this kind are met nowhere else, not in evaluations either.
         seeds = [int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0]) >> 1 for number in numbers]
         first = self.lanes.reset(dict(zip(lanes, seeds, strict=True)))
-        for lane in lanes:
-            self._check(lane, first[lane], 0.0)
+        for lane, number in zip(lanes, numbers, strict=True):
+            refuse_unusable(f"lane {lane}, episode {number}, reset", first[lane], 0.0, self._width)
         self._next = max(self._next, *(number + 1 for number in numbers))
         return [_Episode(number, first[lane]) for lane, number in zip(lanes, numbers, strict=True)]
-
-    def _check(self, lane: int, observation: np.ndarray, reward: float) -> None:
-        """Refuse what nothing can be learned from."""
-        where = f"lane {lane}" + (
-            f", episode {self._episodes[lane].number}, step {len(self._episodes[lane].actions)}"
-            if self._episodes
-            else ""
-        )
-        if np.shape(observation) != (self._width,):
-            raise RuntimeError(
-                f"{where}: the environment gave an observation of shape {np.shape(observation)}, the data have "
-                f"({self._width},)."
-            )
-        if not np.isfinite(reward):
-            raise RuntimeError(f"{where}: the environment gave the reward {reward}.")
-        if not np.isfinite(observation).all():
-            raise RuntimeError(f"{where}: the environment gave an observation that is not finite.")
 
 
 @eqx.filter_jit

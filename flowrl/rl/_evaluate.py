@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from flowrl.rl._lanes import Lanes
+from flowrl.rl._lanes import Lanes, refuse_unusable
 from flowrl.rl._policy import Agent, Policy, PolicyTable, act
 
 
@@ -59,7 +59,8 @@ def evaluate(
         The `Evaluation`.
 
     Raises:
-        RuntimeError: an environment failed, or an action was not finite; the message says where.
+        RuntimeError: an environment failed, or an action, a reward or an observation was not finite; the message says
+            where.
         ValueError: no episodes, or policies that cannot be evaluated together.
     """
     if episodes < 1:
@@ -89,6 +90,7 @@ def evaluate(
                 time[lane], active[lane] = 0, True
                 seeds[lane] = seed * 100_000 + int(episode[lane])
         for lane, observation in lanes.reset(seeds).items() if seeds else ():
+            refuse_unusable(f"lane {lane}, episode {episode[lane]}, reset", observation, 0.0, size)
             observations[lane] = observation
 
     assign(list(range(lanes.size)))
@@ -114,6 +116,8 @@ def evaluate(
         finished = []
         for lane, step in lanes.step(actions).items():
             at = (policy[lane], episode[lane])
+            where = f"lane {lane}, episode {episode[lane]}, step {time[lane]}"
+            refuse_unusable(where, step.observation, step.reward, size)
             observations[lane] = step.observation
             time[lane] += 1
             result.returns[at] += step.reward

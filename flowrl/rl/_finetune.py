@@ -17,7 +17,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array
@@ -25,14 +24,17 @@ from jaxtyping import Array
 from flowrl._custom_types import Key
 from flowrl.rl._algorithm import AbstractAlgorithm, AbstractState
 from flowrl.rl._buffer import Buffer
-from flowrl.rl._collect import Collector, Finished
+from flowrl.rl._collect import Asked, Collector, Finished
 from flowrl.rl._fit import refuse_failures
 from flowrl.rl._host_buffer import HostBuffer
-from flowrl.rl._policy import Acted, Agent, Policy
+from flowrl.rl._policy import Agent, Policy
 from flowrl.rl._replay import Standardizer
 from flowrl.rl._run import RunDirectory
 from flowrl.rl._train import train
 from flowrl.rl._windows import Rows
+
+#: Folded into the state's key for the samples of a reference: a split of that key gives no such child.
+_TAG = 0x726F7773
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +102,7 @@ def finetune(
         steps: environment steps over all lanes, a multiple of `interval`.
         interval: environment steps between two rows of metrics, a multiple of the lanes.
         updates_per_step: updates for every environment step; times the lanes it is a whole number >= 1.
-        startup: environment steps before the first update.
+        startup: environment steps before the first update, < `steps`.
         run: where to save; None trains in memory only.
         evaluate: called as `evaluate(state, step)` at the steps of `evaluate_at`; what it returns joins the metrics.
         evaluate_at: environment steps, multiples of `interval`; 0 is before the first.
@@ -112,8 +114,8 @@ def finetune(
 
     Raises:
         FloatingPointError: training diverged; the checkpoint before is kept.
-        RuntimeError: an environment failed, or gave what cannot be learned from. A checkpoint of the moment before is
-            written, so nothing that was learned is lost.
+        RuntimeError: an environment failed, of the collection or of the evaluation, or gave what cannot be learned
+            from. A checkpoint is written from which the run goes on exactly where it stopped.
         ValueError: numbers that do not fit together.
     """
     lanes = collector.lanes.size
@@ -128,69 +130,80 @@ def finetune(
         raise ValueError(f"evaluate_at must be multiples of {interval} up to {steps}, got {evaluate_at}.")
     if startup < 0:
         raise ValueError(f"startup must be >= 0, got {startup}.")
-    # A round that learned and then lost its environments does not learn again.
-    learned, loaded = False, None
+    if startup >= steps:
+        raise ValueError(f"startup ({startup}) leaves nothing of {steps} steps to learn in.")
+    if buffer.capacity < collector.most_rows:
+        raise ValueError(
+            f"a ring of {buffer.capacity} rows is too small: one step of {lanes} environments may give "
+            f"{collector.most_rows}."
+        )
+    tally, learned, begun = _Tally(), False, False
     if run is not None:
         loaded = run.load(state)
         if loaded is not None:
-            state, learned = loaded, bool(run.arrays["online/learned"])
-            buffer = buffer.restored(run.arrays)
+            if "online/learned" not in run.arrays:
+                raise ValueError(f"{run.checkpoint} is no checkpoint of a finetuning.")
+            # A round that learned and then lost its environments does not learn again.
+            state, learned, begun = loaded, bool(run.arrays["online/learned"]), True
+            buffer, tally = buffer.restored(run.arrays), _Tally.restored(run.arrays)
             collector.restore(run.arrays)
-    if loaded is None and evaluate is not None and 0 in evaluate_at:
+            run.arrays = {}
+    if not begun and evaluate is not None and 0 in evaluate_at:
         _record({"phase": "online", "step": 0, **evaluate(state, 0)}, run, log)
 
     def save() -> None:
         if run is not None:
-            run.save(state, {**buffer.ring(), **collector.arrays(), "online/learned": np.asarray(learned)})
+            arrays = {**buffer.ring(), **collector.arrays(), **tally.arrays(), "online/learned": np.asarray(learned)}
+            run.save(state, arrays)
 
-    while collector.steps < steps:
-        clock, tally, made = _Clock(), _Tally(), 0
-        done = interval - collector.steps % interval
-        for _ in range(done // lanes):
-            now = plan(collector.steps)
-            clock.wait(state)
-            acted = collector.start(Agent(now.algorithm, state, standardizer), now.policy, now.exploration)
-            clock.lap("acting")
-            if collector.steps >= startup and not learned:
-                state, metrics = train(now.algorithm, state, buffer, updates)
-                tally.metrics.append(metrics)
-                made, learned = made + updates, True
-            clock.lap("starting updates")
-            try:
+    while collector.steps < steps or tally.rounds:
+        clock, made, first = _Clock(), 0, collector.steps
+        # What fails here leaves a checkpoint; that of networks that diverged would be no use.
+        try:
+            while tally.rounds < interval // lanes:
+                now = plan(collector.steps)
+                clock.lap("other")
+                asked = collector.start(Agent(now.algorithm, state, standardizer), now.policy, now.exploration)
+                clock.lap("acting")
+                if collector.steps >= startup and not learned:
+                    state, metrics = train(now.algorithm, state, buffer, updates)
+                    tally.learn(jax.device_get(metrics))
+                    made, learned = made + updates, True
+                clock.lap("updates")
                 rows, finished = collector.finish()
-            except RuntimeError:
-                save()
-                raise
-            clock.lap("waiting for environments")
-            learned = False
-            tally.add(acted, finished)
-            if rows is not None:
-                buffer = buffer.insert(_completed(now.algorithm, state, rows, buffer, collector.steps))
-            clock.lap("inserting")
-        clock.wait(state)
-        means = tally.means()
-        refuse_failures("online", collector.steps, means)
-        row = {"phase": "online", "step": collector.steps, "updates": int(state.step), **tally.episodes(), **means}
-        seconds = clock.total()
+                clock.lap("waiting for environments")
+                learned = False
+                tally.act(asked, finished)
+                if rows is not None:
+                    buffer = buffer.insert(_completed(now.algorithm, state, rows, buffer, collector.steps))
+                clock.lap("inserting")
+            means = tally.means()
+            refuse_failures("online", collector.steps, means)
+            row = {"phase": "online", "step": collector.steps, "updates": int(state.step), **tally.episodes(), **means}
+            clock.lap("other")
+            if evaluate is not None and collector.steps in evaluate_at:
+                row |= evaluate(state, collector.steps)
+            clock.lap("evaluating")
+        except RuntimeError:
+            refuse_failures("online", collector.steps, tally.means())
+            save()
+            raise
+        _record(row, run, log)
+        tally = _Tally()
+        save()
+        clock.lap("saving")
+        done, seconds = collector.steps - first, clock.total()
         if progress is not None:
             progress(Online(collector.steps, steps, done / seconds, made / seconds))
-        if evaluate is not None and collector.steps in evaluate_at:
-            row |= evaluate(state, collector.steps)
-        _record(row, run, log)
         if run is not None:
-            run.append_timing(
-                phase="online",
-                step=collector.steps,
-                seconds=seconds,
-                steps=done,
-                updates=made,
-                **{name.replace(" ", "_"): clock.seconds.get(name, 0.0) for name in _PHASES},
-            )
-        save()
+            parts = {f"seconds_{name.replace(' ', '_')}": clock.seconds.get(name, 0.0) for name in PHASES}
+            run.append_timing(phase="online", step=collector.steps, steps=done, updates=made, seconds=seconds, **parts)
     return state
 
 
-_PHASES = ("waiting for updates", "acting", "starting updates", "waiting for environments", "inserting")
+#: Where time goes. On a processor a training call returns when it is done; elsewhere it is waited for, so that these
+#: times say the same thing everywhere: the environments step meanwhile in their own processes.
+PHASES = ("acting", "updates", "waiting for environments", "inserting", "evaluating", "saving", "other")
 
 
 def _record(row: dict[str, Any], run: RunDirectory | None, log: Callable[[dict[str, Any], int], object] | None) -> None:
@@ -206,7 +219,7 @@ def _completed(
     """Draw the reference's samples that a frozen reference keeps for every row."""
     if not buffer.samples:
         return rows
-    key = jr.fold_in(jr.fold_in(state.key, 1), step)
+    key = jr.fold_in(jr.fold_in(state.key, _TAG), step)
     particles = _propose(algorithm, state, rows.next_observations, buffer.samples, key)
     return eqx.tree_at(lambda r: r.particles, rows, particles, is_leaf=lambda x: x is None)
 
@@ -218,33 +231,64 @@ def _propose(algorithm: AbstractAlgorithm, state: AbstractState, observations: A
 
 
 class _Tally:
-    """What an interval's rounds gave."""
+    """What the rounds of an interval gave so far; a checkpoint in the middle of it takes it along."""
 
     def __init__(self) -> None:
-        self.metrics: list[dict[str, Array]] = []
-        self._acted: list[Acted] = []
+        self._metrics: list[dict[str, Any]] = []
+        self._asked: list[Asked] = []
         self._finished: list[Finished] = []
 
-    def add(self, acted: Acted, finished: list[Finished]) -> None:
-        """Take note of a round."""
-        self._acted.append(acted)
+    @classmethod
+    def restored(cls, arrays: dict[str, np.ndarray]) -> "_Tally":
+        """Read what `arrays` gave."""
+        tally, prefix = cls(), "tally/metric/"
+        metrics = {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
+        tally._metrics = [dict(zip(metrics, row, strict=True)) for row in zip(*metrics.values(), strict=True)]
+        moved, steps = arrays.get("tally/displacement", ()), arrays.get("tally/steps", ())
+        # The actions were taken; their number is all that is left to be known of them.
+        tally._asked = [Asked(np.zeros((x.size, 0), np.float32), x, n) for x, n in zip(moved, steps, strict=True)]
+        tally._finished = [Finished(float(a), float(b), int(c)) for a, b, c in arrays.get("tally/finished", ())]
+        return tally
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Give what a checkpoint must hold."""
+        if not self._metrics and not self._asked:
+            return {}
+        names = self._metrics[0] if self._metrics else ()
+        columns = {f"tally/metric/{name}": np.stack([row[name] for row in self._metrics]) for name in names}
+        if self._asked:
+            columns["tally/displacement"] = np.stack([asked.displacement for asked in self._asked])
+            columns["tally/steps"] = np.stack([asked.steps for asked in self._asked])
+        if self._finished:
+            columns["tally/finished"] = np.asarray([[x.return_, x.success, x.length] for x in self._finished])
+        return columns
+
+    @property
+    def rounds(self) -> int:
+        """Rounds so far."""
+        return len(self._asked)
+
+    def learn(self, metrics: dict[str, Any]) -> None:
+        """Take note of the updates of a round."""
+        self._metrics.append(metrics)
+
+    def act(self, asked: Asked, finished: list[Finished]) -> None:
+        """Take note of the environments' step."""
+        self._asked.append(asked)
         self._finished += finished
 
     def means(self) -> dict[str, float]:
         """Give the means of the learner's metrics."""
-        if not self.metrics:
-            return {}
-        mean = jax.tree.map(lambda *x: jnp.mean(jnp.stack(x)), *self.metrics)
-        return {name: float(x) for name, x in jax.device_get(mean).items()}
+        names = self._metrics[0] if self._metrics else ()
+        return {name: float(np.mean([row[name] for row in self._metrics], dtype=np.float64)) for name in names}
 
     def episodes(self) -> dict[str, float]:
         """Say how the collection went; without an episode that ended, its columns stay empty."""
-        moved = np.concatenate([np.asarray(acted.displacement) for acted in self._acted])
-        steps = np.concatenate([np.asarray(acted.steps) for acted in self._acted])
+        moved = np.concatenate([asked.displacement for asked in self._asked]).astype(np.float64)
         row = {
             "episodes": len(self._finished),
-            "collected/displacement": float(np.sqrt(np.mean(moved.astype(np.float64) ** 2))),
-            "collected/steps": float(np.mean(steps)),
+            "collected/displacement": float(np.sqrt(np.mean(moved**2))),
+            "collected/steps": float(np.mean([asked.steps for asked in self._asked])),
         }
         if self._finished:
             row["collected/return"] = float(np.mean([x.return_ for x in self._finished]))
@@ -265,11 +309,6 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
-
-    def wait(self, state: AbstractState) -> None:
-        """Wait for the updates that are under way."""
-        jax.block_until_ready(state.step)
-        self.lap("waiting for updates")
 
     def total(self) -> float:
         """Give the seconds since the beginning."""

@@ -118,17 +118,18 @@ def refuse_failures(phase: str, done: int, metrics: dict[str, float]) -> None:
 
     Args:
         phase: of the training, for the message.
-        done: updates, or environment steps, so far.
+        done: updates, or environment steps in the phase "online", so far.
         metrics: means over the last interval.
     """
+    when = f"{'environment step' if phase == 'online' else 'update'} {done}"
     broken = [name for name, x in metrics.items() if x != x or abs(x) == float("inf")]
     if broken:
         raise FloatingPointError(
-            f"training ({phase} phase) diverged before update {done}: {', '.join(broken)} is not finite. The last good "
+            f"training ({phase} phase) diverged before {when}: {', '.join(broken)} is not finite. The last good "
             "checkpoint is kept. Lower the learning rate, the discount or the training budget."
         )
     if metrics.get("failed"):
         raise FloatingPointError(
-            f"{metrics['failed']:.3g} transports an update failed before update {done}: the reference's samples lie "
+            f"{metrics['failed']:.3g} transports an update failed before {when}: the reference's samples lie "
             "outside the transport's domain, or no score was finite. The last good checkpoint is kept."
         )

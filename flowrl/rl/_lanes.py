@@ -41,6 +41,28 @@ class Stepped(NamedTuple):
         return self.terminated or self.truncated
 
 
+def refuse_unusable(where: str, observation: np.ndarray, reward: float, width: int) -> None:
+    """Refuse what an environment gave, where nothing can be learned or said from it.
+
+    Args:
+        where: what it is called in messages.
+        observation: what should be (width,).
+        reward: of the step.
+        width: coordinates of an observation in the data.
+
+    Raises:
+        RuntimeError: another size, or a number that is not finite.
+    """
+    if np.shape(observation) != (width,):
+        raise RuntimeError(
+            f"{where}: the environment gave an observation of shape {np.shape(observation)}, the data have ({width},)."
+        )
+    if not np.isfinite(reward):
+        raise RuntimeError(f"{where}: the environment gave the reward {reward}.")
+    if not np.isfinite(observation).all():
+        raise RuntimeError(f"{where}: the environment gave an observation that is not finite.")
+
+
 class Lanes:
     """A fixed number of environments of one name, spread over processes. A context manager.
 

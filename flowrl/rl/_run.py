@@ -27,7 +27,7 @@ class RunDirectory:
     Attributes:
         path: the directory.
         rows: metrics so far, one dictionary an evaluation or interval.
-        arrays: what the last checkpoint holds beside the state, by name.
+        arrays: what the checkpoint that was loaded holds beside the state, by name; its reader may drop them.
     """
 
     def __init__(

@@ -109,8 +109,8 @@ def test_rows_enter_in_order_and_say_how_episodes_ended():
     acting = collector(lanes, standardizer)
     kept, taken = [], []
     for _ in range(6):
-        acted = acting.start(Agent(learner, state, standardizer), L1)
-        taken.append(np.asarray(acted.action))
+        asked = acting.start(Agent(learner, state, standardizer), L1)
+        taken.append(asked.actions)
         rows, finished = acting.finish()
         kept.append((None if rows is None else int(rows.count), [(x.length, x.return_) for x in finished]))
     counts = [count for count, _ in kept]
@@ -293,10 +293,10 @@ def test_collected_actions_depend_on_episode_and_time_alone():
     agent = Agent(learner, state, standardizer)
     one, two = collector(Line(2), standardizer), collector(Line(2), standardizer)
     other = collector(Line(2), standardizer, seed=1)
-    a, b, c = (np.asarray(x.start(agent, L1, 0.3).action) for x in (one, two, other))
+    a, b, c = (x.start(agent, L1, 0.3).actions for x in (one, two, other))
     np.testing.assert_array_equal(a, b)
     assert (a != c).any()
-    plain = np.asarray(collector(Line(2), standardizer).start(agent, L1).action)
+    plain = collector(Line(2), standardizer).start(agent, L1).actions
     assert (np.abs(a - plain) > 1e-3).any()
     assert np.abs(a).max() <= 1
 
