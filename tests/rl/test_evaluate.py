@@ -112,6 +112,22 @@ def test_environment_errors_pass_through(agent):
         evaluate(agent, POLICIES[:1], ToyLanes(2), episodes=0, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reward": float("nan")}, "step 0: the environment gave the reward nan"),
+        ({"observation": np.zeros(2, np.float32)}, r"shape \(2,\), the data have \(3,\)"),
+    ],
+)
+def test_an_environment_that_gives_nonsense_is_reported(agent, change, message):
+    class Broken(ToyLanes):
+        def step(self, actions):
+            return {lane: step._replace(**change) for lane, step in super().step(actions).items()}
+
+    with pytest.raises(RuntimeError, match=message):
+        evaluate(agent, (Policy("best", 4),), Broken(2), episodes=1, seed=0)
+
+
 class Recording(ToyLanes):
     """Remembers what each lane was told."""
 

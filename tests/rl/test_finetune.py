@@ -1,5 +1,7 @@
 """Acting and learning in turn: the order of things, exact resume, and environments that fail."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -65,7 +67,7 @@ class Line(ToyLanes):
         return out
 
 
-def setting(kind=Buffer, protocol="rlpd", algorithm="vgf", live=False, n_step=2):
+def setting(kind=Buffer, protocol="rlpd", algorithm="vgf", live=False, n_step=2, capacity=100):
     data = bandit(60)
     standardizer = Standardizer.fit(data.observations)
     replay = make_replay(data, standardizer, discount=0.9, n_step=n_step)
@@ -79,7 +81,7 @@ def setting(kind=Buffer, protocol="rlpd", algorithm="vgf", live=False, n_step=2)
     else:
         learner = baselines.make(algorithm, hidden=(8,), batch_size=8)
         state = learner.init(3, 2, key=jr.key(0))
-    return learner, state, kind(replay, 100, protocol), standardizer
+    return learner, state, kind(replay, capacity, protocol), standardizer
 
 
 def collector(lanes, standardizer, n_step=2, seed=0):
@@ -121,7 +123,6 @@ def test_rows_enter_in_order_and_say_how_episodes_ended():
     assert (length, other) == (4, 6)
     assert total == pytest.approx(sum(a[0].sum() for a in taken[:4]), rel=1e-5)
     assert acting.steps == 12
-    # The windows of the fourth round: lane 0 bootstraps from where it was cut off.
     seeds = [list(x) for what, x in lanes.log if what == "reset"]
     assert seeds == [[0, 1], [0], [1]]
 
@@ -137,6 +138,10 @@ def test_discounts_tell_an_end_from_a_cut():
     ring = buffer.ring()
     discounts = np.round(ring["ring/discounts"], 3)
     assert sorted(discounts) == [0, 0, 0.81, 0.81, 0.81, 0.81, 0.81, 0.81, 0.81, 0.81, 0.9]
+    # Both windows that the limit closed bootstrap from the last state, at time 4, not from the one after the reset.
+    times = ring["ring/next_observations"] * np.asarray(standardizer.std) + np.asarray(standardizer.mean)
+    assert np.round(times[:, 2], 3).tolist() == [2, 2, 3, 3, 4, 4, 4, 5, 2, 6, 6]
+    np.testing.assert_allclose(discounts[4:6], [0.81, 0.9])
 
 
 def with_particles(rows):
@@ -205,24 +210,72 @@ def test_a_run_taken_up_again_is_the_run_that_went_on(tmp_path, kind, algorithm)
     assert all((tmp_path / "cut" / x).read_bytes() == (tmp_path / "whole" / x).read_bytes() for x in names)
 
 
+def same_run(path, other):
+    """The files of two runs that must not differ."""
+    return all((path / x).read_bytes() == (other / x).read_bytes() for x in ("checkpoint.npz", "metrics.csv"))
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
         ("raises", "the simulator broke"),
-        ("reward", "episode 1, step 1: the environment gave the reward nan"),
+        ("reward", "episode 1, step 5: the environment gave the reward nan"),
         ("size", r"shape \(2,\), the data have \(3,\)"),
         ("x", "an observation that is not finite"),
     ],
 )
-def test_an_environment_that_fails_stops_the_run_with_a_checkpoint(tmp_path, broken, message):
-    """Also long after the last checkpoint; what was learned until then is kept."""
+def test_an_environment_that_fails_loses_nothing(tmp_path, broken, message):
+    """It stops the run in the middle of an interval; taken up again, it is the run in which nothing failed."""
+    go(tmp_path / "whole", interval=24)
     with pytest.raises(RuntimeError, match=message):
-        go(tmp_path / "run", lanes=Line(2, broken=broken, at=4), interval=24)
+        go(tmp_path / "run", lanes=Line(2, broken=broken, at=12), interval=24)
     assert (tmp_path / "run" / "checkpoint.npz").exists()
-    state, run = go(tmp_path / "run", resume=True, interval=24)
-    # Two rounds before and the failed one, whose updates are not made twice.
-    assert int(state.step) == 24
-    assert run.rows[-1]["step"] == 24
+    go(tmp_path / "run", resume=True, interval=24)
+    assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_an_evaluation_that_fails_loses_nothing(tmp_path):
+    def fails(*_):
+        raise RuntimeError("the evaluation broke")
+
+    def works(state, step):
+        return {"score/x": float(step + int(state.step))}
+
+    points = {"evaluate_at": (24,), "interval": 24}
+    go(tmp_path / "whole", evaluate=works, **points)
+    with pytest.raises(RuntimeError, match="the evaluation broke"):
+        go(tmp_path / "run", evaluate=fails, **points)
+    go(tmp_path / "run", resume=True, evaluate=works, **points)
+    assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_first_reset_that_fails_leaves_a_checkpoint(tmp_path):
+    class Unborn(Line):
+        def reset(self, seeds):
+            raise RuntimeError(f"no such map, seed {seeds[0]}")
+
+    with pytest.raises(RuntimeError, match="no such map"):
+        go(tmp_path / "run", lanes=Unborn(2))
+    go(tmp_path / "whole")
+    go(tmp_path / "run", resume=True)
+    assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_checkpoints_compile_nothing(tmp_path):
+    """Every interval holds more rows; their number must not become a program's shape."""
+    compiled, points = [], []
+
+    def count(name, *_, **__):
+        compiled.append(name) if name == "/jax/core/compile/backend_compile_duration" else None
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        go(tmp_path / "run", steps=64, progress=lambda _: points.append(len(compiled)))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert points[0] > 0
+    # The first episodes' ends bring the larger padding; after that nothing is new.
+    assert points[3:] == [points[3]] * (len(points) - 3)
 
 
 def test_an_environment_that_its_seed_does_not_determine_cannot_be_taken_up_again(tmp_path):
@@ -257,8 +310,8 @@ def test_a_reference_can_learn_on():
 
 
 def test_a_frozen_reference_is_sampled_where_new_rows_lead():
-    learner, state, buffer, standardizer = setting()
-    reference, buffer = leaves(state.reference), HostBuffer(buffer.replay, 100)
+    learner, state, buffer, standardizer = setting(HostBuffer)
+    reference = leaves(state.reference)
     acting = collector(Line(2), standardizer)
     after = finetune(lambda _: Plan(learner, L1), state, buffer, acting, standardizer, steps=8, interval=8)
     for a, b in zip(leaves(after.reference), reference, strict=True):
@@ -269,22 +322,19 @@ def test_a_frozen_reference_is_sampled_where_new_rows_lead():
     assert np.abs(samples).max() <= 1
 
 
-def test_budgets_that_grow_compile_nothing_anew_but_for_l():
+def test_caps_and_step_sizes_that_grow_compile_nothing_anew():
     learner, state, buffer, standardizer = setting()
     caps = iter(np.linspace(0.1, 1.0, 12))
-    traces = []
 
     def plan(step):
-        budget = Budget(1, 0.1, max_displacement=float(next(caps)))
-        traces.append(step)
-        return Plan(eqx.tree_at(lambda x: x.train_budget, learner, budget), L1)
+        budget = Budget(1, 0.1 + 0.001 * step, max_displacement=float(next(caps)))
+        return Plan(dataclasses.replace(learner, train_budget=budget), dataclasses.replace(L1, step_size=0.1 + step))
 
     from flowrl.rl import _collect, _train
 
     before = (_collect._explore._cached._cache_size(), _train._interval._cached._cache_size())
     go(parts=(learner, state, buffer, standardizer), plan=plan, steps=24)
     after = (_collect._explore._cached._cache_size(), _train._interval._cached._cache_size())
-    assert len(traces) == 12
     assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
 
 
@@ -308,6 +358,8 @@ def test_collected_actions_depend_on_episode_and_time_alone():
         ({"interval": 7}, "positive multiple of interval"),
         ({"evaluate_at": (3,)}, "evaluate_at must be multiples"),
         ({"startup": -1}, "startup must be >= 0"),
+        ({"startup": 24}, "leaves nothing of 24 steps"),
+        ({"parts": setting(capacity=3)}, "a ring of 3 rows is too small: one step of 2 environments may give 4"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(settings, message):
