@@ -185,7 +185,8 @@ def _where_time_went(path: Path) -> str:
     updates = sum(float(row["updates"]) for row in rows)
     parts = {name: sum(float(row[name]) for row in rows) / seconds for name in list(rows[0])[5:]}
     working = seconds * (1 - parts["seconds_evaluating"])
-    shares = ", ".join(f"{name.removeprefix('seconds_').replace('_', ' ')} {share:.0%}" for name, share in parts.items())
+    named = {name.removeprefix("seconds_").replace("_", " "): share for name, share in parts.items()}
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in named.items())
     rates = f"{steps / working:.0f} environment steps/s and {updates / working:.0f} updates/s between evaluations"
     return f"{rates}; {shares}"
 
