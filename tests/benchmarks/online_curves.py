@@ -30,7 +30,7 @@ class Options:
     runs: tyro.conf.Positional[Path]
     """Directory of the runs; one that is missing adds nothing."""
     out: tyro.conf.Positional[Path]
-    """Where curve.csv, final.csv, table.md and curves.png are."""
+    """Where curve.csv, final.csv and curves.png are; the table is printed."""
 
 
 def main(options: Options) -> None:
@@ -48,7 +48,7 @@ def main(options: Options) -> None:
     curve, final = sorted(curve, key=order), sorted(final, key=order)
     for name, rows in (("curve", curve), ("final", final)):
         (options.out / f"{name}.csv").write_text(to_csv(rows))
-    (options.out / "table.md").write_text("\n".join(_table(final, curve)) + "\n")
+    print("\n".join(_table(final, curve)))
     _plot(curve, options.out / "curves.png")
 
 
