@@ -5,13 +5,15 @@ import dataclasses
 import itertools
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
 from flowrl import SVGD, Budget, Optax, Transport
 from flowrl.rl import (
+    VGF,
     AbstractAlgorithm,
     LowerConfidence,
     Mean,
@@ -149,9 +151,7 @@ def defaults(env: str) -> Config:
 def check(config: Config) -> None:
     """Refuse numbers that make no sense, before anything is generated."""
     positive = ("steps", "reference_updates", "interval", "rows", "batch_size", "members", "n_step", "particles")
-    for name in (*positive, "train_particles", "curve_episodes", "lanes", "workers", "chunk"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}.")
+    refuse_below_one(config, (*positive, "train_particles", "curve_episodes", "lanes", "workers", "chunk"))
     for name in ("steps", "reference_updates"):
         if getattr(config, name) % config.interval:
             raise ValueError(f"--{name.replace('_', '-')} must be a multiple of --interval ({config.interval}).")
@@ -217,7 +217,19 @@ def _refuse_unread(config: Config) -> None:
         what, unread = "--budget auto", {"train_steps", "train_step_size"}
     else:
         return
-    changed = [name for name in sorted(unread) if getattr(config, name) != getattr(usual, name)]
+    refuse_changed(config, usual, sorted(unread), what)
+
+
+def refuse_below_one(config: Any, names: Iterable[str]) -> None:
+    """Refuse counts below 1; an option that is None is left out."""
+    for name in names:
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}.")
+
+
+def refuse_changed(config: Any, usual: Any, names: Iterable[str], what: str) -> None:
+    """Refuse options that differ from the usual ones, because `what` would not read them."""
+    changed = [name for name in names if getattr(config, name) != getattr(usual, name)]
     if changed:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
         raise ValueError(f"{what} has no use for {options}; leave out what would be ignored.")
@@ -273,6 +285,12 @@ def algorithm(config: Config) -> AbstractAlgorithm:
 
 
 # --8<-- [end:algorithm]
+
+
+def with_chosen_budget(learner: VGF, chosen: dict[str, Any]) -> VGF:
+    """Train by the budget that `--budget auto` chose, as training_budget.json has it."""
+    budget = Budget(chosen["steps"], chosen["step_size"], learner.train_budget.temperature)
+    return dataclasses.replace(learner, train_budget=budget)
 
 
 def _with_fields(learner: AbstractAlgorithm, config: Config) -> AbstractAlgorithm:

@@ -20,7 +20,17 @@ from typing import Any
 import jax
 import jax.random as jr
 from console import bar, progress, table, training_bar
-from offline_config import AUTO_STEP_SIZES, Config, algorithm, at_full_size, budgets, check, parse, test_policies
+from offline_config import (
+    AUTO_STEP_SIZES,
+    Config,
+    algorithm,
+    at_full_size,
+    budgets,
+    check,
+    parse,
+    test_policies,
+    with_chosen_budget,
+)
 from rich.console import Console
 
 from flowrl import Budget
@@ -75,7 +85,7 @@ def main(config: Config) -> list[report.Row]:
         for note in dataset.info.notes:
             console.print(note)
         reference = dataset.info.reference
-        unit = "success, %" if metric == "success" else "return" if reference is None else "normalised score"
+        unit = score_unit(dataset.info)
         acting = Lanes(config.env, config.lanes, workers=config.workers) if config.eval_episodes else None
         with acting or contextlib.nullcontext(), contextlib.ExitStack() as stack:
             standardizer = Standardizer.fit(dataset.train.observations)
@@ -140,8 +150,7 @@ def main(config: Config) -> list[report.Row]:
             )
         baseline = policies[min(1, len(policies) - 1)].name if config.algorithm == "vgf" else policies[0].name
         rows = report.summarise(policies, measured, metric, baseline=baseline, reference=reference)
-        # The rivals' budgets, and those of the paper's tasks, are in units of the action.
-        length = "spreads" if config.algorithm == "vgf" and config.paper is None else "units of the action"
+        length = length_unit(config)
         run.write("results.csv", to_csv(episodes(policies, measured)))
         text = "\n\n".join([title, *notes, report.markdown(rows, unit, length)])
         run.write("results.md", text)
@@ -191,6 +200,16 @@ def replays(config: Config, dataset: data.OfflineDataset, standardizer: Standard
     ]
 
 
+def score_unit(info: data.DataInfo) -> str:
+    """Say what scores are in."""
+    return "success, %" if info.metric == "success" else "return" if info.reference is None else "normalised score"
+
+
+def length_unit(config: Config) -> str:
+    """Say what displacements are in: budgets of rivals and of the paper's tasks are in units of the action."""
+    return "spreads" if config.algorithm == "vgf" and config.paper is None else "units of the action"
+
+
 def _cost(name: str, learner: AbstractAlgorithm, updates: int) -> str:
     """Say what a task of the paper costs, before its data are downloaded."""
     task = tasks.PAPER_TASKS[name]
@@ -229,18 +248,17 @@ def _piloted(
     config: Config, learner: Any, training: Replay, validation: list[Replay], settings: dict[str, Any], show: Any
 ) -> tuple[AbstractAlgorithm, str]:
     """Train a tenth of the way without a flow, and choose the budget of the rest."""
-    temperature, path = learner.train_budget.temperature, settings["run"].path / "training_budget.json"
+    path = settings["run"].path / "training_budget.json"
     if path.exists():  # the choice was made before this run was cut off
         chosen = json.loads(path.read_text())
     else:
-        pilot = dataclasses.replace(learner, train_budget=Budget(0, 0.1, temperature))
+        pilot = dataclasses.replace(learner, train_budget=Budget(0, 0.1, learner.train_budget.temperature))
         updates = config.interval * max(config.steps // config.interval // 10, 1)
         state = fit(pilot, training, updates=updates, **settings, progress=show)
         choice = _budget(config, pilot, state, validation)
         chosen = {"steps": choice.steps, "step_size": choice.step_size or 0.1, "reason": choice.reason}
         settings["run"].write(path.name, json.dumps(chosen, indent=2) + "\n")
-    budget = Budget(chosen["steps"], chosen["step_size"], temperature)
-    return dataclasses.replace(learner, train_budget=budget), chosen["reason"]
+    return with_chosen_budget(learner, chosen), chosen["reason"]
 
 
 def _held_out(learner: AbstractAlgorithm, state: Any, validation: list[Replay], step: int) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """What `online_finetune.py` can be told, what is refused, and what the options mean."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import types
@@ -10,7 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from offline_config import DETERMINISTIC, Config as Offline, algorithm, defaults, test_policies
+from offline_config import (
+    DETERMINISTIC,
+    Config as Offline,
+    algorithm,
+    defaults,
+    refuse_below_one,
+    refuse_changed,
+    test_policies,
+    with_chosen_budget,
+)
 
 from flowrl import Budget
 from flowrl.rl import VGF, AbstractAlgorithm, Plan, Policy, PolicyTable
@@ -149,9 +157,7 @@ def offline_learner(offline: Offline, source: Path) -> AbstractAlgorithm:
     learner = algorithm(offline)
     if offline.budget == "auto":
         assert isinstance(learner, VGF)
-        chosen = json.loads((source / "training_budget.json").read_text())
-        budget = Budget(chosen["steps"], chosen["step_size"], learner.train_budget.temperature)
-        learner = dataclasses.replace(learner, train_budget=budget)
+        learner = with_chosen_budget(learner, json.loads((source / "training_budget.json").read_text()))
     return learner
 
 
@@ -170,17 +176,12 @@ def shown(offline: Offline) -> tuple[Policy, ...]:
 def check(config: Config) -> None:
     """Refuse numbers that make no sense, before anything is trained."""
     counts = ("steps", "interval", "lanes", "eval_every", "curve_episodes", "eval_episodes", "eval_lanes", "workers")
-    for name in (*counts, "offline_steps"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}.")
+    refuse_below_one(config, (*counts, "offline_steps", "capacity", "collect_candidates"))
     if config.interval % config.lanes or config.steps % config.interval or config.eval_every % config.interval:
         raise ValueError("--interval must be a multiple of --lanes, --steps and --eval-every multiples of --interval.")
     updates = config.updates_per_step * config.lanes
     if not (updates >= 1 and updates == round(updates)):
         raise ValueError(f"--updates-per-step times --lanes must be a whole number >= 1, got {updates}.")
-    for name in ("capacity", "collect_candidates"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}.")
     if startup(config) >= config.steps:
         raise ValueError(f"--startup {startup(config)} leaves nothing of --steps {config.steps} to learn in.")
     if config.seed < 0 or config.eval_seed < 0 or (config.startup or 0) < 0:
@@ -188,10 +189,7 @@ def check(config: Config) -> None:
     if not 0 <= config.exploration < math.inf:
         raise ValueError(f"--exploration must be >= 0, got {config.exploration}.")
     if config.offline is not None:
-        usual = Config()
-        changed = [x for x in ("env", "algorithm", "offline_steps") if getattr(config, x) != getattr(usual, x)]
-        if changed:
-            raise ValueError(f"--offline says what is trained; leave out {', '.join(changed)}.")
+        refuse_changed(config, Config(), ("env", "algorithm", "offline_steps"), "--offline, a run that is there,")
 
 
 def planned(config: Config, offline: Offline, learner: AbstractAlgorithm) -> Callable[[int], Plan]:
@@ -201,10 +199,8 @@ def planned(config: Config, offline: Offline, learner: AbstractAlgorithm) -> Cal
         ValueError: an option that this algorithm has no use for, or a number out of range.
     """
     ours = isinstance(learner, VGF)
-    changed = [x for x in _OF_VGF if getattr(config, x) != getattr(Config(), x)]
-    if not ours and changed:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
-        raise ValueError(f"{offline.algorithm} has no use for {options}; leave out what would be ignored.")
+    if not ours:
+        refuse_changed(config, Config(), _OF_VGF, offline.algorithm)
     collect = _growing("collect-steps", config.collect_steps or ("1" if ours else "0"), config.steps)
     train = None if config.train_steps is None else _growing("train-steps", config.train_steps, config.steps)
     cap = _growing("max-displacement", config.max_displacement, config.steps) if config.max_displacement else None
@@ -261,8 +257,3 @@ def _growing(name: str, text: str, total: int) -> Callable[[int], float]:
     if name.endswith("steps") and (low != round(low) or high != round(high)):
         raise ValueError(f"--{name} {text}: steps are whole numbers.")
     return lambda step: low + (high - low) * min(step / total, 1.0)
-
-
-def checksum(path: Path) -> str:
-    """Give the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -11,6 +11,7 @@ episodes as the offline policy. Everything goes to `--out`; a run that was stopp
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import json
 import sys
 import time
@@ -24,7 +25,7 @@ import offline_rl
 import tyro
 from console import bar, online_bar, progress, table
 from offline_config import algorithm
-from online_config import Config, check, checksum, first_run, offline_learner, planned, read_offline, shown, startup
+from online_config import Config, check, first_run, offline_learner, planned, read_offline, shown, startup
 from rich.console import Console
 
 from flowrl.rl import (
@@ -62,7 +63,7 @@ def main(config: Config) -> list[report.Row]:
 
     elsewhere = ("offline", "env", "algorithm", "offline_steps", "out", "resume", "data_dir", "workers", "log")
     identity = {k: v for k, v in dataclasses.asdict(config).items() if k not in elsewhere}
-    identity["offline_sha256"] = checksum(source / "checkpoint.npz")
+    identity["offline_sha256"] = hashlib.sha256((source / "checkpoint.npz").read_bytes()).hexdigest()
     free = ("eval_episodes", "eval_seed", "eval_lanes")
     # A run that was stopped while the offline one was trained has not begun itself.
     resume = config.resume and (config.offline is not None or (config.out / "config.json").exists())
@@ -112,7 +113,7 @@ def main(config: Config) -> list[report.Row]:
         console.print(title)
 
         reference = info.reference
-        unit = "success, %" if metric == "success" else "return" if reference is None else "normalised score"
+        unit = offline_rl.score_unit(info)
 
         def acted(agent: Agent, episodes: int, seed: int, name: str) -> Evaluation:
             show = bar(bars, f"{name} (episodes)")
@@ -131,7 +132,6 @@ def main(config: Config) -> list[report.Row]:
             state,
             buffer,
             Collector(collecting, standardizer, **treatment, seed=config.seed),
-            standardizer,
             steps=config.steps,
             interval=config.interval,
             updates_per_step=config.updates_per_step,
@@ -153,7 +153,7 @@ def main(config: Config) -> list[report.Row]:
         both = Evaluation(*(np.concatenate(x) for x in zip(*measured, strict=True)))
         baseline = named[0].name
         rows = report.summarise(named, both, metric, baseline=baseline, reference=reference)
-        length = "spreads" if offline.algorithm == "vgf" and offline.paper is None else "units of the action"
+        length = offline_rl.length_unit(offline)
         run.write("results.csv", to_csv(offline_rl.episodes(named, both)))
         run.write("results.md", f"{title}\n\n{report.markdown(rows, unit, length)}")
     Console().print(table(rows, unit, title, baseline, length))

@@ -5,11 +5,11 @@ import dataclasses
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import offline_rl
 import pytest
+from processes import kill_at_first_checkpoint
 
 import flowrl
 from flowrl.rl import Mean
@@ -67,17 +67,7 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, data_dir, monk
     assert moved["BC (one random particle)"] == moved["best-of-8 (L=0)"] == moved["best-of-32"] == 0
     assert moved["VGF L=1"] > 0.1
 
-    process = subprocess.Popen(
-        [sys.executable, str(EXAMPLE), *arguments(data_dir=data_dir, out=str(cut))],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not (cut / "checkpoint.npz").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert not (cut / "results.csv").exists(), "it ended before it could be killed"
+    kill_at_first_checkpoint(EXAMPLE, arguments(data_dir=data_dir, out=str(cut)), cut)
     done = run(*arguments(data_dir=data_dir, out=str(cut)), "--resume")
     assert done.returncode == 0, done.stderr
     for name in ("metrics.csv", "results.csv", "checkpoint.npz", "config.json"):

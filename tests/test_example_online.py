@@ -5,7 +5,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import online_finetune
 import pytest
 from offline_config import Config as Offline, algorithm
 from online_config import Config
+from processes import kill_at_first_checkpoint
 
 from flowrl.rl import VGF
 
@@ -88,17 +88,7 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, monkeypatch):
     assert {"offline: VGF L=1", "online: VGF L=1"} <= policies
     assert json.loads((whole / "software.json").read_text())["protocol"].startswith("online-1/rlpd/last-checkpoint")
 
-    process = subprocess.Popen(
-        [sys.executable, str(EXAMPLE), *arguments(tmp_path, "cut", **growing)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not (cut / "checkpoint.npz").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert not (cut / "results.csv").exists(), "it ended before it could be killed"
+    kill_at_first_checkpoint(EXAMPLE, arguments(tmp_path, "cut", **growing), cut)
     done = run(EXAMPLE, *arguments(tmp_path, "cut", **growing), "--resume")
     assert done.returncode == 0, done.stderr
     for name in ("metrics.csv", "results.csv", "checkpoint.npz", "config.json"):
@@ -182,7 +172,7 @@ def test_an_offline_run_is_read_back_as_it_was(tmp_path):
         ({"updates_per_step": 0.1}, "--updates-per-step times --lanes must be a whole number"),
         ({"exploration": -1.0}, "--exploration must be >= 0"),
         ({"eval_lanes": 0}, "--eval-lanes must be at least 1"),
-        ({"offline": Path("runs/x"), "algorithm": "fql"}, "--offline says what is trained; leave out algorithm"),
+        ({"offline": Path("runs/x"), "algorithm": "fql"}, "--offline, a run that is there, has no use for --algorithm"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(changes, message):

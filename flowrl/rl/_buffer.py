@@ -4,7 +4,7 @@ Rows are complete when they enter (see `Windows`), so that nothing in the ring i
 costs O(k), whatever the capacity.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import equinox as eqx
 import jax
@@ -18,7 +18,7 @@ from flowrl.rl._replay import Replay
 from flowrl.rl._windows import Rows
 
 Protocol = Literal["prefilled", "rlpd", "wsrl"]
-PROTOCOLS = ("prefilled", "rlpd", "wsrl")
+PROTOCOLS = get_args(Protocol)
 #: The columns that a row of the ring fills.
 STORED = ("observations", "actions", "returns", "next_observations", "discounts", "particles")
 

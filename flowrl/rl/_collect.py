@@ -6,6 +6,7 @@ determine comes back to where it was.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -70,6 +71,7 @@ class Collector:
 
     Attributes:
         lanes: the environments.
+        standardizer: constants of the observations.
         steps: environment steps so far, over all lanes.
         most_rows: rows that one step of all lanes may give at most, padding included.
     """
@@ -97,7 +99,7 @@ class Collector:
         Raises:
             ValueError: a number is out of range.
         """
-        self.lanes, self.steps = lanes, 0
+        self.lanes, self.standardizer, self.steps = lanes, standardizer, 0
         self.most_rows = lanes.size * n_step
         self._seed, self._width = seed, standardizer.mean.shape[0]
         self._key = jr.fold_in(jr.key(seed), _TAG)
@@ -107,7 +109,7 @@ class Collector:
         self._table: tuple[Policy, PolicyTable] | None = None
         self._asked: dict[str, np.ndarray] = {}
 
-    def start(self, agent: Agent, policy: Policy, exploration: float = 0.0) -> "Asked":
+    def start(self, agent: Agent, policy: Policy, exploration: float = 0.0) -> Asked:
         """Choose an action in every lane and let the environments begin to step; `finish` must follow.
 
         After `restore`, actions that had been chosen and whose step failed are the ones to be taken.
@@ -250,7 +252,7 @@ class Collector:
         episode.actions.append(action)
         episode.total += step.reward
 
-    def _reset(self, lanes: "range | list[int]", numbers: list[int] | None = None) -> list[_Episode]:
+    def _reset(self, lanes: Sequence[int], numbers: list[int] | None = None) -> list[_Episode]:
         """Begin episodes; without numbers, the next ones in order of the lanes."""
         if not lanes:
             return []

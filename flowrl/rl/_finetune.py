@@ -10,9 +10,10 @@ So a row is learned from in the round after it came in at the earliest, whatever
 time (k = 1) obeys the same rule as many.
 """
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -28,7 +29,6 @@ from flowrl.rl._collect import Asked, Collector, Finished
 from flowrl.rl._fit import refuse_failures
 from flowrl.rl._host_buffer import HostBuffer
 from flowrl.rl._policy import Agent, Policy
-from flowrl.rl._replay import Standardizer
 from flowrl.rl._run import RunDirectory
 from flowrl.rl._train import train
 from flowrl.rl._windows import Rows
@@ -74,7 +74,6 @@ def finetune(
     state: AbstractState,
     buffer: Buffer | HostBuffer,
     collector: Collector,
-    standardizer: Standardizer,
     *,
     steps: int,
     interval: int,
@@ -98,7 +97,6 @@ def finetune(
         state: of the algorithm, after its offline training and `prepare`.
         buffer: the data of that training, prepared, with a ring.
         collector: acts.
-        standardizer: constants of the observations.
         steps: environment steps over all lanes, a multiple of `interval`.
         interval: environment steps between two rows of metrics, a multiple of the lanes.
         updates_per_step: updates for every environment step; times the lanes it is a whole number >= 1.
@@ -156,38 +154,46 @@ def finetune(
             arrays = {**buffer.ring(), **collector.arrays(), **tally.arrays(), "online/learned": np.asarray(learned)}
             run.save(state, arrays)
 
-    while collector.steps < steps or tally.rounds:
-        clock, made, first = _Clock(), 0, collector.steps
-        # What fails here leaves a checkpoint; that of networks that diverged would be no use.
+    @contextlib.contextmanager
+    def saved_if_it_fails() -> Iterator[None]:
         try:
-            while tally.rounds < interval // lanes:
-                now = plan(collector.steps)
-                clock.lap("other")
-                asked = collector.start(Agent(now.algorithm, state, standardizer), now.policy, now.exploration)
-                clock.lap("acting")
-                if collector.steps >= startup and not learned:
-                    state, metrics = train(now.algorithm, state, buffer, updates)
-                    tally.learn(jax.device_get(metrics))
-                    made, learned = made + updates, True
-                clock.lap("updates")
-                rows, finished = collector.finish()
-                clock.lap("waiting for environments")
-                learned = False
-                tally.act(asked, finished)
-                if rows is not None:
-                    buffer = buffer.insert(_completed(now.algorithm, state, rows, buffer, collector.steps))
-                clock.lap("inserting")
-            means = tally.means()
-            refuse_failures("online", collector.steps, means)
-            row = {"phase": "online", "step": collector.steps, "updates": int(state.step), **tally.episodes(), **means}
-            clock.lap("other")
-            if evaluate is not None and collector.steps in evaluate_at:
-                row |= evaluate(state, collector.steps)
-            clock.lap("evaluating")
+            yield
         except RuntimeError:
+            # A checkpoint of networks that diverged would take the place of a good one.
             refuse_failures("online", collector.steps, tally.means())
             save()
             raise
+
+    while collector.steps < steps or tally.rounds:
+        clock, made, first = _Clock(), 0, collector.steps
+        while tally.rounds < interval // lanes:
+            now = plan(collector.steps)
+            clock.lap("other")
+            with saved_if_it_fails():
+                agent = Agent(now.algorithm, state, collector.standardizer)
+                asked = collector.start(agent, now.policy, now.exploration)
+            clock.lap("acting")
+            if collector.steps >= startup and not learned:
+                state, metrics = train(now.algorithm, state, buffer, updates)
+                tally.learn(jax.device_get(metrics))
+                made, learned = made + updates, True
+            clock.lap("updates")
+            with saved_if_it_fails():
+                rows, finished = collector.finish()
+            clock.lap("waiting for environments")
+            learned = False
+            tally.act(asked, finished)
+            if rows is not None:
+                buffer = buffer.insert(_completed(now.algorithm, state, rows, buffer, collector.steps))
+            clock.lap("inserting")
+        means = tally.means()
+        refuse_failures("online", collector.steps, means)
+        row = {"phase": "online", "step": collector.steps, "updates": int(state.step), **tally.episodes(), **means}
+        clock.lap("other")
+        if evaluate is not None and collector.steps in evaluate_at:
+            with saved_if_it_fails():
+                row |= evaluate(state, collector.steps)
+        clock.lap("evaluating")
         _record(row, run, log)
         tally = _Tally()
         save()

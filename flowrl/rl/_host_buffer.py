@@ -99,20 +99,18 @@ class HostBuffer:
         """
         rows = np.asarray(_draws(self.protocol, self.data, jnp.asarray(self.filled), size, updates, key))
         taken, after = rows.reshape(-1), self._following[rows.reshape(-1)]
-        bootstrap = self._bootstrap[taken]
-        own = np.arange(taken.size, dtype=np.int32)
         # Behind the rows stand those that follow them, for algorithms that ask what the data did next.
         both = np.concatenate([taken, np.maximum(after, 0)])
-        place = np.concatenate([own, own])
+        own = np.arange(both.size, dtype=np.int32)
         columns = {}
         for name, column in self._columns.items():
-            at = bootstrap[place] if name in ("next_observations", "particles") else both
+            # Every row holds its own bootstrap state.
+            at = self._bootstrap[both] if name in ("next_observations", "particles") else both
             columns[name] = jnp.asarray(column[at])
-        following = np.where(after >= 0, taken.size + own, -1).astype(np.int32)
-        replay = Replay(
-            **columns, bootstrap=jnp.asarray(place), following=jnp.asarray(np.concatenate([following, following]))
-        )
-        return Batches(replay, jnp.asarray(own.reshape(rows.shape)))
+        following = np.full_like(own, -1)
+        following[: taken.size] = np.where(after >= 0, own[taken.size :], -1)
+        replay = Replay(**columns, bootstrap=jnp.asarray(own), following=jnp.asarray(following))
+        return Batches(replay, jnp.asarray(own[: taken.size].reshape(rows.shape)))
 
     def ring(self) -> dict[str, np.ndarray]:
         """Give what the ring holds, for a checkpoint: columns of its filled rows, and where the next one goes."""

@@ -193,7 +193,7 @@ class Lanes:
 
     def _receive(self) -> dict[int, Any]:
         """Gathers the answers to the last request."""
-        what, parts = self._asked
+        (what, parts), self._asked = self._asked, ("", {})
         answer: dict[int, Any] = {}
         try:
             for number, part in parts.items():

@@ -89,29 +89,32 @@ def _final(run: Path, where: dict[str, str]) -> Any:
 
 
 def _table(final: list[dict[str, Any]], curve: list[dict[str, Any]]) -> Any:
-    """Give a line a policy of each variant: offline, first point after the switch, online, and what was gained."""
-    yield "| environment | variant | policy | offline | first point | at the end | gained, by seed | 95 % (seeds) |"
+    """Give a line a policy of each variant: offline, what the switch did, online, and what was gained."""
+    yield "| environment | variant | policy | offline | at the switch, 95 % | at the end | gained, by seed | 95 % |"
     yield "|---|---|---|---|---|---|---|---|"
     for env, variant, policy in dict.fromkeys((row["env"], row["variant"], row["policy"]) for row in final):
-        mine = [r for r in final if (r["env"], r["variant"], r["policy"]) == (env, variant, policy)]
-        seeds = sorted({row["seed"] for row in mine})
-        score = {(row["seed"], row["when"]): float(row["score"]) for row in mine}
+        where = {"env": env, "variant": variant, "policy": policy}
+        score = {(r["seed"], r["when"]): float(r["score"]) for r in final if where.items() <= r.items()}
+        seeds = sorted({seed for seed, _ in score})
         gained = np.array([score[seed, "online"] - score[seed, "offline"] for seed in seeds])
-        low, high = report.student(gained)
-        interval = f"[{low:+.0f}, {high:+.0f}]" if len(seeds) > 1 else "one seed"
-        points = [r for r in curve if (r["env"], r["variant"], r["policy"]) == (env, variant, policy)]
-        first = min(int(row["step"]) for row in points if int(row["step"]) > 0)
-        drop = np.mean([float(row["score"]) for row in points if int(row["step"]) == first])
+        # The points of the curve have episodes of their own, the same ones before and after.
+        points = {(r["seed"], int(r["step"])): float(r["score"]) for r in curve if where.items() <= r.items()}
+        first = min(step for _, step in points if step > 0)
+        changed = np.array([points[seed, first] - points[seed, 0] for seed in seeds])
         before, after = (np.mean([score[seed, when] for seed in seeds]) for when in ("offline", "online"))
-        shown = ", ".join(f"{x:+.0f}" for x in gained)
         yield (
-            f"| {env.removesuffix('-local-v0')} | {variant} | {policy} | {before:.0f} | {drop:.0f} ({first:,} steps) | "
-            f"{after:.0f} | {shown} | {interval} |"
+            f"| {env.removesuffix('-local-v0')} | {variant} | {policy} | {before:.0f} | {changed.mean():+.0f} "
+            f"{_interval(changed)} | {after:.0f} | {', '.join(f'{x:+.0f}' for x in gained)} | {_interval(gained)} |"
         )
 
 
+def _interval(seeds: np.ndarray) -> str:
+    low, high = report.student(seeds)
+    return f"[{low:+.0f}, {high:+.0f}]" if seeds.size > 1 else "one seed"
+
+
 def _plot(curve: list[dict[str, Any]], path: Path) -> None:
-    """Draw a panel an environment: the mean over seeds of each variant's policy of the collection, and every seed."""
+    """Draw a panel an environment: VGF L = 1, or a rival's own proposals, of each variant; mean and every seed."""
     envs = list(dict.fromkeys(row["env"] for row in curve))
     figure, panels = plt.subplots(1, len(envs), figsize=(6 * len(envs), 4), squeeze=False, layout="constrained")
     for axes, env in zip(panels[0], envs, strict=True):

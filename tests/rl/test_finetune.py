@@ -100,9 +100,9 @@ def go(path=None, resume=False, *, lanes=None, steps=24, plan=None, parts=None, 
     settings = {"interval": 8, **settings}
     plan = plan or (lambda _: Plan(learner, L1))
     if path is None:
-        return finetune(plan, state, buffer, acting, standardizer, steps=steps, **settings), None
+        return finetune(plan, state, buffer, acting, steps=steps, **settings), None
     with RunDirectory(path, {"a": 1}, resume=resume) as run:
-        return finetune(plan, state, buffer, acting, standardizer, steps=steps, run=run, **settings), run
+        return finetune(plan, state, buffer, acting, steps=steps, run=run, **settings), run
 
 
 def test_rows_enter_in_order_and_say_how_episodes_ended():
@@ -315,7 +315,7 @@ def test_a_frozen_reference_is_sampled_where_new_rows_lead():
     learner, state, buffer, standardizer = setting(HostBuffer)
     reference = leaves(state.reference)
     acting = collector(Line(2), standardizer)
-    after = finetune(lambda _: Plan(learner, L1), state, buffer, acting, standardizer, steps=8, interval=8)
+    after = finetune(lambda _: Plan(learner, L1), state, buffer, acting, steps=8, interval=8)
     for a, b in zip(leaves(after.reference), reference, strict=True):
         np.testing.assert_array_equal(a, b)
     samples = buffer.ring()["ring/particles"]
