@@ -119,9 +119,11 @@ def main(config: Config) -> list[report.Row]:
             show = bar(bars, f"{name} (episodes)")
             return evaluate(agent, policies, evaluating, episodes=episodes, seed=seed, progress=show)
 
+        def agent_at(step: int, state: Any) -> Agent:  # a cap holds in evaluations too
+            return Agent(plan(step).algorithm, state, standardizer)
+
         def measure(state: Any, step: int) -> dict[str, Any]:
-            agent = Agent(plan(step).algorithm, state, standardizer)
-            measured = acted(agent, config.curve_episodes, 0, f"curve at {step:,}")
+            measured = acted(agent_at(step, state), config.curve_episodes, 0, f"curve at {step:,}")
             means = report.scores(measured, metric, reference).mean(axis=1)
             return {f"score/{p.name}": float(x) for p, x in zip(policies, means, strict=True)}
 
@@ -145,7 +147,7 @@ def main(config: Config) -> list[report.Row]:
         path = run.path / "curve.png"
         report.plot_learning(run.rows, unit, title, path, phase="online", time="environment steps")
         console.print(_where_time_went(run.path / "timing.csv"))
-        agents = {"offline": before, "online": Agent(plan(config.steps).algorithm, state, standardizer)}
+        agents = {"offline": before, "online": agent_at(config.steps, state)}
         measured = [
             acted(agent, config.eval_episodes, config.eval_seed, f"{name} policy") for name, agent in agents.items()
         ]

@@ -74,10 +74,11 @@ def setting(kind=Buffer, protocol="rlpd", algorithm="vgf", live=False, n_step=2,
     if algorithm == "vgf":
         learner = presets.default(hidden=(8,), reference_hidden=(8,), batch_size=8, reference_updates=2)
         state = learner.init(3, 2, key=jr.key(0))
+        state, prepared = learner.prepare(state, replay, key=jr.key(1))
         if live:
             learner, state = learner.with_live_reference(state)
         else:
-            state, replay = learner.prepare(state, replay, key=jr.key(1))
+            replay = prepared
     else:
         learner = baselines.make(algorithm, hidden=(8,), batch_size=8)
         state = learner.init(3, 2, key=jr.key(0))
@@ -226,11 +227,18 @@ def same_run(path, other):
 )
 def test_an_environment_that_fails_loses_nothing(tmp_path, broken, message):
     """It stops the run in the middle of an interval; taken up again, it is the run in which nothing failed."""
-    go(tmp_path / "whole", interval=24)
+
+    def once(path, **settings):
+        learner, *parts = setting()
+        # Several steps of several updates: an action that was chosen again would be another one.
+        plan = lambda _: Plan(learner, Policy("L=3", 4, 3, 0.3))  # noqa: E731
+        go(tmp_path / path, interval=24, updates_per_step=4, plan=plan, parts=(learner, *parts), **settings)
+
+    once("whole")
     with pytest.raises(RuntimeError, match=message):
-        go(tmp_path / "run", lanes=Line(2, broken=broken, at=12), interval=24)
+        once("run", lanes=Line(2, broken=broken, at=12))
     assert (tmp_path / "run" / "checkpoint.npz").exists()
-    go(tmp_path / "run", resume=True, interval=24)
+    once("run", resume=True)
     assert same_run(tmp_path / "run", tmp_path / "whole")
 
 
@@ -304,7 +312,7 @@ def test_nothing_is_learned_before_startup_is_over():
 def test_a_reference_can_learn_on():
     learner, state, buffer, standardizer = setting(live=True)
     before = leaves(state.reference)
-    unit = np.asarray(state.scale)
+    unit = np.asarray(setting()[1].scale)
     after, _ = go(parts=(learner, state, buffer, standardizer), steps=8)
     assert any((a != b).any() for a, b in zip(leaves(after.reference), before, strict=True))
     np.testing.assert_array_equal(after.scale, unit)
