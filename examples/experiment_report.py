@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from flowrl.rl import statistics
+from flowrl.runs import statistics
 
 #: The way to act whose mean return is the unit over environments.
 UNIT = "vgf/base: BC (one random particle)"

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from flowrl.rl import to_csv
+from flowrl.runs import to_csv
 
 PROGRAM = Path(__file__).with_name("offline_rl.py")
 #: Options of offline_rl.py that may change while a matrix goes on: where things are, and who works on them.

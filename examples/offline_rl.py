@@ -43,7 +43,6 @@ from flowrl.rl import (
     Lanes,
     Policy,
     Replay,
-    RunDirectory,
     Standardizer,
     Tracker,
     choose_budget,
@@ -57,8 +56,8 @@ from flowrl.rl import (
     report,
     select_by_acting,
     tasks,
-    to_csv,
 )
+from flowrl.runs import RunDirectory, to_csv
 
 
 def main(config: Config) -> list[report.Row]:

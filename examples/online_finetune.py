@@ -37,17 +37,15 @@ from flowrl.rl import (
     Evaluation,
     HostBuffer,
     Lanes,
-    RunDirectory,
     Standardizer,
     Tracker,
     check_rows_agree,
     data,
     evaluate,
     finetune,
-    load_checkpoint,
     report,
-    to_csv,
 )
+from flowrl.runs import RunDirectory, load_checkpoint, to_csv
 
 
 def main(config: Config) -> list[report.Row]:

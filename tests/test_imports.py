@@ -38,11 +38,12 @@ ROOMS = (
     "plot",
     "sharding",
     "flowrl",  # the door: flowrl/__init__.py
+    "runs",
     "nn",
     "rl",
     "rlhf",
 )
-CORE = ROOMS[: ROOMS.index("nn")]
+CORE = ROOMS[: ROOMS.index("runs")]
 # Rooms that do not know of each other, whatever their order in the list.
 STRANGERS = {("rl", "rlhf"), ("rlhf", "rl")}
 # The optional packages the core may ask for, and where; inside functions, as everywhere.

@@ -5,7 +5,6 @@ from flowrl.rl import (
     data as data,
     presets as presets,
     report as report,
-    statistics as statistics,
     tasks as tasks,
 )
 from flowrl.rl._algorithm import (
@@ -21,7 +20,6 @@ from flowrl.rl._auto_budget import (
     measure_budgets as measure_budgets,
 )
 from flowrl.rl._buffer import Buffer as Buffer
-from flowrl.rl._checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
 from flowrl.rl._collect import Asked as Asked, Collector as Collector, Finished as Finished
 from flowrl.rl._critic import (
     AbstractAggregate as AbstractAggregate,
@@ -57,7 +55,6 @@ from flowrl.rl._reference_learner import (
     sample_sets as sample_sets,
 )
 from flowrl.rl._replay import Replay as Replay, Standardizer as Standardizer, make_replay as make_replay
-from flowrl.rl._run import RunDirectory as RunDirectory, to_csv as to_csv
 from flowrl.rl._trackers import Tracker as Tracker
 from flowrl.rl._train import Trainable as Trainable, held_out as held_out, train as train
 from flowrl.rl._vgf import VGF as VGF, VGFState as VGFState

@@ -29,9 +29,9 @@ from flowrl.rl._collect import Asked, Collector, Finished
 from flowrl.rl._fit import refuse_failures
 from flowrl.rl._host_buffer import HostBuffer
 from flowrl.rl._policy import Agent, Policy
-from flowrl.rl._run import RunDirectory
 from flowrl.rl._train import train
 from flowrl.rl._windows import Rows
+from flowrl.runs._run import RunDirectory
 
 #: Folded into the state's key for the samples of a reference: a split of that key gives no such child.
 _TAG = 0x726F7773

@@ -11,8 +11,8 @@ import jax.random as jr
 from flowrl._custom_types import Key
 from flowrl.rl._algorithm import AbstractAlgorithm, AbstractPretrained, AbstractState
 from flowrl.rl._replay import Replay
-from flowrl.rl._run import RunDirectory
 from flowrl.rl._train import Phase, train
+from flowrl.runs._run import RunDirectory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from flowrl.rl._policy import Agent, Policy, PolicyTable, act
 from flowrl.rl.data import make_env
-from flowrl.rl.data._store import atomic_write
+from flowrl.runs._files import atomic_write
 
 
 def record_video(

@@ -4,12 +4,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from flowrl.rl._evaluate import Evaluation
 from flowrl.rl._policy import Policy
 from flowrl.rl.data import Reference
+from flowrl.runs.statistics import student
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,28 +116,6 @@ def wilson(successes: np.ndarray) -> tuple[float, float]:
     centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
     return 100 * max(float(centre - half), 0.0), 100 * min(float(centre + half), 1.0)
-
-
-def student(x: np.ndarray) -> tuple[float, float]:
-    """Give Student's 95 % interval of a mean; infinite for one value.
-
-    Args:
-        x: values.
-    """
-    if x.size < 2:
-        return float("-inf"), float("inf")
-    half = _student_quantile(x.size - 1) * float(np.std(x, ddof=1)) / np.sqrt(x.size)
-    return float(np.mean(x) - half), float(np.mean(x) + half)
-
-
-def _student_quantile(freedom: int) -> float:
-    """Give the 97.5 % quantile, by bisection of the incomplete beta function (SciPy is not a dependency)."""
-    low, high = 1.9, 13.0
-    for _ in range(50):
-        t = (low + high) / 2
-        tail = float(jax.scipy.special.betainc(freedom / 2, 0.5, freedom / (freedom + t * t)))
-        low, high = (t, high) if tail > 0.05 else (low, t)
-    return (low + high) / 2
 
 
 def markdown(rows: list[Row], unit: str, length: str = "spreads") -> str:

@@ -31,12 +31,11 @@ from flowrl.rl import (
     Standardizer,
     data,
     evaluate,
-    load_checkpoint,
     make_replay,
     measure_budgets,
     report,
-    to_csv,
 )
+from flowrl.runs import load_checkpoint, to_csv
 
 
 @dataclasses.dataclass(frozen=True)

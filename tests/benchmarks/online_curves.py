@@ -17,7 +17,10 @@ import matplotlib as mpl
 import numpy as np
 import tyro
 
-from flowrl.rl import report, to_csv
+from flowrl.rl import (
+    report,
+)
+from flowrl.runs import to_csv
 
 mpl.use("agg")
 from matplotlib import pyplot as plt

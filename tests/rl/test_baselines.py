@@ -23,7 +23,6 @@ from flowrl.rl import (
     OneStepReference,
     Policy,
     PolicyTable,
-    RunDirectory,
     Standardizer,
     act,
     baselines,
@@ -40,6 +39,7 @@ from flowrl.rl.baselines import (
     _rebrac,
     _td3_bc,
 )
+from flowrl.runs import RunDirectory
 
 OBS, ACT, BATCH = 3, 2, 5
 SMALL = {"hidden": (16,), "batch_size": 16, "reference_steps": 2}

@@ -13,7 +13,8 @@ from rl.toys import transitions
 
 from flowrl.rl import data, make_replay
 from flowrl.rl._replay import Standardizer
-from flowrl.rl.data import _memory, _pool
+from flowrl.rl.data import _pool
+from flowrl.runs import _memory
 
 gymnasium = pytest.importorskip("gymnasium")
 

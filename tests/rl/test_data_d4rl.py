@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from flowrl.rl import data
-from flowrl.rl.data import _d4rl, _memory, _published
+from flowrl.rl.data import _d4rl, _published
 from flowrl.rl.data._d4rl_names import REFERENCES, TASKS
+from flowrl.runs import _memory
 
 h5py = pytest.importorskip("h5py")
 

@@ -19,7 +19,8 @@ from flowrl.rl import (
     make_replay,
     presets,
 )
-from flowrl.rl.data import _gym_env, _isolation, _memory
+from flowrl.rl.data import _gym_env, _isolation
+from flowrl.runs import _memory
 
 minari = pytest.importorskip("minari")
 h5py = pytest.importorskip("h5py")

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from flowrl.rl import data
-from flowrl.rl.data import _ogbench, _store
+from flowrl.rl.data import _ogbench
 from flowrl.rl.data._episode import Collector
 from flowrl.rl.data._ogbench import generate_recipe
 from flowrl.rl.data._ogbench_names import env_names, split_name
 from flowrl.rl.data._recipes import RECIPES
+from flowrl.runs import _files
 
 pytest.importorskip("ogbench")
 
@@ -67,7 +68,7 @@ def test_episode_is_a_function_of_its_index_alone(name):
 
 
 def test_official_layout(puzzle):
-    arrays = _store.read_npz(puzzle)
+    arrays = _files.read_npz(puzzle)
     rows = 25 + 2  # each trajectory ends with a row that is only a next observation
     assert {key: (value.shape, value.dtype.name) for key, value in arrays.items()} == {
         "observations": ((rows, 55), "float32"),
@@ -102,7 +103,7 @@ def test_load_gives_ogbench_rewards_and_says_where_data_came_from(puzzle):
     loaded = data.load(PUZZLE_TASK, dataset_path=puzzle)
     train, info = loaded.train, loaded.info
     assert (len(train), len(loaded.validation)) == (25, 20)
-    raw = _store.read_npz(puzzle)
+    raw = _files.read_npz(puzzle)
     keep = ~raw["terminals"]
     np.testing.assert_array_equal(train.observations, raw["observations"][keep])
     np.testing.assert_array_equal(train.next_observations[:19], train.observations[1:20])
@@ -117,7 +118,7 @@ def test_load_gives_ogbench_rewards_and_says_where_data_came_from(puzzle):
     assert np.flatnonzero(train.terminals).tolist() == [19, 24]
     # The checksum tells that the given path is our own work.
     assert (info.label, info.seed, info.rows, info.metric) == ("local", 0, 25, "success")
-    assert info.sha256 == _store.sha256_file(puzzle)
+    assert info.sha256 == _files.sha256_file(puzzle)
     assert info.env_id == "puzzle-3x3-singletask-task1-v0"
     assert info.success_timing == "pre"
     assert {"ogbench", "mujoco", "numpy"} <= info.versions.keys()
@@ -128,7 +129,7 @@ def test_load_generates_once(tmp_path, monkeypatch):
     assert first.info.label == "local"
     assert len(first.train) == 30
     monkeypatch.setattr(_ogbench, "Collector", None)  # a second generation would fail
-    monkeypatch.setattr(_store, "make_dir", None)  # and complete data need no writable directory
+    monkeypatch.setattr(_files, "make_dir", None)  # and complete data need no writable directory
     second = data.load(MAZE_TASK, tmp_path, rows=30, val_rows=10)
     np.testing.assert_array_equal(first.train.observations, second.train.observations)
     assert second.info == first.info
@@ -142,7 +143,7 @@ def test_seed_and_size_have_folders_of_their_own(tmp_path):
     ]
     assert len({path.parent for path in paths}) == 4
     assert paths[0].read_bytes() != paths[1].read_bytes()
-    long, short = _store.read_npz(paths[0]), _store.read_npz(paths[2])
+    long, short = _files.read_npz(paths[0]), _files.read_npz(paths[2])
     np.testing.assert_array_equal(long["actions"][:33], short["actions"])
 
 

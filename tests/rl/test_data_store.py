@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 
 from flowrl.rl.data import _store
+from flowrl.runs import _files
 
 ARRAYS = {"b": np.arange(2000.0), "a": np.ones((3, 2), bool)}
 
 
 def test_npz_round_trip_and_same_bytes(tmp_path, monkeypatch):
-    _store.write_npz(tmp_path / "one.npz", ARRAYS)
+    _files.write_npz(tmp_path / "one.npz", ARRAYS)
     # Neither the order of the keys nor the clock may show in the bytes.
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    _store.write_npz(tmp_path / "two.npz", dict(reversed(ARRAYS.items())))
-    assert _store.sha256_file(tmp_path / "one.npz") == _store.sha256_file(tmp_path / "two.npz")
-    got = _store.read_npz(tmp_path / "one.npz", required=("a", "b"))
+    _files.write_npz(tmp_path / "two.npz", dict(reversed(ARRAYS.items())))
+    assert _files.sha256_file(tmp_path / "one.npz") == _files.sha256_file(tmp_path / "two.npz")
+    got = _files.read_npz(tmp_path / "one.npz", required=("a", "b"))
     for key, value in ARRAYS.items():
         np.testing.assert_array_equal(got[key], value)
         assert got[key].dtype == value.dtype
@@ -33,7 +34,7 @@ def test_npz_round_trip_and_same_bytes(tmp_path, monkeypatch):
 
 def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "x.npz"
-    _store.write_npz(path, ARRAYS)
+    _files.write_npz(path, ARRAYS)
     before = path.read_bytes()
 
     def full(_):
@@ -41,7 +42,7 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"full while writing .*x\.npz .*MiB free") as caught:
-        _store.write_npz(path, {"a": np.zeros(3)})
+        _files.write_npz(path, {"a": np.zeros(3)})
     assert caught.value.errno == errno.ENOSPC
     assert os.listdir(tmp_path) == ["x.npz"]
     assert path.read_bytes() == before
@@ -49,7 +50,7 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
 
 def test_interrupted_write_leaves_nothing(tmp_path):
     def interrupted():
-        with _store.atomic_write(tmp_path / "x") as file:
+        with _files.atomic_write(tmp_path / "x") as file:
             file.write(b"half")
             raise KeyboardInterrupt
 
@@ -60,21 +61,21 @@ def test_interrupted_write_leaves_nothing(tmp_path):
 
 def test_read_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.npz"):
-        _store.read_npz(tmp_path / "absent.npz")
+        _files.read_npz(tmp_path / "absent.npz")
 
 
 def test_read_missing_key(tmp_path):
-    _store.write_npz(tmp_path / "x.npz", ARRAYS)
+    _files.write_npz(tmp_path / "x.npz", ARRAYS)
     with pytest.raises(ValueError, match=r"x\.npz: missing observations; found a, b"):
-        _store.read_npz(tmp_path / "x.npz", required=("observations", "a"))
+        _files.read_npz(tmp_path / "x.npz", required=("observations", "a"))
 
 
 def test_read_truncated(tmp_path):
     path = tmp_path / "x.npz"
-    _store.write_npz(path, ARRAYS)
+    _files.write_npz(path, ARRAYS)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"x\.npz: .*truncated"):
-        _store.read_npz(path)
+        _files.read_npz(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"these are not zipped arrays" * 10])
@@ -82,37 +83,37 @@ def test_read_what_is_no_zip(tmp_path, content):
     path = tmp_path / "x.npz"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.npz: not an npz"):
-        _store.read_npz(path)
+        _files.read_npz(path)
 
 
 def test_read_plain_npy(tmp_path):
     with open(tmp_path / "x.npz", "wb") as file:
         np.save(file, np.ones(3))
     with pytest.raises(ValueError, match=r"x\.npz: not an npz"):
-        _store.read_npz(tmp_path / "x.npz")
+        _files.read_npz(tmp_path / "x.npz")
 
 
 def test_read_damaged_member(tmp_path):
     path = tmp_path / "x.npz"
-    _store.write_npz(path, {"a": np.random.default_rng(0).normal(size=5000)}, compress=False)
+    _files.write_npz(path, {"a": np.random.default_rng(0).normal(size=5000)}, compress=False)
     content = bytearray(path.read_bytes())
     content[20000] ^= 255
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.npz: a is damaged .*CRC"):
-        _store.read_npz(path)
+        _files.read_npz(path)
 
 
 def test_read_never_unpickles(tmp_path):
     np.savez(tmp_path / "x.npz", a=np.array([{"not": "numbers"}], dtype=object))
     with pytest.raises(ValueError, match=r"x\.npz: a cannot be read"):
-        _store.read_npz(tmp_path / "x.npz")
+        _files.read_npz(tmp_path / "x.npz")
 
 
 def test_read_zip_without_arrays(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("readme.txt", "hello")
     with pytest.raises(ValueError, match=r"x\.npz: readme\.txt is not an array"):
-        _store.read_npz(tmp_path / "x.npz")
+        _files.read_npz(tmp_path / "x.npz")
 
 
 def _manifest(files):
@@ -121,8 +122,8 @@ def _manifest(files):
 
 def test_manifest_round_trip_and_verification(tmp_path):
     assert _store.read_manifest(tmp_path) is None
-    _store.write_npz(tmp_path / "x.npz", ARRAYS)
-    manifest = _manifest({"x.npz": _store.sha256_file(tmp_path / "x.npz")})
+    _files.write_npz(tmp_path / "x.npz", ARRAYS)
+    manifest = _manifest({"x.npz": _files.sha256_file(tmp_path / "x.npz")})
     _store.write_manifest(tmp_path, manifest)
     assert _store.read_manifest(tmp_path) == manifest
     _store.verify(tmp_path, manifest)
@@ -170,26 +171,26 @@ def test_manifest_without_a_list_of_files(tmp_path):
 
 def test_cache_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert _store.resolve_dir(None) == tmp_path / "flowrl" / "data"
-    assert _store.resolve_dir(tmp_path / "mine") == tmp_path / "mine"
+    assert _files.resolve_dir(None) == tmp_path / "flowrl" / "data"
+    assert _files.resolve_dir(tmp_path / "mine") == tmp_path / "mine"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert _store.resolve_dir(None) == tmp_path / "home" / ".cache" / "flowrl" / "data"
+    assert _files.resolve_dir(None) == tmp_path / "home" / ".cache" / "flowrl" / "data"
 
 
 def test_directory_that_cannot_be_written_to(tmp_path):
     # The tests may run as root, for whom no directory is read-only; below a file there can be none at all.
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write to the data directory .*file/data .*data_dir"):
-        _store.make_dir(tmp_path / "file" / "data")
+        _files.make_dir(tmp_path / "file" / "data")
 
 
 def test_too_little_space(tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 5 * 2**20))
-    _store.check_space(tmp_path, 2**20)
+    _files.check_space(tmp_path, 2**20)
     with pytest.raises(OSError, match="about 7 MiB needed, 5 MiB free") as caught:
-        _store.check_space(tmp_path, 7 * 2**20)
+        _files.check_space(tmp_path, 7 * 2**20)
     assert caught.value.errno == errno.ENOSPC
     assert str(tmp_path) in str(caught.value)
 
@@ -198,11 +199,11 @@ def test_lock_excludes(tmp_path):
     entered = threading.Event()
 
     def second():
-        with _store.lock(tmp_path / ".lock"):
+        with _files.lock(tmp_path / ".lock"):
             entered.set()
 
     thread = threading.Thread(target=second)
-    with _store.lock(tmp_path / ".lock"):
+    with _files.lock(tmp_path / ".lock"):
         thread.start()
         assert not entered.wait(0.2)
     assert entered.wait(5)

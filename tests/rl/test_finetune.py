@@ -18,7 +18,6 @@ from flowrl.rl import (
     HostBuffer,
     Plan,
     Policy,
-    RunDirectory,
     Standardizer,
     Stepped,
     baselines,
@@ -27,6 +26,7 @@ from flowrl.rl import (
     presets,
 )
 from flowrl.rl.data import RewardTransform
+from flowrl.runs import RunDirectory
 
 AS_IS = RewardTransform()
 L1 = Policy("L=1", 4, 1, 0.1)

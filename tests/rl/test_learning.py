@@ -15,7 +15,6 @@ from flowrl.rl import (
     Minimum,
     Policy,
     PolicyTable,
-    RunDirectory,
     Standardizer,
     act,
     baselines,
@@ -25,6 +24,7 @@ from flowrl.rl import (
     presets,
 )
 from flowrl.rl._losses import value
+from flowrl.runs import RunDirectory
 
 SMALL = {"hidden": (64, 64), "reference_hidden": (32, 32), "batch_size": 128, "reference_steps": 5}
 

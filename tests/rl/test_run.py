@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 from rl.toys import bandit
 
-from flowrl.rl import RunDirectory, Standardizer, fit, load_checkpoint, make_replay, presets, save_checkpoint, to_csv
+from flowrl.rl import (
+    Standardizer,
+    fit,
+    make_replay,
+    presets,
+)
+from flowrl.runs import RunDirectory, load_checkpoint, save_checkpoint, to_csv
 
 
 def small(**changes):

@@ -26,7 +26,6 @@ from flowrl.rl import (
     Policy,
     PolicyTable,
     ReferenceLearner,
-    RunDirectory,
     Standardizer,
     act,
     baselines,
@@ -37,6 +36,7 @@ from flowrl.rl import (
     presets,
 )
 from flowrl.rl._critic import drive
+from flowrl.runs import RunDirectory
 
 F32 = jnp.float32
 PLAIN = {"frozen_reference": False, "relative": False}

@@ -17,6 +17,7 @@ from flowrl.rl.data._hdf5 import read_hdf5
 from flowrl.rl.data._schema import DataInfo, OfflineDataset, Transitions, from_dict
 from flowrl.rl.data._source import Environment, Request, Source
 from flowrl.rl.data._split import DEFAULT_SHARE, describe_split, split_episodes
+from flowrl.runs import _files
 
 EnvFactory = Callable[[], Any]
 """Makes a gymnasium environment; defined at the top level of a module, so that worker processes can import it."""
@@ -147,7 +148,7 @@ def load_arrays(
     dataset = from_arrays(
         _read(path), env=env, validation=held_out, seed=seed, actions=actions, ignore=ignore, source=str(path)
     )
-    return dataclasses.replace(dataset, info=dataclasses.replace(dataset.info, sha256=_store.sha256_file(path)))
+    return dataclasses.replace(dataset, info=dataclasses.replace(dataset.info, sha256=_files.sha256_file(path)))
 
 
 def load(name: str, request: Request, /) -> OfflineDataset:
@@ -363,7 +364,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if path.suffix in (".hdf5", ".h5"):
         return read_hdf5(path)
     if path.suffix == ".npz":
-        return _store.read_npz(path)
+        return _files.read_npz(path)
     raise ValueError(f"{path}: expected a path that ends in .npz, .hdf5 or .h5.")
 
 

@@ -24,6 +24,7 @@ from flowrl.rl.data._schema import DataInfo, OfflineDataset, Transitions, from_d
 from flowrl.rl.data._scores import Reference
 from flowrl.rl.data._source import Environment, Progress, Request, Source
 from flowrl.rl.data._split import DEFAULT_SHARE, describe_split, split_episodes
+from flowrl.runs import _files
 
 #: Height of the pen below which D4RL's environment takes it for dropped, and its place in an observation.
 _DROPPED, _PEN_HEIGHT = 0.075, 26
@@ -49,7 +50,7 @@ def load(name: str, request: Request, /) -> OfflineDataset:
     everything, notes = qlearning_transitions(arrays, task, source=str(path))
     share = DEFAULT_SHARE if request.validation is None else request.validation
     train, validation = split_episodes(everything, share, seed=request.seed)
-    sha256 = _store.sha256_file(path)
+    sha256 = _files.sha256_file(path)
     info = DataInfo(
         name=name,
         env_id=task.env_id,

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl.rl.data import _store
 from flowrl.rl.data._source import Progress
+from flowrl.runs import _files
 
 _CHUNK = 2**20
 # That bring nothing. A connection that is cut off half-way is taken up again at once, where it was cut.
@@ -131,7 +131,7 @@ def _attempt(url: str, part: Path, progress: Progress | None, timeout: float) ->
             _remove(part)
             raise _DroppedError("the file on the server has another size than before")
         if rest is not None:
-            _store.check_space(part.parent, rest)
+            _files.check_space(part.parent, rest)
         etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
         # A weak tag ("W/...") does not promise the same bytes, so it cannot vouch for a range.
         validator = etag if etag and not etag.startswith("W/") else modified
@@ -170,7 +170,7 @@ def _verify(part: Path, check: Callable[[Path], object], size: int | None, sha25
     try:
         if size is not None and found != size:
             raise ValueError(f"it has {found} bytes, expected {size}")
-        if sha256 is not None and (digest := _store.sha256_file(part)) != sha256:
+        if sha256 is not None and (digest := _files.sha256_file(part)) != sha256:
             raise ValueError(f"its SHA-256 is {digest}, expected {sha256}")
         check(part)
     except ValueError as error:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowrl.rl.data._extras import require
-from flowrl.rl.data._memory import check_memory
+from flowrl.runs._memory import check_memory
 
 
 def read_hdf5(path: Path, *, required: Sequence[str] = (), optional: Sequence[str] | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from flowrl.rl.data._gym_env import adapt, drawing
 from flowrl.rl.data._schema import OfflineDataset
 from flowrl.rl.data._scores import Reference
 from flowrl.rl.data._source import Environment, Metric, Origin, Progress, Request, Source
-from flowrl.rl.data._store import resolve_dir
+from flowrl.runs._files import resolve_dir
 
 #: Every family of data sets; a new one adds its module's `SOURCES` here.
 SOURCES: dict[str, Source] = {

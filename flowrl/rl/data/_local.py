@@ -21,6 +21,7 @@ from flowrl.rl.data._pool import Values, run
 from flowrl.rl.data._published import is_published
 from flowrl.rl.data._schema import DataInfo
 from flowrl.rl.data._source import Metric, Progress
+from flowrl.runs import _files
 
 #: Given the folder of the shards, makes those that are missing; then the shards' arrays in order, by split.
 Collect = Callable[[Path], Mapping[str, Iterable[dict[str, np.ndarray]]]]
@@ -66,8 +67,8 @@ def build(
     if _store.is_complete(folder, wanted):
         return path
     require(*packages)
-    _store.make_dir(folder)
-    with _store.lock(folder / ".lock"):
+    _files.make_dir(folder)
+    with _files.lock(folder / ".lock"):
         # Another process may have made them while this one waited.
         if _store.is_complete(folder, wanted):
             return path
@@ -75,13 +76,13 @@ def build(
         # Shards of another simulator or recipe must not be mixed with new ones, so each combination has its folder.
         key = hashlib.sha256(json.dumps([parameters, versions], sort_keys=True).encode()).hexdigest()[:12]
         shards = folder / f".shards-{key}"
-        _store.make_dir(shards)
+        _files.make_dir(shards)
         splits = collect(shards)
         files: dict[str, str] = {}
         for file, split in ((path, "train"), (_store.validation_path(path), "val")):
             parts = list(splits[split])
-            _store.write_npz(file, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
-            files[file.name] = _store.sha256_file(file)
+            _files.write_npz(file, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
+            files[file.name] = _files.sha256_file(file)
         manifest = _store.Manifest(versions=versions, success_timing=success_timing, files=files, **wanted)
         _store.write_manifest(folder, manifest)
         for leftover in folder.glob(".shards-*"):
@@ -134,7 +135,7 @@ def describe(path: Path, name: str, env_id: str, *, rows: int, success_timing: s
     Returns:
         The information; "local" if a manifest beside the file vouches for it, "published" if a download does.
     """
-    sha256 = _store.sha256_file(path)
+    sha256 = _files.sha256_file(path)
     manifest = _store.read_manifest(path.parent)
     # Also a path given by the user may be one of ours: the checksum says so.
     ours = manifest if manifest is not None and manifest.files.get(path.name) == sha256 else None

@@ -23,6 +23,7 @@ from flowrl.rl.data import _behaviour, _store
 from flowrl.rl.data._local import build, describe, run_episodes
 from flowrl.rl.data._schema import OfflineDataset, from_dict
 from flowrl.rl.data._source import Environment, Progress, Request, Source
+from flowrl.runs import _files
 
 _ENV_IDS = {"halfcheetah": "HalfCheetah-v5", "walker2d": "Walker2d-v5"}
 #: All have gymnasium's usual time limit.
@@ -72,7 +73,7 @@ def generate(
         policies = list(parameters["policies"])
         # The shards, and then the joined files beside them; the last episode of each stream is longer than needed.
         needed = 2 * (rows + val_rows + 2 * len(policies) * _MAX_STEPS) * _BYTES_PER_ROW
-        _store.check_space(shards.parent, needed)
+        _files.check_space(shards.parent, needed)
         splits = {"train": _streams("train", policies, rows), "val": _streams("val", policies, val_rows)}
         _collect(name, seed, shards, splits["train"] + splits["val"], workers, progress)
         return {split: (_join(shards, stream) for stream in streams) for split, streams in splits.items()}
@@ -109,7 +110,7 @@ def load(name: str, request: Request, /) -> OfflineDataset:
         progress=request.progress,
     )
     files = (path, _store.validation_path(path))
-    train, validation = (from_dict(_store.read_npz(file), source=str(file)) for file in files)
+    train, validation = (from_dict(_files.read_npz(file), source=str(file)) for file in files)
     info = describe(path, name, _env_id(name), rows=len(train), success_timing=None, metric="return")
     return OfflineDataset(train, validation, dataclasses.replace(info, val_rows=len(validation)))
 
@@ -151,7 +152,7 @@ def collector(name: str, seed: int, folder: str) -> Callable[..., None]:
         digest = hashlib.sha256(f"{name}/{seed}/{split}/{snapshot}/{index}".encode()).digest()
         episode = _behaviour.rollout(env, policies[snapshot], np.random.SeedSequence(int.from_bytes(digest, "big")))
         # Not compressed: a shard lives until the last episode is done.
-        _store.write_npz(Path(folder) / shard, episode._asdict(), compress=False)
+        _files.write_npz(Path(folder) / shard, episode._asdict(), compress=False)
 
     return collect
 
@@ -172,7 +173,7 @@ def _parameters(name: str) -> dict[str, Any]:
 def _check_weights(policies: Mapping[str, str]) -> None:
     """Raises unless the shipped weights are those of the provenance; `policies` is file name to SHA-256."""
     for file, sha256 in policies.items():
-        found = _store.sha256_file(_behaviour.FOLDER / file)
+        found = _files.sha256_file(_behaviour.FOLDER / file)
         if found != sha256:
             raise ValueError(
                 f"{_behaviour.FOLDER / file}: SHA-256 is {found[:12]}..., but provenance.json says {sha256[:12]}...; "
@@ -222,7 +223,7 @@ def _missing(shards: Path, stream: _Stream, lengths: dict[str, int]) -> list[dic
             ]
         shard = stream.shard(index)
         if shard not in lengths and (shards / shard).exists():
-            lengths[shard] = _store.read_npz(shards / shard)["rewards"].shape[0]
+            lengths[shard] = _files.read_npz(shards / shard)["rewards"].shape[0]
         if shard in lengths:
             known.append(lengths[shard])
         else:
@@ -234,7 +235,7 @@ def _join(shards: Path, stream: _Stream) -> dict[str, np.ndarray]:
     """A stream's rows; where the last episode is cut the trajectory ends (`terminals`), but the task does not."""
     parts, have, index = [], 0, 0
     while have < stream.rows:
-        parts.append(_store.read_npz(shards / stream.shard(index)))
+        parts.append(_files.read_npz(shards / stream.shard(index)))
         have += parts[-1]["rewards"].shape[0]
         index += 1
     joined = {key: np.concatenate([part[key] for part in parts])[: stream.rows] for key in parts[0]}

@@ -23,11 +23,12 @@ from flowrl.rl.data import _store
 from flowrl.rl.data._extras import require, robotics
 from flowrl.rl.data._gym_env import action_limits, adapt, flat_size, flatten_rows, render_mode, to_unit
 from flowrl.rl.data._isolation import quiet, simulator_log_off
-from flowrl.rl.data._memory import check_memory
 from flowrl.rl.data._schema import DataInfo, OfflineDataset, from_dict
 from flowrl.rl.data._scores import Reference
 from flowrl.rl.data._source import Environment, Progress, Request, Source
 from flowrl.rl.data._split import DEFAULT_SHARE, describe_split, split_episodes
+from flowrl.runs import _files
+from flowrl.runs._memory import check_memory
 
 _PREFIX = "minari:"
 # No dots: a name must not lead out of Minari's folder.
@@ -67,7 +68,7 @@ def load(name: str, request: Request, /) -> OfflineDataset:
     spec = _evaluation_spec(dataset)
     if spec is None:
         notes.append("no environment in the data set: policies cannot be evaluated")
-    sha256 = _digest(_files(dataset))
+    sha256 = _digest(_all_files(dataset))
     info = DataInfo(
         name=name,
         env_id="" if spec is None else str(spec.id),
@@ -120,10 +121,10 @@ def download(name: str, data_dir: Path, /, *, mirrors: tuple[str, ...], progress
             raise ValueError(f"{name}: {error}") from error
         except Exception as error:  # whatever its clients raise
             raise OSError(f"{name}: Minari could not download it: {type(error).__name__}: {error}") from error
-        files = _files(_open(name))
+        files = _all_files(_open(name))
         path = _record(data_dir, name)
-        _store.make_dir(path.parent)
-        with _store.atomic_write(path) as stream:
+        _files.make_dir(path.parent)
+        with _files.atomic_write(path) as stream:
             stream.write((json.dumps({"name": name, "sha256": _digest(files)}) + "\n").encode())
     return Path(_open(name).spec.data_path).parent
 
@@ -257,14 +258,14 @@ def _same_form(one: Any, other: Any) -> bool:
     return one.shape == other.shape and bool(getattr(one, "n", None) == getattr(other, "n", None))
 
 
-def _files(dataset: Any) -> list[Path]:
+def _all_files(dataset: Any) -> list[Path]:
     """All files of a data set, in a fixed order."""
     return sorted(path for path in Path(dataset.spec.data_path).rglob("*") if path.is_file())
 
 
 def _digest(files: Sequence[Path]) -> str:
     """One SHA-256 for several files."""
-    lines = [f"{path.name} {_store.sha256_file(path)}\n" for path in files]
+    lines = [f"{path.name} {_files.sha256_file(path)}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from flowrl.rl.data import _store
 from flowrl.rl.data._episode import Collector
 from flowrl.rl.data._local import build, run_episodes
 from flowrl.rl.data._recipes import RECIPES, Recipe
 from flowrl.rl.data._source import Progress
+from flowrl.runs import _files
 
 _SUCCESS_NOTE = "decided by the loader's environment; OGBench >= 1.2.0: 'pre', reward r(s)"
 
@@ -83,7 +83,7 @@ def generate_recipe(
         missing = [job for job in jobs if not (shards / job.shard).exists()]
         # The missing shards, and then the joined files beside all of them.
         needed = sum(job.steps + 1 for job in missing) + sum(job.steps + 1 for job in jobs)
-        _store.check_space(shards.parent, needed * recipe.bytes_per_row)
+        _files.check_space(shards.parent, needed * recipe.bytes_per_row)
         run_episodes(
             f"{__name__}:collector",
             {"name": name, "recipe": dataclasses.asdict(recipe), "seed": seed, "folder": str(shards)},
@@ -92,7 +92,7 @@ def generate_recipe(
             workers=workers,
             progress=progress,
         )
-        return {split: (_store.read_npz(shards / job.shard) for job in jobs) for split, jobs in splits.items()}
+        return {split: (_files.read_npz(shards / job.shard) for job in jobs) for split, jobs in splits.items()}
 
     return build(
         name,
@@ -124,7 +124,7 @@ def collector(name: str, recipe: dict[str, Any], seed: int, folder: str) -> Call
     def work(split: str, index: int, steps: int) -> None:
         arrays = collect(seed, split, index, steps)
         # Not compressed: a shard lives until the last episode is done.
-        _store.write_npz(Path(folder) / _Job(split, index, steps).shard, arrays, compress=False)
+        _files.write_npz(Path(folder) / _Job(split, index, steps).shard, arrays, compress=False)
 
     return work
 

@@ -17,6 +17,7 @@ from flowrl.rl.data._published import Published, obtain
 from flowrl.rl.data._recipes import RECIPES
 from flowrl.rl.data._schema import OfflineDataset, from_dict
 from flowrl.rl.data._source import Environment, Progress, Request, Source
+from flowrl.runs import _files
 
 # The official host, and the mirror that OGBench's author names (seohongpark/ogbench, issue 49).
 _MIRRORS = (
@@ -105,7 +106,7 @@ def check_file(path: Path, env: Any, name: str) -> None:
     }
     if hasattr(inner, "_num_buttons"):
         widths["button_states"] = inner._num_buttons
-    arrays = _store.read_npz(path, required=("terminals", *widths))
+    arrays = _files.read_npz(path, required=("terminals", *widths))
     rows = arrays["observations"].shape[0] if arrays["observations"].ndim else 0
     for key, width in widths.items():
         array = arrays[key]

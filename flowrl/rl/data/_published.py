@@ -18,6 +18,7 @@ from flowrl.rl.data import _store
 from flowrl.rl.data._download import fetch
 from flowrl.rl.data._extras import require
 from flowrl.rl.data._source import Progress
+from flowrl.runs import _files
 
 RECORD_NAME = "download.json"
 _VERSION = 1
@@ -72,8 +73,8 @@ def obtain(folder: Path, files: Sequence[Published], progress: Progress | None) 
     """
     if _complete(folder, files):
         return
-    _store.make_dir(folder)
-    with _store.lock(folder / ".lock"):
+    _files.make_dir(folder)
+    with _files.lock(folder / ".lock"):
         # Another process may have downloaded them while this one waited.
         for file in files:
             record = _record(folder)
@@ -86,13 +87,13 @@ def obtain(folder: Path, files: Sequence[Published], progress: Progress | None) 
             sha256 = sha256 or record.get(file.name, {}).get("sha256")
             url = fetch(file.urls, path, check=_check_file, size=size, sha256=sha256, progress=progress)
             record[file.name] = {
-                "sha256": _store.sha256_file(path),
+                "sha256": _files.sha256_file(path),
                 "bytes": path.stat().st_size,
                 "url": url,
                 "checked": "known SHA-256" if file.name in KNOWN else "integrity only",
             }
             content = {"schema_version": _VERSION, "label": "published", "files": record}
-            with _store.atomic_write(folder / RECORD_NAME) as stream:
+            with _files.atomic_write(folder / RECORD_NAME) as stream:
                 stream.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
 
@@ -126,7 +127,7 @@ def _check_recorded(path: Path, record: dict[str, dict[str, Any]]) -> None:
             f"{path}: there, but not listed in {RECORD_NAME}: its origin is unknown. Delete it to download it, or load "
             "it by dataset_path."
         )
-    found = _store.sha256_file(path)
+    found = _files.sha256_file(path)
     expected = record[path.name].get("sha256")
     if found != expected:
         raise ValueError(

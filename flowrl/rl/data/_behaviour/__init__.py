@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32
 
-from flowrl.rl.data import _store
 from flowrl.rl.data._extras import require
 from flowrl.rl.data._gym_env import render_mode
 from flowrl.rl.data._isolation import quiet, simulator_log_off
 from flowrl.rl.data._source import Environment
+from flowrl.runs import _files
 
 # Where the shipped snapshots and their provenance stand.
 FOLDER = Path(__file__).parent
@@ -155,7 +155,7 @@ def save_policy(path: Path, policy: TanhGaussian) -> None:
     """
     named = {f"kernel_{i}": kernel for i, kernel in enumerate(policy.kernels)}
     named |= {f"bias_{i}": bias for i, bias in enumerate(policy.biases)}
-    _store.write_npz(path, {name: array.astype(np.float16) for name, array in named.items()})
+    _files.write_npz(path, {name: array.astype(np.float16) for name, array in named.items()})
 
 
 def load_policy(path: Path) -> TanhGaussian:
@@ -171,7 +171,7 @@ def load_policy(path: Path) -> TanhGaussian:
         FileNotFoundError: if there is no such file.
         ValueError: naming the file and the array, if it is damaged or its layers do not fit each other.
     """
-    arrays = _store.read_npz(path, required=("kernel_0", "bias_0"))
+    arrays = _files.read_npz(path, required=("kernel_0", "bias_0"))
     layers = len(arrays) // 2
     expected = {f"{kind}_{i}" for kind in ("kernel", "bias") for i in range(layers)}
     if set(arrays) != expected:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from flowrl.rl._checkpoint import load_checkpoint, save_checkpoint, write_text
+from flowrl.runs._checkpoint import load_checkpoint, save_checkpoint, write_text
 
 T = TypeVar("T")
 

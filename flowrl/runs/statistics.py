@@ -11,9 +11,9 @@ interval here therefore says over what it is taken. Resampling uses an explicit 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from flowrl.rl.report import student
 
 
 class Estimate(NamedTuple):
@@ -265,3 +265,25 @@ def _matrix(scores: np.ndarray, name: str) -> np.ndarray:
     if x.ndim != 2:
         raise ValueError(f"{name} must be (seeds, episodes), got shape {x.shape}.")
     return x
+
+
+def student(x: np.ndarray) -> tuple[float, float]:
+    """Give Student's 95 % interval of a mean; infinite for one value.
+
+    Args:
+        x: values.
+    """
+    if x.size < 2:
+        return float("-inf"), float("inf")
+    half = _student_quantile(x.size - 1) * float(np.std(x, ddof=1)) / np.sqrt(x.size)
+    return float(np.mean(x) - half), float(np.mean(x) + half)
+
+
+def _student_quantile(freedom: int) -> float:
+    """Give the 97.5 % quantile, by bisection of the incomplete beta function (SciPy is not a dependency)."""
+    low, high = 1.9, 13.0
+    for _ in range(50):
+        t = (low + high) / 2
+        tail = float(jax.scipy.special.betainc(freedom / 2, 0.5, freedom / (freedom + t * t)))
+        low, high = (t, high) if tail > 0.05 else (low, t)
+    return (low + high) / 2

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from flowrl.rl.data._store import atomic_write, read_npz, write_npz
+from flowrl.runs._files import atomic_write, read_npz, write_npz
 
 SCHEMA = 1
 _META = "__meta__"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flowrl.rl import statistics
+from flowrl.runs import statistics
 
 
 def test_iqm_is_the_mean_of_the_middle_half():
