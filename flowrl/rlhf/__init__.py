@@ -1,0 +1,1 @@
+"""Alignment of language models by particle flows: models, spaces, learning from preferences, evaluation."""
