@@ -106,14 +106,11 @@ class AbstractReward(eqx.Module):
 
     Attributes:
         tokens: fingerprint of the tokenizer, or None if unknown.
+        embedding: the token embeddings E that `__call__` expects points of, (V, d).
     """
 
     tokens: eqx.AbstractVar[str | None]
-
-    @property
-    @abc.abstractmethod
-    def embedding(self) -> Float[Array, "V d"]:
-        """The token embeddings E that `__call__` expects points of."""
+    embedding: eqx.AbstractVar[Float[Array, "V d"]]
 
     @abc.abstractmethod
     def __call__(self, embedded: Float[Array, "T d"], mask: Bool[Array, " T"]) -> Float[Array, ""]:
@@ -212,7 +209,7 @@ class RewardEnsemble(AbstractReward):
         tokens: fingerprint of the tokenizer, or None if unknown.
     """
 
-    embedding: Float[Array, "V d"]  # pyright: ignore[reportIncompatibleMethodOverride]
+    embedding: Float[Array, "V d"]
     members: RewardModel
     aggregate: Literal["mean", "min", "lower"] = eqx.field(static=True)
     caution: float = eqx.field(static=True)

@@ -116,11 +116,7 @@ class Dense(eqx.Module):
             x: (..., inputs).
         """
         y = x @ self.weight
-        return y if self.bias is None else y + self._over(y)
-
-    def _over(self, y: Array) -> Array:
-        assert self.bias is not None
-        return jnp.broadcast_to(self.bias, y.shape)
+        return y if self.bias is None else y + jnp.broadcast_to(self.bias, y.shape)
 
 
 class Norm(eqx.Module):
@@ -313,10 +309,10 @@ class Transformer(eqx.Module):
         c, count = self.config, mask.shape[0]
         positions = jnp.maximum(cache.position + jnp.cumsum(mask, dtype=jnp.int32) - 1, 0)
         valid = jax.lax.dynamic_update_slice(cache.valid, mask, (cache.filled,))
-        places = jnp.arange(valid.shape[0])
+        places = jnp.arange(valid.shape[0], dtype=jnp.int32)
         seen = jnp.broadcast_to(valid, (count, valid.shape[0]))
         if c.causal:
-            seen = seen & (places <= cache.filled + jnp.arange(count)[:, None])
+            seen = seen & (places <= cache.filled + jnp.arange(count, dtype=jnp.int32)[:, None])
         x = embedded
         if self.position_embedding is not None:
             x = x + self.position_embedding[positions]
