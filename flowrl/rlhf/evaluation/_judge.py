@@ -1,0 +1,226 @@
+"""Judges that compare two answers, a user's program among them."""
+
+import abc
+import json
+import math
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from flowrl.rlhf.evaluation._win_rate import mean_interval
+from flowrl.runs.statistics import Estimate
+
+_LAST_CHARACTERS = 500
+
+
+class AbstractJudge(abc.ABC):
+    """Says which of two answers to a prompt is better.
+
+    A judge of one's own gives `compare`; `prefer` is what is called.
+    """
+
+    @abc.abstractmethod
+    def compare(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+        """Give the probability that the first answer is the better one, in the order in which they are shown.
+
+        Args:
+            prompts: (n,).
+            first: (n,) answers.
+            second: (n,) answers.
+
+        Returns:
+            (n,) in [0, 1]; 0.5 for a tie.
+        """
+
+    def prefer(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str], *, seed: int = 0
+    ) -> Float[np.ndarray, " n"]:
+        """Give the probability that the first answer is the better one, without the judge's liking for a position.
+
+        Language models favour what they read first (or last). So a random half of the pairs, rounded down, is shown the
+        other way round, and what is said of them is turned round.
+
+        Args:
+            prompts: (n,).
+            first: (n,) answers.
+            second: (n,) answers.
+            seed: of the choice of these pairs.
+
+        Returns:
+            (n,) in [0, 1].
+
+        Raises:
+            ValueError: lengths differ, or the judge gave something else than n probabilities.
+        """
+        count = len(prompts)
+        if not count == len(first) == len(second):
+            raise ValueError(f"needs two answers for each prompt, got {count}, {len(first)} and {len(second)}.")
+        if not count:
+            return np.zeros(0)
+        turned = np.random.default_rng(seed).permutation(count) < count // 2
+        pairs = [(y, x) if turn else (x, y) for x, y, turn in zip(first, second, turned, strict=True)]
+        said = np.asarray(self.compare(prompts, [x for x, _ in pairs], [y for _, y in pairs]), np.float64)
+        if said.shape != (count,) or not ((said >= 0) & (said <= 1)).all():
+            raise ValueError(
+                f"{type(self).__name__} must give {count} probabilities in [0, 1], got shape {said.shape}."
+            )
+        return np.where(turned, 1 - said, said)
+
+
+class ScoreJudge(AbstractJudge):
+    """Prefers the answer with the higher score.
+
+    Args:
+        score: (prompts, answers) to scores (n,).
+        scale: the difference of scores at which the better one is preferred with probability 0.73 (the logistic
+            function of the difference divided by `scale`); None means that the higher score always wins, and ties count
+            half.
+
+    Raises:
+        ValueError: `scale` is not > 0.
+    """
+
+    def __init__(self, score: Callable[[Sequence[str], Sequence[str]], np.ndarray], *, scale: float | None = None):
+        if scale is not None and not scale > 0:
+            raise ValueError(f"scale must be > 0, got {scale}.")
+        self._score = score
+        self._scale = scale
+
+    def compare(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+        """Give the probability that the first answer is the better one.
+
+        Args:
+            prompts: (n,).
+            first: (n,) answers.
+            second: (n,) answers.
+
+        Raises:
+            ValueError: a score is not finite, or there is not one for each answer.
+        """
+        one, two = (np.asarray(self._score(prompts, answers), np.float64) for answers in (first, second))
+        for scores in (one, two):
+            if scores.shape != (len(prompts),) or not np.isfinite(scores).all():
+                raise ValueError(f"scores must be ({len(prompts)},) and finite, got {scores.shape}.")
+        if self._scale is None:
+            return 0.5 + 0.5 * np.sign(one - two)
+        # The logistic function, in a form that does not overflow.
+        return 0.5 + 0.5 * np.tanh(0.5 * (one - two) / self._scale)
+
+
+class CommandJudge(AbstractJudge):
+    """Asks a program of the user's, such as a script that calls a language model.
+
+    It is started once per call, reads lines `{"id": 0, "prompt": "...", "first": "...", "second": "..."}` from its
+    standard input to the end, writes a line `{"id": 0, "first": 0.9}` for each to its standard output, in any order,
+    and ends with 0. `first` is the probability that the first answer is better: 1, 0, 0.5 for a tie, or anything
+    between. Which answer stands first is drawn by `prefer`.
+
+    Args:
+        argv: the program and its arguments; no shell reads them.
+        timeout: seconds until it must have ended, > 0.
+
+    Raises:
+        ValueError: no program, or `timeout` is not > 0.
+    """
+
+    def __init__(self, argv: Sequence[str], *, timeout: float = 3600.0):
+        if not argv or isinstance(argv, str):
+            raise ValueError(f"argv must be a sequence of strings that begins with the program, got {argv!r}.")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be > 0, got {timeout}.")
+        self._argv = tuple(argv)
+        self._timeout = timeout
+
+    def compare(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+        """Give what the program says, in the order in which the answers are shown.
+
+        Args:
+            prompts: (n,).
+            first: (n,) answers.
+            second: (n,) answers.
+
+        Raises:
+            OSError: the program cannot be started.
+            RuntimeError: it did not end in time, or with another status than 0.
+            ValueError: what it wrote is not what is expected; the message has the line.
+        """
+        rows = enumerate(zip(prompts, first, second, strict=True))
+        lines = [json.dumps({"id": i, "prompt": p, "first": x, "second": y}) + "\n" for i, (p, x, y) in rows]
+        try:
+            done = subprocess.run(
+                self._argv,
+                input="".join(lines),
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=self._timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"the judge {self._argv[0]} did not end within {self._timeout:g} s.") from error
+        except OSError as error:
+            raise OSError(error.errno, f"the judge {self._argv[0]} cannot be started ({error.strerror})") from error
+        if done.returncode:
+            said = done.stderr.strip()[-_LAST_CHARACTERS:] or "nothing on its standard error"
+            raise RuntimeError(f"the judge {self._argv[0]} ended with {done.returncode}: {said}")
+        return self._read(done.stdout, len(lines))
+
+    def _read(self, output: str, count: int) -> np.ndarray:
+        answers = np.full(count, np.nan)
+        for line in filter(str.strip, output.split("\n")):
+            index, first = self._line(line)
+            if not 0 <= index < count or not np.isnan(answers[index]):
+                raise ValueError(f"the judge {self._argv[0]} wrote an id that was not asked, or twice: {line[:200]!r}.")
+            answers[index] = first
+        missing = np.flatnonzero(np.isnan(answers))
+        if missing.size:
+            raise ValueError(
+                f"the judge {self._argv[0]} left out {missing.size} of {count}, the first with id {missing[0]}."
+            )
+        return answers
+
+    def _line(self, line: str) -> tuple[int, float]:
+        """Reads one line; a boolean is no number here."""
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the judge {self._argv[0]} wrote what is not JSON ({error}): {line[:200]!r}.") from error
+        fields: dict[str, Any] = row if isinstance(row, dict) else {}
+        index, first = fields.get("id"), fields.get("first", math.nan)
+        if type(index) is not int or type(first) not in (int, float) or not 0 <= first <= 1:
+            raise ValueError(
+                f'the judge {self._argv[0]} must write {{"id": integer, "first": number in [0, 1]}}, '
+                f"got {line[:200]!r}."
+            )
+        return index, float(first)
+
+
+def judged_win_rate(
+    judge: AbstractJudge,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    references: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Give the mean probability that a judge prefers an answer to the reference's, with its interval over prompts.
+
+    Args:
+        judge: who is asked.
+        prompts: (n,).
+        answers: (n,), of the method under test.
+        references: (n,), what they are compared with.
+        seed: of the order in which the judge sees them, and of the resampling.
+        resamples: bootstrap samples >= 1.
+        confidence: in (0, 1).
+
+    Raises:
+        ValueError: no prompts, lengths differ, a number out of range, or the judge gave no probabilities.
+    """
+    preferred = judge.prefer(prompts, answers, references, seed=seed)
+    return mean_interval(preferred, resamples=resamples, confidence=confidence, seed=seed)
