@@ -39,8 +39,9 @@ class TransformerConfig:
         gated: the activation multiplies a second projection, as in SwiGLU.
         parallel: attention and feed-forward layer read the same residual, as in GPT-NeoX.
         query_key_norm: norms of each head's query and key, as in Qwen3.
-        bias: biases of the feed-forward layers and of the attention's output.
+        bias: biases of the feed-forward layers and, unless `output_bias` says otherwise, of the attention's output.
         query_bias: biases of queries, keys and values.
+        output_bias: bias of the attention's output; None means as `bias` says.
         tied: the logits come from the token embedding.
         causal: a token sees none after it; False for encoders.
 
@@ -68,6 +69,7 @@ class TransformerConfig:
     query_key_norm: bool = False
     bias: bool = True
     query_bias: bool = True
+    output_bias: bool | None = None
     tied: bool = True
     causal: bool = True
 
@@ -204,7 +206,8 @@ class Block(eqx.Module):
         self.value = Dense(c.width, others, bias=c.query_bias, key=keys[2])
         self.query_norm = Norm(c.head_size, c.norm, c.norm_epsilon) if c.query_key_norm else None
         self.key_norm = Norm(c.head_size, c.norm, c.norm_epsilon) if c.query_key_norm else None
-        self.output = Dense(queries, c.width, bias=c.bias, key=keys[3], scale=deep)
+        output_bias = c.bias if c.output_bias is None else c.output_bias
+        self.output = Dense(queries, c.width, bias=output_bias, key=keys[3], scale=deep)
         self.mlp_norm = Norm(c.width, c.norm, c.norm_epsilon)
         self.gate = Dense(c.width, c.hidden, bias=c.bias, key=keys[4]) if c.gated else None
         self.up = Dense(c.width, c.hidden, bias=c.bias, key=keys[5])
@@ -312,10 +315,11 @@ class Transformer(eqx.Module):
         places = jnp.arange(valid.shape[0], dtype=jnp.int32)
         seen = jnp.broadcast_to(valid, (count, valid.shape[0]))
         if c.causal:
-            seen = seen & (places <= cache.filled + jnp.arange(count, dtype=jnp.int32)[:, None])
+            seen = seen & (places[None, :] <= cache.filled + jnp.arange(count, dtype=jnp.int32)[:, None])
         x = embedded
         if self.position_embedding is not None:
             x = x + self.position_embedding[positions]
+        start = (cache.filled, *(jnp.zeros_like(cache.filled),) * 2)
         rotation = _rotation(c, positions) if c.positions == "rotary" else None
 
         def layer(x: Array, block_and_cache: tuple[Block, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
@@ -328,8 +332,8 @@ class Transformer(eqx.Module):
                 query, key = block.query_norm(query), block.key_norm(key)
             if rotation is not None:
                 query, key = _rotate(query, rotation), _rotate(key, rotation)
-            keys = jax.lax.dynamic_update_slice(keys, key, (cache.filled, 0, 0))
-            values = jax.lax.dynamic_update_slice(values, value, (cache.filled, 0, 0))
+            keys = jax.lax.dynamic_update_slice(keys, key, start)
+            values = jax.lax.dynamic_update_slice(values, value, start)
             attended = block.output(_attend(query, keys, values, seen))
             if c.parallel:
                 return x + attended + _feed_forward(c, block, block.mlp_norm(x)), (keys, values)
