@@ -55,6 +55,8 @@ BRINGS = {
     "ogbench": {"ogbench", "mujoco", "dm_control"},
     "gymnasium": {"gymnasium", "mujoco"},  # gymnasium[mujoco]
     "matplotlib": {"matplotlib", "PIL"},
+    "scikit-learn": {"sklearn"},
+    "vadersentiment": {"vaderSentiment"},
 }
 
 

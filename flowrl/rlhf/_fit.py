@@ -15,7 +15,7 @@ from flowrl._custom_types import Key
 from flowrl._misc import check_count
 
 M = TypeVar("M", bound=eqx.Module)
-Loss = Callable[[Any, Any, Key], Float[Array, ""]]
+Loss = Callable[[Any, Any, Key | None], Float[Array, ""]]
 
 
 class FitState(eqx.Module, Generic[M]):
@@ -102,8 +102,8 @@ def fit(
     """Minimise the mean of a loss over rows.
 
     Args:
-        loss: function of (model, batch of rows, key) to a scalar; with the key None-like deterministic parts are up to
-            it. Validation calls it with one fixed key.
+        loss: function of (model, batch of rows, key) to a scalar. Validation calls it with the key None: then nothing
+            is dropped.
         plan: how.
         state: where to begin: `plan.start(model, key=key)`, or a state kept by `report`.
         rows: PyTree of arrays with a common leading axis.
@@ -176,4 +176,4 @@ def _mean_loss(loss: Loss, plan: Fit, model: Any, rows: PyTree) -> Array:
     count = jax.tree.leaves(rows)[0].shape[0]
     size = min(plan.batch_size, count)
     whole = jax.tree.map(lambda leaf: leaf[: count // size * size].reshape(-1, size, *leaf.shape[1:]), rows)
-    return jnp.mean(jax.lax.map(lambda batch: loss(eqx.nn.inference_mode(model), batch, jr.key(0)), whole))
+    return jnp.mean(jax.lax.map(lambda batch: loss(model, batch, None), whole))

@@ -57,7 +57,7 @@ class ReferencePairs(eqx.Module):
     rejected: Float[Array, " rows"]
 
 
-def sft_loss(model: LanguageModel, batch: Texts, key: Key) -> Float[Array, ""]:
+def sft_loss(model: LanguageModel, batch: Texts, key: Key | None) -> Float[Array, ""]:
     """Give the mean negative log-likelihood of a response's token.
 
     Args:
@@ -92,7 +92,7 @@ class BradleyTerry(eqx.Module):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
 
-    def __call__(self, reward: RewardModel | RewardEnsemble, batch: Pairs, key: Key) -> Float[Array, ""]:
+    def __call__(self, reward: RewardModel | RewardEnsemble, batch: Pairs, key: Key | None) -> Float[Array, ""]:
         """Give the loss.
 
         Args:
@@ -100,29 +100,28 @@ class BradleyTerry(eqx.Module):
             batch: preferences.
             key: randomness of the dropout.
         """
-        count = batch.chosen.shape[0]
-        chosen_key, rejected_key = jr.split(key)
-
-        def rewards(tokens: Array, mask: Array, key: Key) -> Array:
-            def one(prompt: Prompt, tokens: Array, mask: Array, key: Key) -> Array:
-                whole = jnp.concatenate([prompt.tokens, tokens])
-                seen = jnp.concatenate([prompt.mask, mask])
-                if isinstance(reward, RewardModel):
-                    return reward.of_tokens(whole, self._drop(seen, key))[None]
-                embedded = reward.embedding[whole]
-                keys = jr.split(key, jax.tree.leaves(reward.members)[0].shape[0])
-                return eqx.filter_vmap(lambda member, k: member(embedded, self._drop(seen, k)))(reward.members, keys)
-
-            return jax.vmap(one)(batch.prompt, tokens, mask, jr.split(key, count))
-
-        better = rewards(batch.chosen, batch.chosen_mask, chosen_key)
-        worse = rewards(batch.rejected, batch.rejected_mask, rejected_key)
+        chosen_key, rejected_key = (None, None) if key is None else jr.split(key)
+        better = self._rewards(reward, batch.prompt, batch.chosen, batch.chosen_mask, chosen_key)
+        worse = self._rewards(reward, batch.prompt, batch.rejected, batch.rejected_mask, rejected_key)
         return -jnp.mean(jax.nn.log_sigmoid(better - worse))
 
-    def _drop(self, mask: Bool[Array, " T"], key: Key) -> Bool[Array, " T"]:
-        if self.dropout == 0:
-            return mask
-        return mask & ~jr.bernoulli(key, self.dropout, mask.shape)
+    def _rewards(
+        self, reward: RewardModel | RewardEnsemble, prompts: Prompt, tokens: Array, mask: Array, key: Key | None
+    ) -> Float[Array, "rows members"]:
+        whole = jnp.concatenate([prompts.tokens, tokens], axis=1)
+        seen = jnp.concatenate([prompts.mask, mask], axis=1)
+        members = reward.members if isinstance(reward, RewardEnsemble) else jax.tree.map(_lift, reward)
+        count = jax.tree.leaves(eqx.filter(members, eqx.is_array))[0].shape[0]
+        shape = (whole.shape[0], count, whole.shape[1])
+        kept = jnp.broadcast_to(seen[:, None], shape)
+        if key is not None and self.dropout:
+            kept = kept & ~jr.bernoulli(key, self.dropout, shape)
+
+        def one(tokens: Array, kept: Bool[Array, "members T"]) -> Array:
+            embedded = reward.embedding[tokens]
+            return eqx.filter_vmap(lambda member, mask: member(embedded, mask))(members, kept)
+
+        return jax.vmap(one)(whole, kept)
 
 
 class DPO(eqx.Module):
@@ -138,7 +137,7 @@ class DPO(eqx.Module):
 
     beta: ArrayLike = 0.1
 
-    def __call__(self, model: LanguageModel, batch: ReferencePairs, key: Key) -> Float[Array, ""]:
+    def __call__(self, model: LanguageModel, batch: ReferencePairs, key: Key | None) -> Float[Array, ""]:
         """Give the loss.
 
         Args:
@@ -208,3 +207,8 @@ def preference_accuracy(reward: RewardModel | RewardEnsemble, pairs: Pairs, at_o
 
     margins = jax.lax.map(margin, pairs, batch_size=at_once)
     return jnp.mean((margins > 0).astype(margins.dtype))
+
+
+def _lift(leaf: Array) -> Array:
+    """One model as an ensemble of one."""
+    return leaf[None] if eqx.is_array(leaf) else leaf

@@ -12,6 +12,8 @@ from flowrl._custom_types import Key
 from flowrl._misc import check_count, concrete
 from flowrl.rlhf._model import LanguageModel
 
+_NEVER = -1e4
+
 
 class Prompt(eqx.Module):
     """A prompt of tokens; batches have leading axes on both arrays.
@@ -49,6 +51,7 @@ class Sampler(eqx.Module):
         pad: token that fills up the rest.
         temperature: `sampling_temperature` > 0 that divides the logits; it is not the α of a budget.
         top_p: only the most likely tokens whose probabilities sum to this are drawn from, in (0, 1]; static.
+        forbidden: tokens that are never drawn: padding, unknown words, rows that pad the vocabulary.
     """
 
     length: int = eqx.field(static=True)
@@ -56,6 +59,7 @@ class Sampler(eqx.Module):
     pad: int = eqx.field(static=True, default=0)
     temperature: ArrayLike = 1.0
     top_p: float = eqx.field(static=True, default=1.0)
+    forbidden: tuple[int, ...] = eqx.field(static=True, default=())
 
     def __check_init__(self):
         check_count("length", self.length)
@@ -64,6 +68,16 @@ class Sampler(eqx.Module):
         temperature = concrete(self.temperature)
         if temperature is not None and not (temperature > 0).all():
             raise ValueError(f"temperature must be > 0, got {temperature}; the most likely text is `greedy`.")
+
+    def allowed(self, logits: Float[Array, "*batch V"]) -> Float[Array, "*batch V"]:
+        """Give logits that are out of reach at the forbidden tokens; finite, so that distances of logits are too.
+
+        Args:
+            logits: (..., V).
+        """
+        if not self.forbidden:
+            return logits
+        return logits.at[..., jnp.asarray(self.forbidden)].set(_NEVER)
 
     def noise(self, vocabulary: int, *, key: Key) -> Float[Array, "T V"]:
         """Give the Gumbel noise that a key stands for: `sample` with the key is `decode` of this noise.
@@ -107,13 +121,14 @@ class Sampler(eqx.Module):
         """
 
         def score(t: Array, logits: Array) -> Array:
+            logits = self.allowed(logits)
             return logits if bias is None else jax.nn.log_softmax(logits) + bias(t)
 
         return self._run(model, prompt, score)
 
     def _shape(self, logits: Float[Array, " V"]) -> Float[Array, " V"]:
         """Logits at this temperature, −∞ outside the nucleus."""
-        logits = logits / jnp.asarray(self.temperature, logits.dtype)
+        logits = self.allowed(logits / jnp.asarray(self.temperature, logits.dtype))
         if self.top_p < 1:
             falling = -jnp.sort(-jax.nn.softmax(logits))
             before = jnp.cumsum(falling) - falling

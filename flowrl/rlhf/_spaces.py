@@ -129,7 +129,8 @@ class LogitSpace(AbstractSpace):
             key: unused.
         """
         del table, key
-        logits = jax.nn.log_softmax(response_logits(self.model, prompt, response.tokens, response.mask))
+        logits = response_logits(self.model, prompt, response.tokens, response.mask)
+        logits = jax.nn.log_softmax(self.sampler.allowed(logits))
         lead = jnp.max(logits, axis=-1) + jnp.asarray(self.margin, logits.dtype)
         # After its end a response is padding, and stays so.
         return jnp.put_along_axis(logits, response.tokens[:, None], lead[:, None], axis=1, inplace=False)
@@ -160,9 +161,7 @@ class LogitSpace(AbstractSpace):
             key: the sample's key.
         """
         if self.by == "argmax":
-            tokens = jnp.argmax(particle, axis=-1).astype(jnp.int32)
-            mask = _running(self.sampler, tokens)
-            return jnp.where(mask, tokens, self.sampler.pad), mask
+            return _text(self.sampler, jnp.argmax(particle, axis=-1))
         change = particle - self.encode(table, prompt, response, key)
         noise = self.sampler.noise(particle.shape[-1], key=key)
         moved = self.sampler.decode(self.model, prompt, noise + change)
@@ -240,9 +239,7 @@ class TokenSpace(AbstractSpace):
         """
         del response, key
         if self.by == "nearest":
-            tokens = _nearest(table, particle)
-            mask = _running(self.sampler, tokens)
-            return jnp.where(mask, tokens, self.sampler.pad), mask
+            return _text(self.sampler, _nearest(table, particle))
         width = jnp.asarray(self.width, particle.dtype)
         chosen = self.sampler.greedy(self.model, prompt, lambda t: -_distances(table, particle[t][None])[0] / width)
         return chosen.tokens, chosen.mask
@@ -375,9 +372,7 @@ class LatentSpace(AbstractSpace):
             key: unused.
         """
         del table, response, key
-        tokens = jnp.argmax(self.decoder(prompt, particle), axis=-1).astype(jnp.int32)
-        mask = _running(self.sampler, tokens)
-        return jnp.where(mask, tokens, self.sampler.pad), mask
+        return _text(self.sampler, jnp.argmax(self.sampler.allowed(self.decoder(prompt, particle)), axis=-1))
 
 
 def _running(sampler: Sampler, tokens: Int[Array, " T"]) -> Bool[Array, " T"]:
@@ -386,6 +381,12 @@ def _running(sampler: Sampler, tokens: Int[Array, " T"]) -> Bool[Array, " T"]:
         return jnp.ones(tokens.shape, bool)
     ended = jnp.cumsum(tokens == sampler.end, dtype=jnp.int32)
     return (ended == 0) | ((ended == 1) & (tokens == sampler.end))
+
+
+def _text(sampler: Sampler, tokens: Int[Array, " T"]) -> tuple[Int[Array, " T"], Bool[Array, " T"]]:
+    """Tokens with padding after the end, and where it begins."""
+    mask = _running(sampler, tokens)
+    return jnp.where(mask, tokens, sampler.pad).astype(jnp.int32), mask
 
 
 def _distances(table: Table, points: Float[Array, "T d"]) -> Float[Array, "T V"]:
