@@ -6,7 +6,7 @@ Shapes are written as in jaxtyping: ``n`` particles, ``d`` coordinates of one pa
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key as KeyArray, PRNGKeyArray, PyTree, UInt32
 
 Positions: TypeAlias = Float[Array, "n d"]
 Mask: TypeAlias = Bool[Array, " n"]
@@ -14,6 +14,9 @@ PerParticle: TypeAlias = Float[Array, " n"]
 Scalar: TypeAlias = Float[Array, ""]
 Count: TypeAlias = Int[Array, ""]
 Key: TypeAlias = PRNGKeyArray
+
+Keys: TypeAlias = KeyArray[Array, "..."] | UInt32[Array, "..."]
+"""Many keys, with leading axes."""
 
 Particle: TypeAlias = PyTree
 """One particle: a PyTree of floating arrays without the leading axis ``n``."""

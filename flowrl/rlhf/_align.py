@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from flowrl import AbstractFlow, AbstractSolver, Ascent, Boltzmann, Budget, Euler, Transport, best_of_n
-from flowrl._custom_types import Key, Particle
+from flowrl._custom_types import Keys, Particle
 from flowrl.rlhf._model import AbstractReward
 from flowrl.rlhf._sample import Prompt, Response
 from flowrl.rlhf._spaces import AbstractSpace
@@ -117,7 +117,7 @@ def align(
     reward: AbstractReward,
     prompts: Prompt,
     responses: Response,
-    keys: Key,
+    keys: Keys,
     budget: Budget,
     *,
     flow: AbstractFlow = Ascent(),  # noqa: B008  (immutable module instances)
@@ -155,7 +155,7 @@ def align(
         raise ValueError(f"save must be increasing numbers of steps in [0, {steps}], got {save}.")
     table = reward.embedding
 
-    def one(inputs: tuple[Prompt, Response, Key]) -> tuple[Array, ...]:
+    def one(inputs: tuple[Prompt, Response, Keys]) -> tuple[Array, ...]:
         prompt, response, own = inputs
         particles = jax.vmap(lambda r, k: space.encode(table, prompt, r, k))(response, own)
         # A set that fails is left where it was and counted; it is no reason to stop the others.

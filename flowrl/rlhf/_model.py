@@ -10,7 +10,7 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int
 
 from flowrl._custom_types import Key
-from flowrl._misc import check_count
+from flowrl._misc import check_count, row_norm
 from flowrl.nn import stack
 from flowrl.rlhf._transformer import Cache, Dense, Transformer, TransformerConfig
 
@@ -269,5 +269,7 @@ class RewardEnsemble(AbstractReward):
         if self.aggregate == "min":
             return jnp.min(rewards)
         if self.aggregate == "lower":
-            return jnp.mean(rewards) - self.caution * jnp.std(rewards)
+            # A norm rather than a standard deviation, whose gradient is not finite where all members agree.
+            deviation = row_norm((rewards - jnp.mean(rewards))[None])[0] / rewards.shape[0] ** 0.5
+            return jnp.mean(rewards) - self.caution * deviation
         return jnp.mean(rewards)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from flowrl._custom_types import Key
+from flowrl._custom_types import Key, Keys
 from flowrl._misc import check_count, concrete
 from flowrl.rlhf._model import LanguageModel
 
@@ -79,6 +79,16 @@ class Sampler(eqx.Module):
             return logits
         return logits.at[..., jnp.asarray(self.forbidden)].set(_NEVER)
 
+    def choose(self, scores: Float[Array, "*batch V"]) -> Int[Array, "*batch"]:
+        """Give the token of the highest score; never a forbidden one, however high its score.
+
+        Args:
+            scores: (..., V).
+        """
+        if self.forbidden:
+            scores = scores.at[..., jnp.asarray(self.forbidden)].set(-jnp.inf)
+        return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
     def noise(self, vocabulary: int, *, key: Key) -> Float[Array, "T V"]:
         """Give the Gumbel noise that a key stands for: `sample` with the key is `decode` of this noise.
 
@@ -141,17 +151,17 @@ class Sampler(eqx.Module):
         cache = model.trunk.empty(prompt.tokens.shape[0] + self.length)
         logits, cache = model.extend(cache, prompt.tokens, prompt.mask)
         last = jnp.max(jnp.where(prompt.mask, jnp.arange(prompt.mask.shape[0]), 0))
+        wide = lambda logits: logits.astype(jnp.float32)  # whatever the model's precision
 
         def step(carry, t):
             cache, logits, running = carry
-            token = jnp.argmax(score(t, logits)).astype(jnp.int32)
-            token = jnp.where(running, token, self.pad)
+            token = jnp.where(running, self.choose(score(t, logits)), self.pad)
             log_prob = jnp.where(running, jax.nn.log_softmax(logits)[token], 0)
             new, cache = model.extend(cache, token[None], running[None])
             still = running if self.end is None else running & (token != self.end)
-            return (cache, new[0], still), (token, running, log_prob)
+            return (cache, wide(new[0]), still), (token, running, log_prob)
 
-        start = (cache, logits[last], jnp.ones((), bool))
+        start = (cache, wide(logits[last]), jnp.ones((), bool))
         _, (tokens, mask, log_probs) = jax.lax.scan(step, start, jnp.arange(self.length))
         return Response(tokens, mask, log_probs)
 
@@ -159,7 +169,7 @@ class Sampler(eqx.Module):
 @eqx.filter_jit
 def sample(
     sampler: Sampler, model: LanguageModel, prompts: Prompt, *, count: int, key: Key, at_once: int = 32
-) -> tuple[Response, Key]:
+) -> tuple[Response, Keys]:
     """Draw several responses to each of many prompts.
 
     Args:
@@ -175,7 +185,7 @@ def sample(
     """
     keys = jr.split(key, (prompts.tokens.shape[0], count))
 
-    def one(inputs: tuple[Prompt, Key]) -> Response:
+    def one(inputs: tuple[Prompt, Keys]) -> Response:
         prompt, own = inputs
         return jax.vmap(lambda k: sampler.sample(model, prompt, key=k))(own)
 
@@ -201,7 +211,7 @@ def log_probs(
 def response_logits(
     model: LanguageModel, prompt: Prompt, tokens: Int[Array, " T"], mask: Bool[Array, " T"]
 ) -> Float[Array, "T V"]:
-    """Give the logits of each token of a response before it is seen.
+    """Give the logits of each token of a response before it is seen, in float32.
 
     Args:
         model: the language model.
@@ -214,7 +224,7 @@ def response_logits(
     first, cache = model.extend(model.trunk.empty(room), prompt.tokens, prompt.mask)
     last = jnp.max(jnp.where(prompt.mask, jnp.arange(prompt.mask.shape[0]), 0))
     rest, _ = model.extend(cache, tokens, mask)
-    return jnp.concatenate([first[last][None], rest[:-1]])
+    return jnp.concatenate([first[last][None], rest[:-1]]).astype(jnp.float32)
 
 
 def _gumbel(key: Key, place: Array, vocabulary: int) -> Float[Array, " V"]:

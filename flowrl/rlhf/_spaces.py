@@ -146,7 +146,7 @@ class LogitSpace(AbstractSpace):
             particle: logits y.
         """
         del prompt
-        return _mirror(particle, table), _running(self.sampler, jnp.argmax(particle, axis=-1))
+        return _mirror(particle, table), _running(self.sampler, self.sampler.choose(particle))
 
     def decode(
         self, table: Table, prompt: Prompt, particle: Float[Array, "T V"], response: Response, key: Key
@@ -161,7 +161,7 @@ class LogitSpace(AbstractSpace):
             key: the sample's key.
         """
         if self.by == "argmax":
-            return _text(self.sampler, jnp.argmax(particle, axis=-1))
+            return _text(self.sampler, self.sampler.choose(particle))
         change = particle - self.encode(table, prompt, response, key)
         noise = self.sampler.noise(particle.shape[-1], key=key)
         moved = self.sampler.decode(self.model, prompt, noise + change)
@@ -210,12 +210,12 @@ class TokenSpace(AbstractSpace):
             key: unused.
         """
         del prompt, key
-        return table[response.tokens]
+        return table[response.tokens].astype(jnp.float32)
 
     def relax(
         self, table: Table, prompt: Prompt, particle: Float[Array, "T d"]
     ) -> tuple[Float[Array, "T d"], Bool[Array, " T"]]:
-        """Give the particle itself.
+        """Give the particle itself, in the precision of the reward model.
 
         Args:
             table: token embeddings E.
@@ -223,7 +223,8 @@ class TokenSpace(AbstractSpace):
             particle: embeddings u.
         """
         del prompt
-        return particle, _running(self.sampler, _nearest(table, jax.lax.stop_gradient(particle)))
+        running = _running(self.sampler, self._nearest(table, jax.lax.stop_gradient(particle)))
+        return particle.astype(table.dtype), running
 
     def decode(
         self, table: Table, prompt: Prompt, particle: Float[Array, "T d"], response: Response, key: Key
@@ -239,10 +240,13 @@ class TokenSpace(AbstractSpace):
         """
         del response, key
         if self.by == "nearest":
-            return _text(self.sampler, _nearest(table, particle))
+            return _text(self.sampler, self._nearest(table, particle))
         width = jnp.asarray(self.width, particle.dtype)
         chosen = self.sampler.greedy(self.model, prompt, lambda t: -_distances(table, particle[t][None])[0] / width)
         return chosen.tokens, chosen.mask
+
+    def _nearest(self, table: Table, points: Float[Array, "T d"]) -> Int[Array, " T"]:
+        return self.sampler.choose(-_distances(table, points))
 
 
 class ReferenceSpace(AbstractSpace):
@@ -322,7 +326,7 @@ class LatentSpace(AbstractSpace):
     Attributes:
         encoder: function of (prompt, response) that gives z, a PyTree of floating arrays.
         decoder: function of (prompt, z) that gives logits (T, V); an Equinox module, so that its weights are arrays.
-        sampler: of which `end` and `pad` say where a response is over.
+        sampler: of which `end` and `pad` say where a response is over, and `forbidden` what is in none.
         fingerprint: of the decoder's tokenizer, or None if unknown.
     """
 
@@ -357,7 +361,8 @@ class LatentSpace(AbstractSpace):
             particle: z.
         """
         logits = self.decoder(prompt, particle)
-        return jax.nn.softmax(logits) @ table, _running(self.sampler, jnp.argmax(logits, axis=-1))
+        weights = jax.nn.softmax(logits).astype(table.dtype)
+        return weights @ table, _running(self.sampler, self.sampler.choose(logits))
 
     def decode(
         self, table: Table, prompt: Prompt, particle: Particle, response: Response, key: Key
@@ -372,7 +377,7 @@ class LatentSpace(AbstractSpace):
             key: unused.
         """
         del table, response, key
-        return _text(self.sampler, jnp.argmax(self.sampler.allowed(self.decoder(prompt, particle)), axis=-1))
+        return _text(self.sampler, self.sampler.choose(self.decoder(prompt, particle)))
 
 
 def _running(sampler: Sampler, tokens: Int[Array, " T"]) -> Bool[Array, " T"]:
@@ -391,28 +396,26 @@ def _text(sampler: Sampler, tokens: Int[Array, " T"]) -> tuple[Int[Array, " T"],
 
 def _distances(table: Table, points: Float[Array, "T d"]) -> Float[Array, "T V"]:
     """Squared distances, as one matrix product. The table is centred, so that an offset costs no digits."""
+    table = table.astype(points.dtype)
     centre = jnp.mean(table, axis=0, keepdims=True)
     table, points = table - centre, points - centre
     squares = jnp.sum(points**2, axis=1, keepdims=True) + jnp.sum(table**2, axis=1)[None, :]
     return jnp.maximum(squares - 2 * points @ table.T, 0)
 
 
-def _nearest(table: Table, points: Float[Array, "T d"]) -> Int[Array, " T"]:
-    return jnp.argmin(_distances(table, points), axis=-1).astype(jnp.int32)
-
-
 @jax.custom_vjp
 def _mirror(logits: Float[Array, "T V"], table: Table) -> Float[Array, "T d"]:
     """softmax(y) E; backwards, the centred gradient in the probabilities: the mirror map's own metric."""
-    return jax.nn.softmax(logits) @ table
+    return jax.nn.softmax(logits).astype(table.dtype) @ table
 
 
 def _mirror_forward(logits, table):
-    return _mirror(logits, table), table
+    return _mirror(logits, table), (table, jnp.zeros((), logits.dtype))
 
 
-def _mirror_backward(table, cotangent):
-    gradient = cotangent @ table.T
+def _mirror_backward(kept, cotangent):
+    table, like = kept
+    gradient = (cotangent @ table.T).astype(like.dtype)
     return gradient - jnp.mean(gradient, axis=-1, keepdims=True), None
 
 
@@ -427,11 +430,12 @@ def _straight_through(noise: Float[Array, "T V"], table: Table, tokens: Int[Arra
 
 
 def _straight_forward(noise, table, tokens):
-    return _straight_through(noise, table, tokens), table
+    return _straight_through(noise, table, tokens), (table, jnp.zeros((), noise.dtype))
 
 
-def _straight_backward(table, cotangent):
-    return cotangent @ table.T, None, None
+def _straight_backward(kept, cotangent):
+    table, like = kept
+    return (cotangent @ table.T).astype(like.dtype), None, None
 
 
 _straight_through.defvjp(_straight_forward, _straight_backward)

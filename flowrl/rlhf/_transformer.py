@@ -290,8 +290,16 @@ class Transformer(eqx.Module):
 
         Args:
             room: places S for tokens.
+
+        Raises:
+            ValueError: more places than there are learned positions.
         """
         c = self.config
+        if c.positions == "learned" and room > c.max_positions:
+            raise ValueError(
+                f"the model has learned {c.max_positions} positions (max_positions), so a sequence of {room} tokens is "
+                "too long for it, prompt, response and padding together: shorten the prompts or the responses."
+            )
         shape = (c.layers, room, c.key_value_heads, c.head_size)
         zeros, zero = jnp.zeros(shape, self.embedding.dtype), jnp.zeros((), jnp.int32)
         return Cache(zeros, zeros, jnp.zeros(room, bool), zero, zero)
