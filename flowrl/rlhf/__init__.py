@@ -29,6 +29,12 @@ from flowrl.rlhf._model import (
     RewardModel as RewardModel,
 )
 from flowrl.rlhf._pack import pack_pairs as pack_pairs, pack_prompts as pack_prompts, pack_texts as pack_texts
+from flowrl.rlhf._ppo import (
+    PPO as PPO,
+    PPOState as PPOState,
+    ValueModel as ValueModel,
+    optimise as optimise,
+)
 from flowrl.rlhf._sample import (
     Prompt as Prompt,
     Response as Response,
@@ -44,6 +50,13 @@ from flowrl.rlhf._spaces import (
     LogitSpace as LogitSpace,
     ReferenceSpace as ReferenceSpace,
     TokenSpace as TokenSpace,
+)
+from flowrl.rlhf._stopping import (
+    ChosenSteps as ChosenSteps,
+    Limits as Limits,
+    TextStatistics as TextStatistics,
+    choose_steps as choose_steps,
+    hacking_starts as hacking_starts,
 )
 from flowrl.rlhf._transformer import (
     Block as Block,

@@ -91,6 +91,7 @@ def check_tokens(space: AbstractSpace, reward: AbstractReward) -> None:
         )
 
 
+@eqx.filter_jit
 def score(
     reward: AbstractReward, prompts: Prompt, tokens: Int[Array, "B N T"], mask: Bool[Array, "B N T"], at_once: int = 32
 ) -> Float[Array, "B N"]:

@@ -1,0 +1,116 @@
+"""What `rlhf.py` learns before it answers: preferences, reward models; and how what is learned is kept."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from rlhf_config import Config
+from rlhf_task import Report, Task, small_shape
+
+from flowrl.rlhf import (
+    AbstractReward,
+    BradleyTerry,
+    Fit,
+    Pairs,
+    Response,
+    RewardEnsemble,
+    fit,
+    preference_accuracy,
+    sample,
+    score,
+)
+from flowrl.runs import RunDirectory, load_checkpoint, save_checkpoint
+
+_SHARPNESS = 3.0  # of the labels: P(a preferred to b) = σ(3 (gold(a) − gold(b))), nine in ten agree with the gold
+
+
+def kept(run: RunDirectory, name: str, template: Any, make: Callable[[], Any]) -> Any:
+    """What is stored under a name in the run's directory, made if it is not there."""
+    path = run.path / f"{name}.npz"
+    if path.exists():
+        return load_checkpoint(path, template)[0]
+    value = make()
+    save_checkpoint(path, value, {})
+    return value
+
+
+def fitted(run: RunDirectory, name: str, model: Any, loss: Any, plan: Fit, key: Any, rows: Any, held: Any, show) -> Any:
+    """A fitted model; a run that was cut goes on from the last interval."""
+    half = run.path / f"{name}.part.npz"
+
+    def make() -> Any:
+        state = plan.start(model, key=key)
+        if half.exists():
+            state = load_checkpoint(half, state)[0]
+
+        def report(state: Any, row: dict[str, float]) -> None:
+            save_checkpoint(half, state, {})
+            show(name, int(row["step"]), plan.steps)
+
+        return fit(loss, plan, state, rows, held, report=report)
+
+    whole = kept(run, name, model, make)
+    half.unlink(missing_ok=True)
+    return whole
+
+
+def preferences(config: Config, task: Task, run: RunDirectory) -> dict[str, Pairs]:
+    """Pairs of the reference's samples, labelled by the gold score with noise, split in training and validation."""
+    assert task.gold is not None
+    assert task.judge is not None
+    rng = np.random.default_rng(config.seed + 2)
+    some = task.train.take(rng.integers(0, len(task.train.texts), config.pairs // 2 + 1))
+    zeros = jnp.zeros((len(some.texts), 4, config.length))
+    template = Response(zeros.astype(jnp.int32), zeros.astype(bool), zeros.astype(jnp.float32))
+
+    def draw() -> Response:
+        return sample(task.sampler, task.model, some.prompt, count=4, key=jr.key(config.seed + 6))[0]
+
+    drawn = kept(run, "preferences", template, draw)
+    flat = lambda x: np.asarray(x).reshape(-1, config.length)
+    texts = task.decode(flat(drawn.tokens), flat(drawn.mask))
+    gold = task.gold(texts, task.judge.log_probs([t for t in some.texts for _ in range(4)], texts)).reshape(-1, 4)
+    halves = []
+    for i, j in ((0, 1), (2, 3)):
+        first = rng.random(len(gold)) < 1 / (1 + np.exp(-_SHARPNESS * (gold[:, i] - gold[:, j])))
+        best, worst = np.where(first, i, j), np.where(first, j, i)
+        at = np.arange(len(gold))
+        sides = (drawn.tokens[at, best], drawn.mask[at, best], drawn.tokens[at, worst], drawn.mask[at, worst])
+        halves.append(Pairs(some.prompt, *sides))
+    both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: config.pairs], *halves)
+    held = max(config.pairs // 10, 1)
+    order = rng.permutation(config.pairs)
+    part = lambda index: jax.tree.map(lambda leaf: leaf[jnp.asarray(index)], both)
+    return {"train": part(order[held:]), "validation": part(order[:held])}
+
+
+def reward_models(
+    config: Config, task: Task, pairs: dict[str, Pairs], run: RunDirectory, show: Report
+) -> tuple[RewardEnsemble, float]:
+    """Reward models over the reference's own token embeddings."""
+    vocabulary, width = task.model.trunk.embedding.shape
+    shape = small_shape(dataclasses.replace(config, width=width), vocabulary, layers=1, causal=False)
+    reward = RewardEnsemble(
+        shape,
+        config.members,
+        key=jr.key(config.seed + 3),
+        aggregate=config.aggregate,
+        tokens=task.model.tokens,
+    )
+    reward = eqx.tree_at(lambda r: r.embedding, reward, jnp.asarray(task.model.trunk.embedding, jnp.float32))
+    plan = Fit(config.reward_steps, 64, 1e-3, weight_decay=0.1, interval=50, patience=4)
+    loss = BradleyTerry(dropout=config.dropout)
+    key = jr.key(config.seed + 4)
+    reward = fitted(run, "reward", reward, loss, plan, key, pairs["train"], pairs["validation"], show)
+    return reward, float(preference_accuracy(reward, pairs["validation"]))
+
+
+def spread_of(config: Config, task: Task, reward: AbstractReward) -> float:
+    """Standard deviation of the reward over the reference's samples: the unit of step sizes."""
+    drawn, _ = sample(task.sampler, task.model, task.validation.prompt, count=8, key=jr.key(config.seed + 8))
+    return float(jnp.std(score(reward, task.validation.prompt, drawn.tokens, drawn.mask)))

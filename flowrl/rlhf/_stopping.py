@@ -1,0 +1,140 @@
+"""How far to go without a gold score: the highest proxy reward whose texts are still of the reference's kind."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class TextStatistics:
+    """What can be measured of a method's texts without people or a gold score.
+
+    Attributes:
+        proxy: mean reward of the decoded texts under the reward model that was climbed.
+        nll: mean over texts of the negative log-likelihood a token under the reference, in nats.
+        distinct_2: share of different pairs of words, of a fixed number of texts.
+        disagreement: mean over texts of the standard deviation over members of a reward ensemble; 0 without one.
+        displacement: root mean square of the distance travelled, in the space's coordinates.
+    """
+
+    proxy: float
+    nll: float
+    distinct_2: float
+    disagreement: float = 0.0
+    displacement: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a text may lose before its reward no longer counts.
+
+    The proxy reward rises with the budget until the end; what people would say of the texts does not. Likelihood under
+    the reference and variety fall when texts leave what the reward model was trained on, and both can be measured.
+
+    Attributes:
+        nll_band: largest excess of `nll` over the reference's own samples, in standard deviations over these texts.
+        variety: least ratio of `distinct_2` to that of the samples that were chosen without a flow.
+        disagreement: largest ratio of `disagreement` to the same; None for no limit.
+    """
+
+    nll_band: float = 0.25
+    variety: float = 0.8
+    disagreement: float | None = 2.0
+
+    def __post_init__(self):
+        if not self.nll_band >= 0 or not 0 <= self.variety <= 1:
+            raise ValueError(f"nll_band must be >= 0 and variety in [0, 1], got {self.nll_band} and {self.variety}.")
+        if self.disagreement is not None and not self.disagreement > 0:
+            raise ValueError(f"disagreement must be > 0 or None, got {self.disagreement}.")
+
+    def vetoes(
+        self, texts: TextStatistics, selected: TextStatistics, reference_nll: tuple[float, float]
+    ) -> tuple[str, ...]:
+        """Say what speaks against some texts; nothing, if they may be used.
+
+        Args:
+            texts: of the method.
+            selected: of best-of-N over the same samples, the same number of texts.
+            reference_nll: mean and standard deviation over the reference's own samples.
+
+        Returns:
+            One sentence a limit that is broken.
+        """
+        mean, deviation = reference_nll
+        reasons = []
+        if texts.nll > mean + self.nll_band * deviation:
+            reasons.append(
+                f"NLL {texts.nll:.2f} is above the reference's band ({mean:.2f} + {self.nll_band:g} × {deviation:.2f})"
+            )
+        if texts.distinct_2 < self.variety * selected.distinct_2:
+            reasons.append(
+                f"distinct-2 {texts.distinct_2:.2f} is below {self.variety:g} × {selected.distinct_2:.2f} of best-of-N"
+            )
+        if self.disagreement is not None and texts.disagreement > self.disagreement * selected.disagreement > 0:
+            reasons.append(
+                f"the reward models disagree by {texts.disagreement:.2f}, more than {self.disagreement:g} × "
+                f"{selected.disagreement:.2f}"
+            )
+        return tuple(reasons)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenSteps:
+    """Which candidate may be used, and why the others may not.
+
+    Attributes:
+        index: of the candidate; None if none is better than best-of-N and allowed: then no flow.
+        vetoes: for each candidate what speaks against it.
+    """
+
+    index: int | None
+    vetoes: tuple[tuple[str, ...], ...]
+
+
+def choose_steps(
+    candidates: Sequence[TextStatistics],
+    selected: TextStatistics,
+    reference_nll: tuple[float, float],
+    limits: Limits = Limits(),  # noqa: B008  (frozen)
+) -> ChosenSteps:
+    """Choose among budgets on validation prompts, without a gold score.
+
+    The one of the highest proxy reward that no limit vetoes; best-of-N itself, without a flow, if that is not beaten.
+
+    Args:
+        candidates: texts of every budget (steps and step size), on the same prompts.
+        selected: texts of best-of-N over the same samples: the budget of zero steps.
+        reference_nll: mean and standard deviation over texts of the reference's own samples.
+        limits: what is allowed.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    for texts in (*candidates, selected):
+        if not np.all(np.isfinite(dataclasses.astuple(texts))):
+            raise ValueError(f"statistics of texts must be finite, got {texts}.")
+    vetoes = tuple(limits.vetoes(texts, selected, reference_nll) for texts in candidates)
+    proxies: list[Any] = [-np.inf if v else c.proxy for c, v in zip(candidates, vetoes, strict=True)]
+    best = int(np.argmax(proxies)) if proxies else 0
+    return ChosenSteps(best if proxies and proxies[best] > selected.proxy else None, vetoes)
+
+
+def hacking_starts(statistics: Sequence[TextStatistics], reference_nll: tuple[float, float], band: float) -> int | None:
+    """Find where the proxy still rises while the texts have left the reference's band: the sign of reward hacking.
+
+    Args:
+        statistics: of increasing budgets.
+        reference_nll: mean and standard deviation over texts of the reference's own samples.
+        band: allowed excess in standard deviations.
+
+    Returns:
+        Index of the first such budget, or None.
+    """
+    mean, deviation = reference_nll
+    for i in range(1, len(statistics)):
+        rises = statistics[i].proxy > statistics[i - 1].proxy
+        if rises and statistics[i].nll > mean + band * deviation:
+            return i
+    return None
