@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 
-
 class Estimate(NamedTuple):
     """A number with its interval.
 

@@ -1,0 +1,132 @@
+"""examples/rlhf.py from texts to table, on a made-up corpus and tiny models; resumed, refused, with real weights."""
+
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import rlhf_config
+
+pytest.importorskip("sklearn")
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    "--data",
+    "generated",
+    "--rows",
+    "600",
+    "--width",
+    "16",
+    "--layers",
+    "1",
+    "--vocabulary",
+    "200",
+    "--sft-steps",
+    "50",
+    "--pairs",
+    "60",
+    "--members",
+    "2",
+    "--reward-steps",
+    "50",
+    "--dpo-steps",
+    "20",
+    "--ppo-iterations",
+    "2",
+    "--prompts",
+    "6",
+    "--validation-prompts",
+    "5",
+    "--reference-samples",
+    "4",
+    "--length",
+    "6",
+    "--particles",
+    "3",
+    "--best-of",
+    "2",
+    "4",
+    "--steps",
+    "1",
+    "2",
+    "--step-sizes",
+    "1",
+]
+
+
+def run(*options, fails=False):
+    # A process of its own: float32, as a user runs it.
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'examples'}", "COLUMNS": "200"}
+    command = [sys.executable, str(ROOT / "examples" / "rlhf.py"), *map(str, options)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) == fails, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def rows(path):
+    with (path / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    base = tmp_path_factory.mktemp("rlhf")
+    out = run(*TINY, "--methods", "sft", "bon", "dpo", "vgf", "--out", base / "run", "--data-dir", base / "data")
+    return base, out
+
+
+def test_table_has_every_method_and_budget(whole):
+    base, out = whole
+    table = rows(base / "run")
+    names = [row["name"] for row in table]
+    assert names == ["SFT", "best-of-2", "best-of-4", "DPO", "DPO, best-of-3", "VGF, L = 0", "VGF, ε = 1, L = 1"] + [
+        "VGF, ε = 1, L = 2"
+    ]
+    assert [row["chosen"] for row in table if row["method"] == "vgf"].count("True") == 1
+    zero = next(row for row in table if row["name"] == "VGF, L = 0")
+    assert float(zero["changed"]) == 0
+    for row in table:
+        assert 0 <= float(row["win_low"]) <= float(row["win"]) <= float(row["win_high"]) <= 1
+        assert len(json.loads(row["wins"])) == 6
+    proxies = {row["name"]: float(row["proxy"]) for row in table}
+    assert proxies["VGF, ε = 1, L = 2"] > proxies["VGF, L = 0"] > proxies["SFT"]
+    assert (base / "run" / "curve.png").stat().st_size > 1000
+    assert "held-out correlation" in out
+
+
+def test_resume_after_the_last_method_changes_nothing(whole):
+    base, _ = whole
+    before = (base / "run" / "metrics.csv").read_bytes()
+    (base / "run" / "results.csv").unlink()
+    run(*TINY, "--methods", "sft", "bon", "dpo", "vgf", "--out", base / "run", "--data-dir", base / "data", "--resume")
+    assert (base / "run" / "metrics.csv").read_bytes() == before
+    assert len(rows(base / "run")) == 8
+
+
+def test_another_run_in_the_same_directory_is_refused(whole):
+    base, _ = whole
+    said = run(*TINY, "--methods", "sft", "--out", base / "run", "--data-dir", base / "data", fails=True)
+    assert "--resume" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": (2, 1)}, "increasing"),
+        ({"step_sizes": (0.0,)}, "--step-sizes"),
+        ({"methods": ()}, "--methods"),
+        ({"best_of": (0,)}, "--best-of"),
+        ({"temperature": 1.0}, "svgd"),
+        ({"width": 20}, "multiple of 16"),
+        ({"model": "x"}, "--reward-model"),
+        ({"mu": "smollm2"}, "beyond a CPU"),
+        ({"prompts": 0}, "--prompts"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(change, message):
+    with pytest.raises(SystemExit, match=message):
+        rlhf_config.check(dataclasses.replace(rlhf_config.Config(), **change))
