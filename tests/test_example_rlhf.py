@@ -14,48 +14,26 @@ import rlhf_config
 pytest.importorskip("sklearn")
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = [
-    "--data",
-    "generated",
-    "--rows",
-    "600",
-    "--width",
-    "16",
-    "--layers",
-    "1",
-    "--vocabulary",
-    "200",
-    "--sft-steps",
-    "50",
-    "--pairs",
-    "60",
-    "--members",
-    "2",
-    "--reward-steps",
-    "50",
-    "--dpo-steps",
-    "20",
-    "--ppo-iterations",
-    "2",
-    "--prompts",
-    "6",
-    "--validation-prompts",
-    "5",
-    "--reference-samples",
-    "4",
-    "--length",
-    "6",
-    "--particles",
-    "3",
-    "--best-of",
-    "2",
-    "4",
-    "--steps",
-    "1",
-    "2",
-    "--step-sizes",
-    "1",
-]
+OPTIONS = {
+    "--data": "generated",
+    "--rows": "600",
+    "--width": "16",
+    "--layers": "1",
+    "--vocabulary": "200",
+    "--sft-steps": "50",
+    "--pairs": "60",
+    "--reward-steps": "50",
+    "--dpo-steps": "20",
+    "--prompts": "6",
+    "--validation-prompts": "5",
+    "--reference-samples": "4",
+    "--length": "6",
+    "--particles": "3",
+    "--best-of": "2 4",
+    "--steps": "1 2",
+    "--step-sizes": "1",
+}
+TINY = [word for name, value in OPTIONS.items() for word in (name, *value.split())]
 
 
 def run(*options, fails=False):
@@ -83,9 +61,8 @@ def test_table_has_every_method_and_budget(whole):
     base, out = whole
     table = rows(base / "run")
     names = [row["name"] for row in table]
-    assert names == ["SFT", "best-of-2", "best-of-4", "DPO", "DPO, best-of-3", "VGF, L = 0", "VGF, ε = 1, L = 1"] + [
-        "VGF, ε = 1, L = 2"
-    ]
+    flows = ["VGF, L = 0", "VGF, ε = 1, L = 1", "VGF, ε = 1, L = 2"]
+    assert names == ["SFT", "best-of-2", "best-of-4", "DPO", "DPO, best-of-3", *flows]
     assert [row["chosen"] for row in table if row["method"] == "vgf"].count("True") == 1
     zero = next(row for row in table if row["name"] == "VGF, L = 0")
     assert float(zero["changed"]) == 0

@@ -72,8 +72,7 @@ class Fit(eqx.Module):
         rate = optax.warmup_cosine_decay_schedule(
             0.0, self.learning_rate, max(self.steps // 10, 1), max(self.steps, 2), 0.1 * self.learning_rate
         )
-        matrices = lambda tree: jax.tree.map(lambda leaf: leaf.ndim >= 2, tree)
-        decay = optax.adamw(rate, weight_decay=self.weight_decay, mask=matrices)
+        decay = optax.adamw(rate, weight_decay=self.weight_decay, mask=_matrices)
         return optax.chain(optax.clip_by_global_norm(self.clip), decay)
 
     def start(self, model: M, *, key: Key) -> FitState[M]:
@@ -138,6 +137,14 @@ def fit(
         if report is not None:
             report(state, {"step": int(state.step), "loss": float(mean), "validation": float(checked)})
     return state.model if plan.patience is None else state.best
+
+
+def _matrices(tree: PyTree) -> PyTree:
+    """True at matrices. Where layers are stacked, biases and norms have two axes as well, so their names tell."""
+    others = (".bias", ".scale", ".shift")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim >= 2 and not jax.tree_util.keystr(path).endswith(others), tree
+    )
 
 
 @eqx.filter_jit
