@@ -87,7 +87,7 @@ def test_fine_tuning_comes_near_the_entropy():
     plan = Fit(150, 16, 0.03, interval=75)
     losses = []
     model = fit(sft_loss, plan, plan.start(start, key=jr.key(1)), batch, report=lambda _, n: losses.append(n["loss"]))
-    bound, loss = np.log(2) / T, eqx.filter_jit(sft_loss)
+    bound, loss = float(np.log(2)) / T, eqx.filter_jit(sft_loss)
     _close(loss(start, batch, None), np.log(V), atol=0.1)
     assert bound - 1e-6 <= loss(model, batch, None) < bound + 0.03
     assert len(losses) == 2
