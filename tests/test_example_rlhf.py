@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,43 @@ def test_another_run_in_the_same_directory_is_refused(whole):
 def test_what_makes_no_sense_is_refused(change, message):
     with pytest.raises(SystemExit, match=message):
         rlhf_config.check(dataclasses.replace(rlhf_config.Config(), **change))
+
+
+def real_model(folder, name):
+    """A tiny Llama as it comes from elsewhere: config.json, safetensors, tokenizer.json."""
+    tokenizers = pytest.importorskip("tokenizers")
+    shutil.copytree(ROOT / "tests" / "rlhf" / "reference_models" / name, folder)
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    words = tokenizers.models.WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0")
+    tokenizer = tokenizers.Tokenizer(words)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_real_weights_need_no_gold(tmp_path):
+    models = [real_model(tmp_path / name, name) for name in ("llama", "llama_reward")]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"w{i} w{i + 1} w{i + 2}"}) + "\n" for i in range(1, 8)))
+    options = {
+        "--model": models[0],
+        "--reward-model": models[1],
+        "--prompt-file": prompts,
+        "--out": tmp_path / "run",
+        "--methods": "sft bon vgf",
+        "--space": "logit",
+        "--prompts": 4,
+        "--validation-prompts": 3,
+        "--reference-samples": 3,
+        "--length": 5,
+        "--particles": 3,
+        "--best-of": 2,
+        "--steps": "1 2",
+        "--step-sizes": 1,
+    }
+    out = run(*(word for name, value in options.items() for word in (name, *str(value).split())))
+    table = rows(tmp_path / "run")
+    assert [row["name"] for row in table][:3] == ["SFT", "best-of-2", "VGF, L = 0"]
+    assert all(row["win"] == "" and row["gold"] == "" for row in table)
+    assert float(table[-1]["proxy"]) > float(table[0]["proxy"])
+    assert "w1 w2 w3" in out
