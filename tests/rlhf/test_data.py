@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from flowrl.rlhf import _pip
 from flowrl.rlhf.data import (
     FileTokenizer,
     Preference,
@@ -83,7 +84,7 @@ def pip(monkeypatch):
         (cwd / _sdist.FILE).write_bytes(state.content)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(_sdist.subprocess, "run", run)
+    monkeypatch.setattr(_pip.subprocess, "run", run)
     return state
 
 

@@ -2,14 +2,11 @@
 
 import io
 import os
-import shutil
-import subprocess
-import sys
 import tarfile
-import tempfile
 import zlib
 from pathlib import Path
 
+from flowrl.rlhf import _pip
 from flowrl.runs import _files
 
 PROJECT = "vaderSentiment"
@@ -19,8 +16,6 @@ SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 
 # Many times what the real members have; a member that says more is not what we are after.
 _LIMIT = 32 * 2**20
-_TIMEOUT = 600.0
-_LAST_LINES = 6
 
 
 def obtain(data_dir: str | os.PathLike[str] | None, *, download: bool) -> Path:
@@ -38,7 +33,7 @@ def obtain(data_dir: str | os.PathLike[str] | None, *, download: bool) -> Path:
     root = _files.resolve_dir(data_dir)
     own = root / FILE
     if own.is_file():
-        _check(own)
+        _pip.check(own, PROJECT, VERSION, SHA256)
         return own
     home = root / f"{PROJECT}-{VERSION}"
     path = home / FILE
@@ -49,8 +44,8 @@ def obtain(data_dir: str | os.PathLike[str] | None, *, download: bool) -> Path:
         with _files.lock(home / ".lock"):
             # Another process may have brought it while this one waited.
             if not path.is_file():
-                _download(path, root)
-    _check(path)
+                return _pip.obtain(PROJECT, VERSION, FILE, SHA256, home, source=True, by_hand=_by_hand(root))
+    _pip.check(path, PROJECT, VERSION, SHA256)
     return path
 
 
@@ -80,49 +75,6 @@ def read_member(archive: bytes, name: str, *, origin: str) -> bytes:
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{origin}: damaged or truncated ({error}); delete the file and get it again.") from error
     return content
-
-
-def _check(path: Path) -> None:
-    found = _files.sha256_file(path)
-    if found != SHA256:
-        raise ValueError(
-            f"{path}: its SHA-256 is {found}, expected {SHA256}: truncated, or not the file of {PROJECT} {VERSION}. "
-            f"Delete it; it is then downloaded again."
-        )
-
-
-def _download(path: Path, root: Path) -> None:
-    """Lets pip fetch the archive into a directory of its own, and gives it its name once it is checked."""
-    beside = Path(tempfile.mkdtemp(prefix=".pip-", dir=path.parent))
-    try:
-        requirements = beside / "requirements.txt"
-        requirements.write_text(f"{PROJECT}=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
-        # pip rather than a hard-wired address: it knows the user's index, proxy and certificates. To learn a source
-        # distribution's metadata it runs that distribution's setup.py, and always after it has verified the hash, so
-        # what runs is a file we know. It does so in a build environment of its own (the default, kept on purpose):
-        # without one, setup.py would run among the user's packages and need setuptools there, which new virtual
-        # environments no longer have. The setuptools it takes for that comes from the user's own index, as for any
-        # package that is installed from source. The working directory is empty of modules, which `-m` would prefer.
-        command = [
-            *(sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check"),
-            *("--no-deps", "--no-binary", ":all:", "--require-hashes", "-r", requirements.name, "--dest", "."),
-        ]
-        try:
-            done = subprocess.run(
-                command, cwd=beside, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise OSError(f"could not download {FILE}: {error}. {_by_hand(root)}") from error
-        arrived = beside / FILE
-        if done.returncode or not arrived.is_file():
-            said = "\n".join(f"  {line}" for line in done.stderr.strip().splitlines()[-_LAST_LINES:])
-            raise OSError(f"could not download {FILE}: pip ended with {done.returncode}. {_by_hand(root)}\n{said}")
-        _check(arrived)
-        with open(arrived, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(arrived, path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _by_hand(root: Path) -> str:
