@@ -65,10 +65,11 @@ def test_reward_and_its_gradient_are_those_of_torch(name):
     _check_reward(model, np.load(HOME / f"{name}_reward" / "reference.npz"))
 
 
-def test_models_made_now_compute_the_same(tmp_path):
+def test_models_made_now_compute_the_same(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from rlhf import make_reference_models as make
+    monkeypatch.syspath_prepend(HOME.parent)  # `rlhf` is the example of that name
+    import make_reference_models as make
 
     language, reward = make.make("qwen3", 77)
     make.write(tmp_path / "language", language, {})
