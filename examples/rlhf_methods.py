@@ -106,7 +106,8 @@ class Answers:
 
     def _sft(self, pairs: Any) -> list[Answer]:
         del pairs
-        return [Answer("SFT", *(np.asarray(x[:, 0]) for x in (self.base.tokens, self.base.mask)), None, 0, 1, 0, 0, 1)]
+        tokens, mask = np.asarray(self.base.tokens[:, 0]), np.asarray(self.base.mask[:, 0])
+        return [Answer("SFT", tokens, mask, None, 0, 1, 0, 0, 1)]
 
     def _bon(self, pairs: Any) -> list[Answer]:
         del pairs
@@ -181,10 +182,10 @@ class Answers:
         base = describe(self.task, self.reward, batch, drawn.tokens, drawn.mask)
         for done, step_size in enumerate(config.step_sizes):
             aligned, _, _ = self._flow(batch, step_size)
-            texts = [
-                summary(self.task, self.reward, batch, *aligned.best(k), float(jnp.mean(aligned.displacement)))
-                for k in range(1 + len(config.steps))
-            ]
+            moved, texts = float(jnp.mean(aligned.displacement)), []
+            for k in range(1 + len(config.steps)):
+                tokens, mask = aligned.best(k)
+                texts.append(summary(self.task, self.reward, batch, tokens, mask, moved))
             selected = texts[0]
             candidates += texts[1:]
             names += [(step_size, steps) for steps in config.steps]
