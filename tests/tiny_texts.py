@@ -48,6 +48,17 @@ def reward_ensemble(seed: int = 0, *, count=3, size=0.5, fields=None, **options)
     return lively(lambda: RewardEnsemble(shape, count, key=jax.random.key(0), **options), seed, size)
 
 
+def part(tree, *index):
+    """Every array at an index, without a compilation for each; keys as they are indexed."""
+
+    def one(leaf):
+        if not eqx.is_array(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf[index] if eqx.is_array(leaf) else leaf
+        return jnp.asarray(np.asarray(leaf)[index])
+
+    return jax.tree.map(one, tree)
+
+
 def words(seed: int, *shape: int) -> Array:
     """Tokens that are none of the special ones."""
     return jnp.asarray(np.random.default_rng(seed).integers(3, V, shape), jnp.int32)

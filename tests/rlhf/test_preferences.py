@@ -6,17 +6,15 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from tiny_texts import END, PAD, V, config, language_model, reward_ensemble, reward_model, words
+from tiny_texts import END, PAD, V, language_model, part, reward_ensemble, reward_model, words
 
 from flowrl.rlhf import (
     DPO,
     BradleyTerry,
     Fit,
-    LanguageModel,
     Pairs,
     Prompt,
     ReferencePairs,
-    RewardEnsemble,
     Texts,
     fit,
     log_probs,
@@ -83,12 +81,12 @@ def test_fine_tuning_comes_near_the_entropy():
     text = np.asarray([[4, 9, 9, 6, END], [5, 8, 3, 6, END], [6, 9, 3, 3, END], [7, 8, 8, 4, END]], np.int32)
     prompt = Prompt(jnp.asarray([[3], [3], [9], [9]], jnp.int32), jnp.ones((4, 1), bool))
     batch = Texts(prompt, jnp.asarray(text), jnp.ones((4, T), bool))
-    start = LanguageModel(config(width=16), key=jr.key(0))
-    plan = Fit(150, 16, 0.03, interval=75)
+    start = language_model(width=16, size=0.1)
+    plan = Fit(150, 16, 0.01, interval=75)
     losses = []
     model = fit(sft_loss, plan, plan.start(start, key=jr.key(1)), batch, report=lambda _, n: losses.append(n["loss"]))
     bound, loss = float(np.log(2)) / T, eqx.filter_jit(sft_loss)
-    _close(loss(start, batch, None), np.log(V), atol=0.1)
+    assert loss(start, batch, None) > 2  # of log V = 2.5
     assert bound - 1e-6 <= loss(model, batch, None) < bound + 0.03
     assert len(losses) == 2
     assert losses[0] > losses[1]
@@ -101,9 +99,8 @@ def test_the_loss_of_texts_is_the_mean_over_tokens():
     assert mask.sum(axis=1).min() < mask.sum(axis=1).max()
     run = eqx.filter_jit(sft_loss)
     _close(run(model, batch, None), -np.asarray(each)[mask].mean())
-    _close(run(model, batch, jr.key(0)), run(model, batch, None))
-    nothing = eqx.tree_at(lambda b: b.mask, batch, jnp.zeros_like(batch.mask))
-    assert run(model, nothing, None) == 0
+    nothing = eqx.tree_at(lambda b: b.mask, batch, jnp.asarray(~mask & mask))
+    assert float(run(model, nothing, None)) == 0
 
 
 def test_early_stopping_keeps_the_best_model():
@@ -189,11 +186,14 @@ def test_runs_that_cannot_be_are_refused():
 # Reward models
 
 
+_rewards = eqx.filter_jit(lambda model, tokens, mask: jax.vmap(model.of_tokens)(tokens, mask))
+
+
 def _reward_of(model, pairs, side):
     tokens, mask = (getattr(pairs, name) for name in (side, f"{side}_mask"))
-    whole = jnp.concatenate([pairs.prompt.tokens, tokens], axis=1)
-    seen = jnp.concatenate([pairs.prompt.mask, mask], axis=1)
-    return np.asarray(eqx.filter_jit(lambda model: jax.vmap(model.of_tokens)(whole, seen))(model), np.float64)
+    whole = np.concatenate([pairs.prompt.tokens, tokens], axis=1)
+    seen = np.concatenate([pairs.prompt.mask, mask], axis=1)
+    return np.asarray(_rewards(model, jnp.asarray(whole), jnp.asarray(seen)), np.float64)
 
 
 def test_bradley_terry_is_its_formula():
@@ -202,11 +202,11 @@ def test_bradley_terry_is_its_formula():
     margins = _reward_of(model, pairs, "chosen") - _reward_of(model, pairs, "rejected")
     assert margins.min() < 0 < margins.max()
     _close(loss(BradleyTerry(), model, None), _softplus(-margins).mean())
-    _close(preference_accuracy(model, pairs, at_once=4), (margins > 0).mean(), atol=1e-7)
+    _close(preference_accuracy(model, pairs, at_once=3), (margins > 0).mean(), atol=1e-7)
     embedding = ensemble.embedding
     each = []
     for i in range(2):
-        member = jax.tree.map(lambda leaf, i=i: leaf[i], ensemble.members)
+        member = part(ensemble.members, i)
         member = eqx.tree_at(lambda m: m.trunk.embedding, member, embedding)
         each.append(_reward_of(member, pairs, "chosen") - _reward_of(member, pairs, "rejected"))
     _close(loss(BradleyTerry(), ensemble, None), _softplus(-np.stack(each)).mean())
@@ -226,7 +226,7 @@ def test_dropout_hides_words():
     # Of a text of which nothing is seen, the mean is that of no words, and all rewards are alike.
     _close(loss(BradleyTerry(1 - 1e-7), pairs, jr.key(0)), np.log(2))
     # It hides, and never shows: what is padding has no say.
-    fill = lambda tokens, mask: jnp.where(mask, tokens, 9)
+    fill = lambda tokens, mask: jnp.asarray(np.where(mask, tokens, 9))
     garbage = Pairs(
         Prompt(fill(pairs.prompt.tokens, pairs.prompt.mask), pairs.prompt.mask),
         fill(pairs.chosen, pairs.chosen_mask),
@@ -264,11 +264,11 @@ def test_a_planted_preference_is_learned():
         apart, better = sums[0] != sums[1], (sums[0] > sums[1])[:, None]
         (a, am), (b, bm) = _sides(pairs)
         pick = lambda x, y: jnp.asarray(np.where(better, x, y)[apart])
-        prompt = jax.tree.map(lambda leaf: leaf[apart], pairs.prompt)
+        prompt = part(pairs.prompt, apart)
         return Pairs(prompt, pick(a, b), pick(am, bm), pick(b, a), pick(bm, am))
 
     train, held_out = planted(400, 0), planted(200, 100)
-    start = RewardEnsemble(config(causal=False), 2, key=jr.key(0))
+    start = reward_ensemble(count=2, size=0.1, fields={"causal": False})
     assert preference_accuracy(start, held_out) < 0.8
     plan = Fit(120, 32, 0.01, interval=120)
     model = fit(BradleyTerry(0.1), plan, plan.start(start, key=jr.key(1)), train)
@@ -293,7 +293,7 @@ def test_a_share_that_cannot_be_is_refused(dropout):
 
 def test_direct_preference_optimisation_is_its_formula():
     reference, policy, pairs = language_model(0), language_model(1), _pairs()
-    rows = with_reference(reference, pairs, at_once=4)
+    rows = with_reference(reference, pairs, at_once=3)
     read = eqx.filter_jit(lambda model: pair_log_probs(model, pairs))
     (chosen, rejected), (mine, other) = read(reference), read(policy)
     _close(rows.chosen, chosen)
