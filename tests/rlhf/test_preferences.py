@@ -141,6 +141,22 @@ def test_a_run_that_is_resumed_gives_the_same_bits():
     assert not eqx.tree_equal(whole, other)
 
 
+def test_intervals_are_only_reports():
+    rows, means = jnp.asarray(_rows(1.0)), []
+    drawn = lambda model, batch, key: jnp.mean(batch) + 0 * jnp.sum(model.weight)  # noqa: ARG005
+    one = Fit(4, 8, interval=1)
+    fit(drawn, one, one.start(_point(), key=jr.key(0)), rows, report=lambda _, numbers: means.append(numbers["loss"]))
+    four = Fit(4, 8, interval=4)
+    fit(drawn, four, four.start(_point(), key=jr.key(0)), rows, report=lambda _, numbers: means.append(numbers["loss"]))
+    assert len(set(means[:4])) == 4  # new rows for every update
+    _close(np.mean(means[:4]), means[4])
+    # The optimiser goes on where it was.
+    plans = [Fit(30, 8, 0.05, interval=interval) for interval in (10, 30)]
+    often, once = (fit(_noisy, plan, plan.start(_point(), key=jr.key(0)), rows) for plan in plans)
+    _close(often.weight, once.weight)
+    assert np.min(np.abs(often.weight)) > 0.1
+
+
 def test_only_matrices_decay():
     plan, model = Fit(3, 2, 0.1, 0.5, interval=3), language_model(query_key_norm=True, tied=False)
     nothing = lambda model, batch, key: 0.0 * jnp.sum(model.head.weight) * jnp.sum(batch)  # noqa: ARG005
