@@ -5,6 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 METHODS = ("sft", "bon", "dpo", "ppo", "vgf")
+#: Options that nothing learned before the answers depends on; all others determine what a run keeps.
+NOT_LEARNED = frozenset(
+    {"methods", "space", "out", "resume", "data_dir", "prompts", "validation_prompts", "reference_samples", "particles"}
+    | {"steps", "step_sizes", "flow", "temperature", "max_displacement", "nll_band", "variety", "best_of", "samples"}
+)
 #: Methods that train a policy: they need preferences or rollouts of a small reference.
 TRAINED = ("dpo", "ppo")
 
@@ -58,9 +63,9 @@ class Config:
     step_sizes: tuple[float, ...] = (1.0, 3.0, 10.0)
     """Step sizes ε to choose from, over the reward's standard deviation over the reference's samples."""
     flow: Literal["ascent", "svgd"] = "ascent"
-    """ascent: every particle by itself; svgd: particles of one prompt share gradients and repel each other."""
+    """ascent: every particle by itself; svgd: those of one prompt share gradients, and repel at α > 0."""
     temperature: float = 0.0
-    """α of svgd, in standard deviations of the reward: the strength of the repulsion."""
+    """α of svgd, in standard deviations of the reward; at 0.3 the repulsion was too weak to change any text."""
     max_displacement: float | None = None
     """Cap on every particle's distance from its sample, in the space's coordinates."""
     nll_band: float = 0.25
@@ -110,6 +115,22 @@ def check(config: Config) -> None:
     for name in (*counts, "members", "width", "layers", "sft_steps", "reward_steps", "dpo_steps", "ppo_iterations"):
         if getattr(config, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}.")
+    for name, low, high in (
+        ("nll_band", 0, float("inf")),
+        ("variety", 0, 1),
+        ("dropout", 0, 0.99),
+        ("temperature", 0, float("inf")),
+        ("ppo_beta", 0, float("inf")),
+        ("dpo_beta", 1e-12, float("inf")),
+        ("max_displacement", 0, float("inf")),
+        ("rows", 20, float("inf")),
+        ("vocabulary", 20, float("inf")),
+        ("seed", 0, float("inf")),
+        ("samples", 0, float("inf")),
+    ):
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            raise SystemExit(f"--{name.replace('_', '-')} must be in [{low:g}, {high:g}], got {value}.")
     if not config.methods:
         raise SystemExit(f"--methods: name some of {', '.join(METHODS)}.")
     if not config.steps or min(config.steps) < 1 or list(config.steps) != sorted(set(config.steps)):
@@ -125,6 +146,8 @@ def check(config: Config) -> None:
     real = (config.model, config.reward_model, config.prompt_file)
     if any(real) and not all(real):
         raise SystemExit("a real model needs all of --model, --reward-model and --prompt-file.")
+    if config.model and config.mu != "small":
+        raise SystemExit("--model is the reference, and so is --mu: give one of them.")
     if config.model and set(config.methods) & set(TRAINED):
         raise SystemExit("with --model nothing is trained: --methods sft bon vgf.")
     if config.mu == "smollm2" and set(config.methods) & set(TRAINED):

@@ -1,7 +1,9 @@
 """What `rlhf.py` learns before it answers: preferences, reward models; and how what is learned is kept."""
 
 import dataclasses
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from rlhf_config import Config
+from rlhf_config import NOT_LEARNED, Config
 from rlhf_task import Report, Task, small_shape
 
 from flowrl.rlhf import (
@@ -29,32 +31,57 @@ from flowrl.runs import RunDirectory, load_checkpoint, save_checkpoint
 _SHARPNESS = 3.0  # of the labels: P(a preferred to b) = σ(3 (gold(a) − gold(b))), nine in ten agree with the gold
 
 
-def kept(run: RunDirectory, name: str, template: Any, make: Callable[[], Any]) -> Any:
+def options_of(config: Config) -> dict[str, Any]:
+    """Give the options that what is learned depends on, as they are stored with it."""
+    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_LEARNED}
+    return json.loads(json.dumps(options, default=str))
+
+
+def stored(path: Path, template: Any, of: dict[str, Any]) -> Any | None:
+    """What a file holds, if it was made with the same options: a directory may hold the remains of another run."""
+    if not path.exists():
+        return None
+    value, meta = load_checkpoint(path, template)
+    return value if meta.get("of") == of else None
+
+
+def kept(run: RunDirectory, name: str, template: Any, make: Callable[[], Any], of: dict[str, Any]) -> Any:
     """What is stored under a name in the run's directory, made if it is not there."""
     path = run.path / f"{name}.npz"
-    if path.exists():
-        return load_checkpoint(path, template)[0]
-    value = make()
-    save_checkpoint(path, value, {})
+    value = stored(path, template, of)
+    if value is None:
+        value = make()
+        save_checkpoint(path, value, {"of": of})
     return value
 
 
-def fitted(run: RunDirectory, name: str, model: Any, loss: Any, plan: Fit, key: Any, rows: Any, held: Any, show) -> Any:
+def fitted(
+    run: RunDirectory,
+    name: str,
+    model: Any,
+    loss: Any,
+    plan: Fit,
+    key: Any,
+    rows: Any,
+    held: Any,
+    show: Report,
+    of: Any,
+) -> Any:
     """A fitted model; a run that was cut goes on from the last interval."""
     half = run.path / f"{name}.part.npz"
 
     def make() -> Any:
-        state = plan.start(model, key=key)
-        if half.exists():
-            state = load_checkpoint(half, state)[0]
+        fresh = plan.start(model, key=key)
+        found = stored(half, fresh, of)
+        state = fresh if found is None else found
 
         def report(state: Any, row: dict[str, float]) -> None:
-            save_checkpoint(half, state, {})
+            save_checkpoint(half, state, {"of": of})
             show(name, int(row["step"]), plan.steps)
 
         return fit(loss, plan, state, rows, held, report=report)
 
-    whole = kept(run, name, model, make)
+    whole = kept(run, name, model, make, of)
     half.unlink(missing_ok=True)
     return whole
 
@@ -71,7 +98,7 @@ def preferences(config: Config, task: Task, run: RunDirectory) -> dict[str, Pair
     def draw() -> Response:
         return sample(task.sampler, task.model, some.prompt, count=4, key=jr.key(config.seed + 6))[0]
 
-    drawn = kept(run, "preferences", template, draw)
+    drawn = kept(run, "preferences", template, draw, options_of(config))
     flat = lambda x: np.asarray(x).reshape(-1, config.length)
     texts = task.decode(flat(drawn.tokens), flat(drawn.mask))
     gold = task.gold(texts, task.judge.log_probs([t for t in some.texts for _ in range(4)], texts)).reshape(-1, 4)
@@ -106,7 +133,9 @@ def reward_models(
     plan = Fit(config.reward_steps, 64, 1e-3, weight_decay=0.1, interval=50, patience=4)
     loss = BradleyTerry(dropout=config.dropout)
     key = jr.key(config.seed + 4)
-    reward = fitted(run, "reward", reward, loss, plan, key, pairs["train"], pairs["validation"], show)
+    reward = fitted(
+        run, "reward", reward, loss, plan, key, pairs["train"], pairs["validation"], show, options_of(config)
+    )
     return reward, float(preference_accuracy(reward, pairs["validation"]))
 
 

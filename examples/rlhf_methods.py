@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from rlhf_config import Config
-from rlhf_learning import fitted, kept, spread_of
+from rlhf_learning import fitted, kept, options_of, spread_of, stored
 from rlhf_report import Answer, describe, measure, summary, verdict
 from rlhf_task import Batch, Report, Task
 
@@ -30,6 +30,7 @@ from flowrl.rlhf import (
     RewardEnsemble,
     TokenSpace,
     align,
+    check_tokens,
     choose_steps,
     hacking_starts,
     optimise,
@@ -37,7 +38,7 @@ from flowrl.rlhf import (
     score,
     with_reference,
 )
-from flowrl.runs import RunDirectory, load_checkpoint, save_checkpoint
+from flowrl.runs import RunDirectory, save_checkpoint
 
 _PPO_INTERVAL = 10  # iterations between two checkpoints
 
@@ -64,8 +65,9 @@ class Answers:
         rows: list[dict[str, Any]],
     ):
         self.config, self.task, self.reward, self.run, self.show = config, task, reward, run, show
+        check_tokens(space_of(config, task), reward)
         self.spread = spread_of(config, task, reward)
-        self.rows, self.notes = rows, []
+        self.rows, self.notes = rows, [str(note) for note in run.arrays.get("notes", ())]
         self.base, _ = sample(
             task.sampler, task.model, task.test.prompt, count=config.reference_samples, key=jr.key(77)
         )
@@ -79,7 +81,7 @@ class Answers:
         for answer in made:
             self.rows += measure(self.task, self.reward, self.measured, method, answer)
         self.run.rows = self.rows
-        self.run.save({"methods": jnp.zeros((), jnp.int32)})
+        self.run.save({"methods": jnp.zeros((), jnp.int32)}, {"notes": np.asarray(self.notes, np.str_)})
 
     def _draw(self, model: LanguageModel, batch: Batch, count: int) -> tuple[Response, Any]:
         key = jr.key(self.config.seed + 78)
@@ -119,7 +121,18 @@ class Answers:
         train, held = (with_reference(self.task.model, pairs[part]) for part in ("train", "validation"))
         plan = Fit(config.dpo_steps, 64, 1e-3, weight_decay=0.0, interval=20, patience=3)
         key = jr.key(config.seed + 9)
-        model = fitted(self.run, "dpo", self.task.model, DPO(config.dpo_beta), plan, key, train, held, self.show)
+        model = fitted(
+            self.run,
+            "dpo",
+            self.task.model,
+            DPO(config.dpo_beta),
+            plan,
+            key,
+            train,
+            held,
+            self.show,
+            options_of(config),
+        )
         seconds = time.perf_counter() - begun
         counts = (1, config.particles)
         return self._best(model, counts, ("DPO", f"DPO, best-of-{config.particles}"), seconds)
@@ -133,18 +146,19 @@ class Answers:
         half = self.run.path / "ppo.part.npz"
 
         def make() -> Any:
-            start = load_checkpoint(half, state)[0] if half.exists() else state
+            found = stored(half, state, options_of(config))
+            start = state if found is None else found
 
             def report(now: Any, row: dict[str, float]) -> None:
                 self.show("PPO", int(row["step"]), config.ppo_iterations)
                 if int(row["step"]) % _PPO_INTERVAL == 0:
-                    save_checkpoint(half, now, {})
+                    save_checkpoint(half, now, {"of": options_of(config)})
 
             prompts = self.task.train.prompt
             rounds = config.ppo_iterations
             return optimise(ppo, start, self.task.model, self.reward, prompts, iterations=rounds, report=report)
 
-        model = kept(self.run, "ppo", state, make).policy
+        model = kept(self.run, "ppo", state, make, options_of(config)).policy
         half.unlink(missing_ok=True)
         counts = (1, config.particles)
         seconds = time.perf_counter() - begun
@@ -182,10 +196,10 @@ class Answers:
         base = describe(self.task, self.reward, batch, drawn.tokens, drawn.mask)
         for done, step_size in enumerate(config.step_sizes):
             aligned, _, _ = self._flow(batch, step_size)
-            moved, texts = float(jnp.mean(aligned.displacement)), []
+            texts = []
             for k in range(1 + len(config.steps)):
                 tokens, mask = aligned.best(k)
-                texts.append(summary(self.task, self.reward, batch, tokens, mask, moved))
+                texts.append(summary(self.task, self.reward, batch, tokens, mask))
             selected = texts[0]
             candidates += texts[1:]
             names += [(step_size, steps) for steps in config.steps]

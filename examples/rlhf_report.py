@@ -55,9 +55,7 @@ def describe(task: Task, reward: AbstractReward, batch: Batch, tokens: Any, mask
     return Reference(gold, (float(proxy.mean()), float(proxy.std())), (float(nll.mean()), float(nll.std())))
 
 
-def summary(
-    task: Task, reward: AbstractReward, batch: Batch, tokens: Any, mask: Any, displacement: float
-) -> TextStatistics:
+def summary(task: Task, reward: AbstractReward, batch: Batch, tokens: Any, mask: Any) -> TextStatistics:
     """Measure texts (B, T) without the gold score."""
     rewards = score(reward, batch.prompt, tokens[:, None], mask[:, None])
     rows = [list(t[m]) for t, m in zip(np.asarray(tokens), np.asarray(mask), strict=True)]
@@ -66,7 +64,6 @@ def summary(
         float(np.mean(task.nll(batch.prompt, tokens, mask))),
         distinct_n(rows, 2),
         _disagreement(reward, batch, tokens, mask),
-        displacement,
     )
 
 

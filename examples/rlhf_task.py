@@ -197,6 +197,10 @@ def _real_task(config: Config) -> Task:
     if len(texts) < wanted:
         raise SystemExit(f"{config.prompt_file} has {len(texts)} prompts, {wanted} are asked for: fewer --prompts.")
 
+    longest = max(len(tokenizer.encode(text)) for text in texts[:wanted])
+    if longest > config.prompt_length:
+        raise SystemExit(f"the longest prompt has {longest} tokens and would be cut: --prompt-length {longest}.")
+
     def batch(part: Sequence[str]) -> Batch:
         return Batch(tuple(part), pack_prompts(tokenizer, part, config.prompt_length))
 
@@ -207,10 +211,10 @@ def _real_task(config: Config) -> Task:
 def _corpus(config: Config) -> tuple[RatedTexts, RatedTexts]:
     """The films, and the product reviews that only the judge reads."""
     if config.data == "generated":
-        rows = config.rows or 4000
+        rows = 4000 if config.rows is None else config.rows
         return generated_ratings(rows, seed=0), generated_ratings(max(rows // 4, 10), seed=1)
     films, products = (rated_snippets(config.data_dir, sources=(name,)) for name in ("movie", "amazon"))
-    return (films, products) if config.rows is None else (films.take(np.arange(config.rows)), products)
+    return (films, products) if config.rows is None else (films.take(np.arange(min(config.rows, len(films)))), products)
 
 
 def _split(words: WordTokenizer, texts: Sequence[str], length: int) -> tuple[list[str], list[str]]:

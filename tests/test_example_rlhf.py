@@ -9,8 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 import rlhf_config
+import rlhf_learning
+
+from flowrl.runs import save_checkpoint
 
 pytest.importorskip("sklearn")
 
@@ -103,11 +107,26 @@ def test_another_run_in_the_same_directory_is_refused(whole):
         ({"model": "x"}, "--reward-model"),
         ({"mu": "smollm2"}, "beyond a CPU"),
         ({"prompts": 0}, "--prompts"),
+        ({"dropout": 1.5}, "--dropout"),
+        ({"variety": 2.0}, "--variety"),
+        ({"seed": -5}, "--seed"),
+        ({"model": "x", "reward_model": "y", "prompt_file": Path("z"), "mu": "smollm2", "methods": ("sft",)}, "--mu"),
     ],
 )
 def test_what_makes_no_sense_is_refused(change, message):
     with pytest.raises(SystemExit, match=message):
         rlhf_config.check(dataclasses.replace(rlhf_config.Config(), **change))
+
+
+def test_what_another_run_left_is_not_taken(tmp_path):
+    mine = rlhf_learning.options_of(rlhf_config.Config())
+    other = rlhf_learning.options_of(rlhf_config.Config(seed=1))
+    more_prompts = rlhf_learning.options_of(rlhf_config.Config(prompts=7, space="token", out=Path("elsewhere")))
+    template = jnp.zeros(2)
+    save_checkpoint(tmp_path / "reward.npz", jnp.ones(2), {"of": mine})
+    assert rlhf_learning.stored(tmp_path / "reward.npz", template, other) is None
+    assert rlhf_learning.stored(tmp_path / "reward.npz", template, more_prompts).tolist() == [1, 1]
+    assert rlhf_learning.stored(tmp_path / "none.npz", template, mine) is None
 
 
 def real_model(folder, name):

@@ -80,7 +80,7 @@ def check_tokens(space: AbstractSpace, reward: AbstractReward) -> None:
         reward: the reward model.
 
     Raises:
-        ValueError: their tokenizers differ.
+        ValueError: their tokenizers, or the lengths of their token tables, differ.
     """
     if space.tokens is not None and reward.tokens is not None and space.tokens != reward.tokens:
         raise ValueError(
@@ -88,6 +88,13 @@ def check_tokens(space: AbstractSpace, reward: AbstractReward) -> None:
             f"those of another ({reward.tokens[:12]}…): a gradient in the embeddings of the one means nothing to the "
             "other. Use a reward model with the policy's tokenizer, or LatentSpace with a decoder to the reward "
             "model's tokens."
+        )
+    rows, decodes = reward.embedding.shape[0], space.vocabulary
+    if decodes is not None and rows != decodes:
+        raise ValueError(
+            f"{type(space).__name__} decodes to {decodes} tokens, the reward model has embeddings of {rows}. One "
+            "tokenizer may come with tables padded to different lengths: cut or pad the reward model's embedding to "
+            "the policy's, and name what is padding in Sampler(forbidden=...)."
         )
 
 
@@ -137,7 +144,7 @@ def align(
         responses: (B, N, T), from `sample`.
         keys: their keys (B, N), from `sample`.
         budget: how far particles may travel; the regulariser.
-        flow: the velocity field, deterministic. `SVGD()` keeps the texts of one prompt apart.
+        flow: the velocity field, deterministic. `SVGD()` shares the gradients of one prompt's texts.
         solver: a step solver.
         save: numbers of steps at which to decode, increasing; None for those of the budget.
         at_once: prompts that are worked on together, which bounds the memory.

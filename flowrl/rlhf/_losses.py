@@ -7,6 +7,7 @@ import jax.random as jr
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from flowrl._custom_types import Key
+from flowrl._misc import concrete
 from flowrl.rlhf._model import LanguageModel, RewardEnsemble, RewardModel
 from flowrl.rlhf._sample import Prompt, log_probs
 
@@ -136,6 +137,11 @@ class DPO(eqx.Module):
     """
 
     beta: ArrayLike = 0.1
+
+    def __check_init__(self):
+        beta = concrete(self.beta)
+        if beta is not None and not beta > 0:
+            raise ValueError(f"beta must be > 0, got {beta}.")
 
     def __call__(self, model: LanguageModel, batch: ReferencePairs, key: Key | None) -> Float[Array, ""]:
         """Give the loss.

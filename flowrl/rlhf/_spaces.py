@@ -38,6 +38,11 @@ class AbstractSpace(eqx.Module):
     def tokens(self) -> str | None:
         """Fingerprint of the tokenizer whose tokens it decodes to, or None if unknown."""
 
+    @property
+    @abc.abstractmethod
+    def vocabulary(self) -> int | None:
+        """How many tokens it decodes to, or None if that is not known before it decodes."""
+
     @abc.abstractmethod
     def encode(self, table: Table, prompt: Prompt, response: Response, key: Key) -> Particle:
         """Give the particle of a sampled response.
@@ -119,6 +124,11 @@ class LogitSpace(AbstractSpace):
         """Fingerprint of the reference's tokenizer."""
         return self.model.tokens
 
+    @property
+    def vocabulary(self) -> int:
+        """The reference's number of tokens."""
+        return self.model.trunk.config.vocabulary
+
     def encode(self, table: Table, prompt: Prompt, response: Response, key: Key) -> Float[Array, "T V"]:
         """Give the reference's logits at the sampled tokens.
 
@@ -132,7 +142,7 @@ class LogitSpace(AbstractSpace):
         logits = response_logits(self.model, prompt, response.tokens, response.mask)
         logits = jax.nn.log_softmax(self.sampler.allowed(logits))
         lead = jnp.max(logits, axis=-1) + jnp.asarray(self.margin, logits.dtype)
-        # After its end a response is padding, and stays so.
+        # After its end a response is padding; that becomes text if the end token flips, text that nobody sampled.
         return jnp.put_along_axis(logits, response.tokens[:, None], lead[:, None], axis=1, inplace=False)
 
     def relax(
@@ -199,6 +209,11 @@ class TokenSpace(AbstractSpace):
     def tokens(self) -> str | None:
         """Fingerprint of the reference's tokenizer."""
         return self.model.tokens
+
+    @property
+    def vocabulary(self) -> int:
+        """The reference's number of tokens."""
+        return self.model.trunk.config.vocabulary
 
     def encode(self, table: Table, prompt: Prompt, response: Response, key: Key) -> Float[Array, "T d"]:
         """Give the embeddings of the sampled tokens.
@@ -275,6 +290,11 @@ class ReferenceSpace(AbstractSpace):
         """Fingerprint of the reference's tokenizer."""
         return self.model.tokens
 
+    @property
+    def vocabulary(self) -> int:
+        """The reference's number of tokens."""
+        return self.model.trunk.config.vocabulary
+
     def encode(self, table: Table, prompt: Prompt, response: Response, key: Key) -> Float[Array, "T V"]:
         """Give the noise that the response was drawn with.
 
@@ -339,6 +359,11 @@ class LatentSpace(AbstractSpace):
     def tokens(self) -> str | None:
         """Fingerprint of the decoder's tokenizer."""
         return self.fingerprint
+
+    @property
+    def vocabulary(self) -> None:
+        """Unknown: the decoder may be any function."""
+        return None
 
     def encode(self, table: Table, prompt: Prompt, response: Response, key: Key) -> Particle:
         """Give z.

@@ -16,14 +16,12 @@ class TextStatistics:
         nll: mean over texts of the negative log-likelihood a token under the reference, in nats.
         distinct_2: share of different pairs of words, of a fixed number of texts.
         disagreement: mean over texts of the standard deviation over members of a reward ensemble; 0 without one.
-        displacement: root mean square of the distance travelled, in the space's coordinates.
     """
 
     proxy: float
     nll: float
     distinct_2: float
     disagreement: float = 0.0
-    displacement: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +29,8 @@ class Limits:
     """What a text may lose before its reward no longer counts.
 
     The proxy reward rises with the budget until the end; what people would say of the texts does not. Likelihood under
-    the reference and variety fall when texts leave what the reward model was trained on, and both can be measured.
+    the reference and variety fall when texts leave what the reward model was trained on, and both can be measured. The
+    distance travelled is no limit here: `Budget(max_displacement=...)` caps it while the flow runs.
 
     Attributes:
         nll_band: largest excess of `nll` over the reference's own samples, in standard deviations over these texts.
