@@ -184,7 +184,7 @@ class TokenSpace(AbstractSpace):
     A particle is u, (T, d), at first the embeddings of the sampled tokens. Decoded to the nearest token, a point that
     moves less than half the distance to its neighbours changes nothing, and one that moves further need not come to
     text: `decode` "prior" weighs the reference in, token by token,
-    $\arg\max_v \log μ(v \mid y_{<t}) - |E_v - u_t|^2 / τ$.
+    $\mathrm{argmax}_v \log μ(v \mid y_{<t}) - |E_v - u_t|^2 / τ$.
 
     Attributes:
         model: the reference language model.
@@ -267,7 +267,7 @@ class TokenSpace(AbstractSpace):
 class ReferenceSpace(AbstractSpace):
     r"""The noise from which the reference draws its text: every particle is decoded by the running reference.
 
-    A response is a function of Gumbel noise g, (T, V): $y_t = \arg\max_v \log μ(v \mid y_{<t}) + g_{tv}$. The noise is
+    A response is a function of Gumbel noise g, (T, V): $y_t = \mathrm{argmax}_v \log μ(v \mid y_{<t}) + g_{tv}$. The noise is
     the particle, the latent of this sampler, and moving it steers the text while each token still depends on those
     before. The reward model sees the tokens themselves. Their dependence on g is a step function, so the pull-back is
     the straight-through one, ∂R/∂g = (∂R/∂e) Eᵀ: along the token's embedding, as if e moved linearly with g. Each step
