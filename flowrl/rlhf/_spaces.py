@@ -267,8 +267,8 @@ class TokenSpace(AbstractSpace):
 class ReferenceSpace(AbstractSpace):
     r"""The noise from which the reference draws its text: every particle is decoded by the running reference.
 
-    A response is a function of Gumbel noise g, (T, V): $y_t = \mathrm{argmax}_v \log μ(v \mid y_{<t}) + g_{tv}$. The noise
-    is     the particle, the latent of this sampler, and moving it steers the text while each token still depends on those
+    A response is a function of Gumbel noise g, (T, V): $y_t = \mathrm{argmax}_v \log μ(v \mid y_{<t}) + g_{tv}$. The
+    noise is the particle, the latent of this sampler. Moving it steers the text while each token still depends on those
     before. The reward model sees the tokens themselves. Their dependence on g is a step function, so the pull-back is
     the straight-through one, ∂R/∂g = (∂R/∂e) Eᵀ: along the token's embedding, as if e moved linearly with g. Each step
     costs a decoding.
