@@ -190,4 +190,6 @@ def align(
 
 
 def _of_text(reward: AbstractReward, prompt: Prompt, tokens: Array, mask: Array) -> Array:
-    return reward.of_tokens(jnp.concatenate([prompt.tokens, tokens]), jnp.concatenate([prompt.mask, mask]))
+    # With 64-bit types a user's prompts may be of another integer type than sampled tokens.
+    whole = jnp.concatenate([prompt.tokens.astype(tokens.dtype), tokens])
+    return reward.of_tokens(whole, jnp.concatenate([prompt.mask, mask]))
