@@ -1,15 +1,16 @@
 """A language model aligned at test time: its samples are particles that flow toward higher reward.
 
 Trains a small reference on film reviews that people rated (kept for the next run), draws preferences from it, labels
-them by a gold score that no learner sees, fits reward models to the preferences, and compares the reference itself,
-best-of-N, DPO, PPO and VGF on held-out prompts: gold, proxy reward, likelihood and variety of the texts, side by side.
-VGF's budget is chosen on validation prompts without the gold score; all budgets are reported.
+them by a gold score that learners know by its noisy labels alone, fits reward models to the preferences, and compares
+the reference itself, best-of-N, DPO, PPO and VGF on held-out prompts: gold, proxy reward, likelihood and variety of the
+texts, side by side. VGF's budget is chosen on validation prompts without the gold score; all budgets are reported.
 
     python examples/rlhf.py --help
 """
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import sys
 import time
@@ -23,7 +24,7 @@ import tyro
 from console import bar, progress
 from rich.console import Console
 from rich.table import Table
-from rlhf_config import Config, check
+from rlhf_config import NEEDED, Config, check
 from rlhf_learning import preferences, reward_models
 from rlhf_methods import Answers
 from rlhf_report import plot_curve
@@ -35,6 +36,10 @@ from flowrl.runs import RunDirectory, to_csv
 def main(config: Config) -> None:
     """Run everything that is not done yet."""
     check(config)
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        # Some are first used after minutes.
+        raise SystemExit(f'{", ".join(missing)} cannot be imported: pip install "flowrl-transport[rlhf]"')
     console = Console()
     begun = time.perf_counter()
     identity = {k: v for k, v in json.loads(json.dumps(dataclasses.asdict(config), default=str)).items()}

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+#: Import names of the extra "rlhf" that a run uses sooner or later.
+NEEDED = ("safetensors", "tokenizers", "sklearn", "vaderSentiment", "gguf")
 METHODS = ("sft", "bon", "dpo", "ppo", "vgf")
 #: Options that nothing learned before the answers depends on; all others determine what a run keeps.
 NOT_LEARNED = frozenset(

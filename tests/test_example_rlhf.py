@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+import rlhf
 import rlhf_config
 import rlhf_learning
 
@@ -93,6 +94,13 @@ def test_another_run_in_the_same_directory_is_refused(whole):
     base, _ = whole
     said = run(*TINY, "--methods", "sft", "--out", base / "run", "--data-dir", base / "data", fails=True)
     assert "--resume" in said
+
+
+def test_a_missing_package_is_named_before_anything_is_computed(monkeypatch, tmp_path):
+    monkeypatch.setattr(rlhf, "NEEDED", ("json", "no_such_package"))
+    with pytest.raises(SystemExit, match=r"^no_such_package cannot.*flowrl-transport\[rlhf\]"):
+        rlhf.main(rlhf_config.Config(out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
