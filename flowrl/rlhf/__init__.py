@@ -44,7 +44,7 @@ from flowrl.rlhf._sample import (
     sample as sample,
 )
 from flowrl.rlhf._smollm2 import smollm2 as smollm2
-from flowrl.rlhf._spaces import (
+from flowrl.rlhf._space import (
     AbstractSpace as AbstractSpace,
     LatentSpace as LatentSpace,
     LogitSpace as LogitSpace,

@@ -9,7 +9,7 @@ from flowrl import AbstractFlow, AbstractSolver, Ascent, Boltzmann, Budget, Eule
 from flowrl._custom_types import Keys, Particle
 from flowrl.rlhf._model import AbstractReward
 from flowrl.rlhf._sample import Prompt, Response
-from flowrl.rlhf._spaces import AbstractSpace
+from flowrl.rlhf._space import AbstractSpace
 
 
 class Aligned(eqx.Module):
@@ -21,8 +21,7 @@ class Aligned(eqx.Module):
         rewards: reward of each decoded text, (K, B, N); what selection ranks by.
         relaxed: reward of each particle's relaxation after the last step, (B, N); not the reward of any text.
         chosen: best particle of each set by `rewards`, (K, B).
-        displacement: root mean square over particles of the distance travelled after the last step, in the space's
-            coordinates, (B,).
+        displacement: root mean square over particles of the distance travelled, in the space's coordinates, (K, B).
         nonfinite: particles that were frozen, (B,).
     """
 
@@ -31,7 +30,7 @@ class Aligned(eqx.Module):
     rewards: Float[Array, "K B N"]
     relaxed: Float[Array, "B N"]
     chosen: Int[Array, "K B"]
-    displacement: Float[Array, " B"]
+    displacement: Float[Array, "K B"]
     nonfinite: Int[Array, " B"]
 
     def best(self, k: int) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
@@ -168,25 +167,32 @@ def align(
         particles = jax.vmap(lambda r, k: space.encode(table, prompt, r, k))(response, own)
         # A set that fails is left where it was and counted; it is no reason to stop the others.
         solution = method(target(space, reward, prompt), particles, budget, save=save, throw=False)
+        path = solution.trajectory
 
         def texts(step: int, particles: Particle) -> tuple[Array, Array]:
             if step == 0:
                 return response.tokens, response.mask
             return jax.vmap(lambda x, r, k: space.decode(table, prompt, x, r, k))(particles, response, own)
 
-        decoded = [texts(s, jax.tree.map(lambda x, i=i: x[i], solution.trajectory)) for i, s in enumerate(save)]
+        decoded = [texts(s, jax.tree.map(lambda x, i=i: x[i], path)) for i, s in enumerate(save)]
         tokens, mask = (jnp.stack(part) for part in zip(*decoded, strict=True))
         rewards = jax.vmap(jax.vmap(lambda t, m: _of_text(reward, prompt, t, m)))(tokens, mask)
         chosen = jax.vmap(lambda r: best_of_n(r, r).index)(rewards)
         assert solution.values is not None  # a Boltzmann target has a value
-        spent = solution.stats
-        return tokens, mask, rewards, solution.values, chosen, spent["displacement_rms"], spent["nonfinite"]
+        moved = jnp.stack([_distance(particles, jax.tree.map(lambda x, i=i: x[i], path)) for i in range(len(save))])
+        return tokens, mask, rewards, solution.values, chosen, moved, solution.stats["nonfinite"]
 
     tokens, mask, rewards, relaxed, chosen, moved, nonfinite = jax.lax.map(
         one, (prompts, responses, keys), batch_size=at_once
     )
     first = lambda x: jnp.moveaxis(x, 1, 0)
-    return Aligned(first(tokens), first(mask), first(rewards), relaxed, first(chosen), moved, nonfinite)
+    return Aligned(first(tokens), first(mask), first(rewards), relaxed, first(chosen), first(moved), nonfinite)
+
+
+def _distance(start: Particle, end: Particle) -> Array:
+    """Root mean square over particles of their distances."""
+    squares = [jnp.sum((b - a) ** 2) / a.shape[0] for a, b in zip(*map(jax.tree.leaves, (start, end)), strict=True)]
+    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
 
 
 def _of_text(reward: AbstractReward, prompt: Prompt, tokens: Array, mask: Array) -> Array:

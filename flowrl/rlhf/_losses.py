@@ -7,7 +7,7 @@ import jax.random as jr
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from flowrl._custom_types import Key
-from flowrl._misc import concrete
+from flowrl._misc import number
 from flowrl.rlhf._model import LanguageModel, RewardEnsemble, RewardModel
 from flowrl.rlhf._sample import Prompt, log_probs
 
@@ -125,6 +125,10 @@ class BradleyTerry(eqx.Module):
         return jax.vmap(one)(whole, kept)
 
 
+def _beta(x: ArrayLike) -> Float[Array, ""]:
+    return number("beta", x, lambda beta: beta > 0, "> 0")
+
+
 class DPO(eqx.Module):
     r"""Direct preference optimisation: $-\log σ(β [\log π/μ(y_w) - \log π/μ(y_l)])$.
 
@@ -136,12 +140,7 @@ class DPO(eqx.Module):
         eq. 7.
     """
 
-    beta: ArrayLike = 0.1
-
-    def __check_init__(self):
-        beta = concrete(self.beta)
-        if beta is not None and not beta > 0:
-            raise ValueError(f"beta must be > 0, got {beta}.")
+    beta: ArrayLike = eqx.field(converter=_beta, default=0.1)
 
     def __call__(self, model: LanguageModel, batch: ReferencePairs, key: Key | None) -> Float[Array, ""]:
         """Give the loss.

@@ -9,7 +9,7 @@ import jax.random as jr
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from flowrl._custom_types import Key, Keys
-from flowrl._misc import check_count, concrete
+from flowrl._misc import check_count, number
 from flowrl.rlhf._model import LanguageModel
 
 _NEVER = -1e4
@@ -42,6 +42,10 @@ class Response(eqx.Module):
     log_probs: Float[Array, "*batch T"]
 
 
+def _temperature(x: ArrayLike) -> Float[Array, ""]:
+    return number("temperature", x, lambda t: t > 0, "> 0 (the most likely text is `greedy`)")
+
+
 class Sampler(eqx.Module):
     """How text is drawn from a language model.
 
@@ -57,7 +61,7 @@ class Sampler(eqx.Module):
     length: int = eqx.field(static=True)
     end: int | None = eqx.field(static=True, default=None)
     pad: int = eqx.field(static=True, default=0)
-    temperature: ArrayLike = 1.0
+    temperature: ArrayLike = eqx.field(converter=_temperature, default=1.0)
     top_p: float = eqx.field(static=True, default=1.0)
     forbidden: tuple[int, ...] = eqx.field(static=True, default=())
 
@@ -65,9 +69,6 @@ class Sampler(eqx.Module):
         check_count("length", self.length)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}.")
-        temperature = concrete(self.temperature)
-        if temperature is not None and not (temperature > 0).all():
-            raise ValueError(f"temperature must be > 0, got {temperature}; the most likely text is `greedy`.")
 
     def allowed(self, logits: Float[Array, "*batch V"]) -> Float[Array, "*batch V"]:
         """Give logits that are out of reach at the forbidden tokens; finite, so that distances of logits are too.
@@ -170,7 +171,7 @@ class Sampler(eqx.Module):
 def sample(
     sampler: Sampler, model: LanguageModel, prompts: Prompt, *, count: int, key: Key, at_once: int = 32
 ) -> tuple[Response, Keys]:
-    """Draw several responses to each of many prompts.
+    """Draw several responses to each of many prompts; the first ones are the same if more are drawn.
 
     Args:
         sampler: how text is drawn.
@@ -183,7 +184,9 @@ def sample(
     Returns:
         The responses, leaves (B, N, T), and the key of each, (B, N): `sampler.noise` gives its noise back.
     """
-    keys = jr.split(key, (prompts.tokens.shape[0], count))
+    # Folded in, not split: a sample is the same whatever the numbers of samples and of later prompts are.
+    each = lambda keys, n: jax.vmap(lambda k: jax.vmap(lambda i: jr.fold_in(k, i))(jnp.arange(n)))(keys)
+    keys = each(each(key[None], prompts.tokens.shape[0])[0], count)
 
     def one(inputs: tuple[Prompt, Keys]) -> Response:
         prompt, own = inputs

@@ -16,12 +16,14 @@ class TextStatistics:
         nll: mean over texts of the negative log-likelihood a token under the reference, in nats.
         distinct_2: share of different pairs of words, of a fixed number of texts.
         disagreement: mean over texts of the standard deviation over members of a reward ensemble; 0 without one.
+        displacement: mean over sets of the distance travelled, `Aligned.displacement`; 0 without a flow.
     """
 
     proxy: float
     nll: float
     distinct_2: float
     disagreement: float = 0.0
+    displacement: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,24 +31,28 @@ class Limits:
     """What a text may lose before its reward no longer counts.
 
     The proxy reward rises with the budget until the end; what people would say of the texts does not. Likelihood under
-    the reference and variety fall when texts leave what the reward model was trained on, and both can be measured. The
-    distance travelled is no limit here: `Budget(max_displacement=...)` caps it while the flow runs.
+    the reference and variety fall when texts leave what the reward model was trained on, and both can be measured.
 
     Attributes:
         nll_band: largest excess of `nll` over the reference's own samples, in standard deviations over these texts.
         variety: least ratio of `distinct_2` to that of the samples that were chosen without a flow.
         disagreement: largest ratio of `disagreement` to the same; None for no limit.
+        displacement: largest `displacement`, in the space's coordinates; None for no limit. It chooses among budgets;
+            `Budget(max_displacement=...)` caps every particle while it moves.
     """
 
     nll_band: float = 0.25
     variety: float = 0.8
     disagreement: float | None = 2.0
+    displacement: float | None = None
 
     def __post_init__(self):
         if not self.nll_band >= 0 or not 0 <= self.variety <= 1:
             raise ValueError(f"nll_band must be >= 0 and variety in [0, 1], got {self.nll_band} and {self.variety}.")
         if self.disagreement is not None and not self.disagreement > 0:
             raise ValueError(f"disagreement must be > 0 or None, got {self.disagreement}.")
+        if self.displacement is not None and not self.displacement >= 0:
+            raise ValueError(f"displacement must be >= 0 or None, got {self.displacement}.")
 
     def vetoes(
         self, texts: TextStatistics, selected: TextStatistics, reference_nll: tuple[float, float]
@@ -76,6 +82,8 @@ class Limits:
                 f"the reward models disagree by {texts.disagreement:.2f}, more than {self.disagreement:g} × "
                 f"{selected.disagreement:.2f}"
             )
+        if self.displacement is not None and texts.displacement > self.displacement:
+            reasons.append(f"particles moved {texts.displacement:.3g}, further than {self.displacement:.3g}")
         return tuple(reasons)
 
 

@@ -47,6 +47,13 @@ def test_limits_can_be_moved():
     assert choose_steps(candidate, SELECTED, NLL, Limits(1.0, 0.5, 2.0)).index is None
 
 
+def test_the_distance_travelled_may_be_limited():
+    near, far = (dataclasses.replace(texts(reward), displacement=d) for reward, d in ((1.5, 1.0), (2.0, 1.1)))
+    assert choose_steps([near, far], SELECTED, NLL, Limits(displacement=1.0)).index == 0
+    assert "moved 1.1, further than 1" in choose_steps([far], SELECTED, NLL, Limits(displacement=1.0)).vetoes[0][0]
+    assert choose_steps([near, far], SELECTED, NLL).index == 1
+
+
 def test_a_single_reward_model_does_not_disagree():
     alone = dataclasses.replace(SELECTED, disagreement=0.0)
     assert choose_steps([texts(2.0, disagreement=0.0)], alone, NLL).index == 0
@@ -59,7 +66,14 @@ def test_numbers_that_are_not_finite_are_refused():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"nll_band": -1.0}, {"variety": 1.1}, {"variety": -0.1}, {"disagreement": 0.0}, {"nll_band": float("nan")}],
+    [
+        {"nll_band": -1.0},
+        {"variety": 1.1},
+        {"variety": -0.1},
+        {"disagreement": 0.0},
+        {"displacement": -1.0},
+        {"nll_band": float("nan")},
+    ],
 )
 def test_limits_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
