@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tyro
-from console import bar, progress
+from console import bar, end_well, progress
 from rich.console import Console
 from rich.table import Table
 from rlhf_config import NEEDED, Config, check
 from rlhf_learning import preferences, reward_models
 from rlhf_methods import Answers
-from rlhf_report import plot_curve
+from rlhf_report import COLUMNS, describe_row, plot_curve
 from rlhf_task import Task, make_task, real_reward
 
 from flowrl.runs import RunDirectory, to_csv
@@ -50,11 +49,11 @@ def main(config: Config) -> None:
         task = make_task(config, _cache(config), show)
         if config.model is None:
             pairs = preferences(config, task, run)
-            reward, accuracy = reward_models(config, task, pairs, run, show)
+            reward, accuracy, seconds = reward_models(config, task, pairs, run, show)
             task.facts["reward models' accuracy on held-out preferences"] = round(accuracy, 3)
         else:
-            reward, pairs = real_reward(config), None
-        answers = Answers(config, task, reward, run, show, rows)
+            reward, pairs, seconds = real_reward(config), None, 0.0
+        answers = Answers(config, task, reward, seconds, run, show, rows)
         for method in config.methods:
             answers.add(method, pairs)
     _conclude(config, task, answers, run, console, time.perf_counter() - begun)
@@ -83,15 +82,16 @@ def _rows_so_far(run: RunDirectory) -> list[dict[str, Any]]:
 def _conclude(
     config: Config, task: Task, answers: Answers, run: RunDirectory, console: Console, seconds: float
 ) -> None:
-    rows, columns = answers.rows, ("method", "gold wins, %", "gold", "rating", "proxy, sd", "NLL under μ", "judge NLL")
+    rows = answers.rows
     table = Table(title=f"{config.prompts} held-out prompts; gold wins against {config.reference_samples} samples of μ")
-    for heading in (*columns, "distinct-2", "changed", "forwards", "s"):
+    for heading in COLUMNS:
         table.add_column(heading, justify="left" if heading == "method" else "right")
-    lines = ["| " + " | ".join((*columns, "distinct-2", "changed", "forwards", "s")) + " |", "|---" * 11 + "|"]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for cells in (describe_row(row) for row in rows):
         table.add_row(*cells)
         lines.append("| " + " | ".join(cells) + " |")
-    run.write("results.csv", to_csv([{k: v for k, v in row.items() if k not in ("texts",)} for row in rows]))
+    run.write("prompts.json", json.dumps(task.test.texts, ensure_ascii=False))
+    run.write("results.csv", to_csv(rows))
     run.write("results.md", "\n".join(lines) + "\n")
     with contextlib.suppress(ImportError):
         plot_curve(rows, run.path / "curve.png")
@@ -108,38 +108,6 @@ def _conclude(
     console.print(f"\n{seconds:.0f} s in all on {jax.default_backend()}; everything is in {run.path}")
 
 
-def describe_row(row: dict[str, Any]) -> tuple[str, ...]:
-    """Lay out one row of the table; what was not measured is a dash."""
-
-    def number(name: str, form: str) -> str:
-        value = row.get(name)
-        return "-" if value is None or value == "" else format(value, form)
-
-    wins = (
-        "-"
-        if row["win"] is None
-        else f"{100 * row['win']:.1f} [{100 * row['win_low']:.0f}, {100 * row['win_high']:.0f}]"
-    )
-    name = row["name"] + (" (chosen)" if row["chosen"] else "")
-    seconds = f"{row['seconds']:.0f}" + (f" + {row['train_seconds']:.0f}" if row["train_seconds"] else "")
-    middle = tuple(
-        number(key, form)
-        for key, form in (
-            ("gold", ".2f"),
-            ("rating", ".2f"),
-            ("proxy", ".2f"),
-            ("nll", ".2f"),
-            ("judge_nll", ".2f"),
-            ("distinct_2", ".2f"),
-            ("changed", ".2f"),
-            ("forwards", ".0f"),
-        )
-    )
-    return (name, wins, *middle, seconds)
-
-
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except KeyboardInterrupt:
-        sys.exit("stopped; go on with --resume")
+    options = tyro.cli(Config, description=__doc__)
+    end_well(lambda: main(options), options.out)

@@ -1,8 +1,11 @@
 """What `rlhf.py` can be told, and what is refused."""
 
 import dataclasses
+import zlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import jax.random as jr
 
 #: Import names of the extra "rlhf" that a run uses sooner or later.
 NEEDED = ("safetensors", "tokenizers", "sklearn", "vaderSentiment", "gguf")
@@ -22,14 +25,14 @@ class Config:
 
     methods: tuple[Literal["sft", "bon", "dpo", "ppo", "vgf"], ...] = ("sft", "bon", "dpo", "vgf")
     """What is compared."""
-    space: Literal["reference", "logit", "logit-reference", "token", "token-prior"] = "reference"
+    space: Literal["reference", "logit", "logit-reference", "token", "token-prior"] = "logit-reference"
     """Where VGF's particles live; "logit-reference" and "token-prior" let the reference take part in the decoding."""
     out: Path = Path("runs/rlhf")
     """Directory of the run."""
     resume: bool = False
     """Go on with the run in --out; what determines it must be the same."""
     seed: int = 0
-    """Seed of preferences, reward models, trained policies and particles; prompts, SFT and gold do not depend on it."""
+    """Seed of preferences, reward models, trained policies and samples; prompts, reference and gold have none."""
 
     data: Literal["human", "generated"] = "human"
     """human: snippets that about twenty people rated (2.5 MB from PyPI); generated: made up on the spot."""
@@ -49,7 +52,7 @@ class Config:
 
     prompts: int = 100
     """Held-out prompts on which everything is reported."""
-    validation_prompts: int = 50
+    validation_prompts: int = 100
     """Other held-out prompts, on which the budget is chosen."""
     prompt_length: int = 5
     """Tokens of a prompt."""
@@ -60,9 +63,9 @@ class Config:
 
     particles: int = 8
     """Particles N a prompt."""
-    steps: tuple[int, ...] = (1, 2, 4, 8)
+    steps: tuple[int, ...] = (1, 2, 4)
     """All L that are reported; L = 0 is best-of-N over the particles."""
-    step_sizes: tuple[float, ...] = (1.0, 3.0, 10.0)
+    step_sizes: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     """Step sizes ε to choose from, over the reward's standard deviation over the reference's samples."""
     flow: Literal["ascent", "svgd"] = "ascent"
     """ascent: every particle by itself; svgd: those of one prompt share gradients, and repel at α > 0."""
@@ -72,7 +75,7 @@ class Config:
     """Cap on every particle's distance from its sample, in the space's coordinates."""
     nll_band: float = 0.25
     """How much less likely than the reference's own samples texts may be, in standard deviations, when L is chosen."""
-    variety: float = 0.8
+    variety: float = 0.9
     """Least distinct-2 beside best-of-N's, when L is chosen."""
     best_of: tuple[int, ...] = (8, 32, 128)
     """All N of best-of-N."""
@@ -105,6 +108,16 @@ class Config:
     """PPO's price of a nat of divergence from the reference, in standard deviations of the reward."""
     samples: int = 4
     """Texts that are printed for each method."""
+
+
+def key_of(config: Config, purpose: str) -> Any:
+    """Give the key of one purpose; no two purposes and no two seeds share one.
+
+    Args:
+        config: of which the seed is read.
+        purpose: what the randomness is for.
+    """
+    return jr.fold_in(jr.key(config.seed), zlib.crc32(purpose.encode()))
 
 
 def check(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
-from rlhf_config import NOT_LEARNED, Config
+from rlhf_config import NOT_LEARNED, Config, key_of
 from rlhf_task import Report, Task, small_shape
 
 from flowrl.rlhf import (
@@ -37,22 +37,28 @@ def options_of(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(options, default=str))
 
 
-def stored(path: Path, template: Any, of: dict[str, Any]) -> Any | None:
-    """What a file holds, if it was made with the same options: a directory may hold the remains of another run."""
+def stored(path: Path, template: Any, of: dict[str, Any]) -> tuple[Any, float] | None:
+    """What a file holds, if it was made with the same options: a directory may hold the remains of another run.
+
+    Returns:
+        The value, and the seconds that it took; None if there is none.
+    """
     if not path.exists():
         return None
     value, meta = load_checkpoint(path, template)
-    return value if meta.get("of") == of else None
+    return (value, meta["seconds"]) if meta.get("of") == of else None
 
 
-def kept(run: RunDirectory, name: str, template: Any, make: Callable[[], Any], of: dict[str, Any]) -> Any:
-    """What is stored under a name in the run's directory, made if it is not there."""
+def kept(
+    run: RunDirectory, name: str, template: Any, make: Callable[[], tuple[Any, float]], of: dict[str, Any]
+) -> tuple[Any, float]:
+    """What is stored under a name in the run's directory, made if it is not there; and the seconds that it took."""
     path = run.path / f"{name}.npz"
-    value = stored(path, template, of)
-    if value is None:
-        value = make()
-        save_checkpoint(path, value, {"of": of})
-    return value
+    found = stored(path, template, of)
+    if found is None:
+        found = make()
+        save_checkpoint(path, found[0], {"of": of, "seconds": found[1]})
+    return found
 
 
 def fitted(
@@ -66,20 +72,21 @@ def fitted(
     held: Any,
     show: Report,
     of: Any,
-) -> Any:
-    """A fitted model; a run that was cut goes on from the last interval."""
+) -> tuple[Any, float]:
+    """A fitted model, and the seconds that it took; a run that was cut goes on from the last interval."""
     half = run.path / f"{name}.part.npz"
 
-    def make() -> Any:
+    def make() -> tuple[Any, float]:
         fresh = plan.start(model, key=key)
         found = stored(half, fresh, of)
-        state = fresh if found is None else found
+        state, before = (fresh, 0.0) if found is None else found
+        begun = time.perf_counter() - before
 
         def report(state: Any, row: dict[str, float]) -> None:
-            save_checkpoint(half, state, {"of": of})
+            save_checkpoint(half, state, {"of": of, "seconds": time.perf_counter() - begun})
             show(name, int(row["step"]), plan.steps)
 
-        return fit(loss, plan, state, rows, held, report=report)
+        return fit(loss, plan, state, rows, held, report=report), time.perf_counter() - begun
 
     whole = kept(run, name, model, make, of)
     half.unlink(missing_ok=True)
@@ -90,15 +97,17 @@ def preferences(config: Config, task: Task, run: RunDirectory) -> dict[str, Pair
     """Pairs of the reference's samples, labelled by the gold score with noise, split in training and validation."""
     assert task.gold is not None
     assert task.judge is not None
-    rng = np.random.default_rng(config.seed + 2)
+    rng = np.random.default_rng([config.seed, 2])
     some = task.train.take(rng.integers(0, len(task.train.texts), config.pairs // 2 + 1))
     zeros = jnp.zeros((len(some.texts), 4, config.length))
     template = Response(zeros.astype(jnp.int32), zeros.astype(bool), zeros.astype(jnp.float32))
 
-    def draw() -> Response:
-        return sample(task.sampler, task.model, some.prompt, count=4, key=jr.key(config.seed + 6))[0]
+    def draw() -> tuple[Response, float]:
+        begun, key = time.perf_counter(), key_of(config, "preferences")
+        drawn = sample(task.sampler, task.model, some.prompt, count=4, key=key)[0]
+        return jax.block_until_ready(drawn), time.perf_counter() - begun
 
-    drawn = kept(run, "preferences", template, draw, options_of(config))
+    drawn, _ = kept(run, "preferences", template, draw, options_of(config))
     flat = lambda x: np.asarray(x).reshape(-1, config.length)
     texts = task.decode(flat(drawn.tokens), flat(drawn.mask))
     gold = task.gold(texts, task.judge.log_probs([t for t in some.texts for _ in range(4)], texts)).reshape(-1, 4)
@@ -118,28 +127,28 @@ def preferences(config: Config, task: Task, run: RunDirectory) -> dict[str, Pair
 
 def reward_models(
     config: Config, task: Task, pairs: dict[str, Pairs], run: RunDirectory, show: Report
-) -> tuple[RewardEnsemble, float]:
-    """Reward models over the reference's own token embeddings."""
+) -> tuple[RewardEnsemble, float, float]:
+    """Reward models over the reference's own token embeddings, their accuracy, and the seconds that they took."""
     vocabulary, width = task.model.trunk.embedding.shape
     shape = small_shape(dataclasses.replace(config, width=width), vocabulary, layers=1, causal=False)
     reward = RewardEnsemble(
         shape,
         config.members,
-        key=jr.key(config.seed + 3),
+        key=key_of(config, "reward models"),
         aggregate=config.aggregate,
         tokens=task.model.tokens,
     )
     reward = eqx.tree_at(lambda r: r.embedding, reward, jnp.asarray(task.model.trunk.embedding, jnp.float32))
     plan = Fit(config.reward_steps, 64, 1e-3, weight_decay=0.1, interval=50, patience=4)
     loss = BradleyTerry(dropout=config.dropout)
-    key = jr.key(config.seed + 4)
-    reward = fitted(
+    key = key_of(config, "fit of the reward models")
+    reward, seconds = fitted(
         run, "reward", reward, loss, plan, key, pairs["train"], pairs["validation"], show, options_of(config)
     )
-    return reward, float(preference_accuracy(reward, pairs["validation"]))
+    return reward, float(preference_accuracy(reward, pairs["validation"])), seconds
 
 
 def spread_of(config: Config, task: Task, reward: AbstractReward) -> float:
     """Standard deviation of the reward over the reference's samples: the unit of step sizes."""
-    drawn, _ = sample(task.sampler, task.model, task.validation.prompt, count=8, key=jr.key(config.seed + 8))
+    drawn, _ = sample(task.sampler, task.model, task.validation.prompt, count=8, key=key_of(config, "unit of reward"))
     return float(jnp.std(score(reward, task.validation.prompt, drawn.tokens, drawn.mask)))

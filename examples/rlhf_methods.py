@@ -1,15 +1,14 @@
 """The methods that `rlhf.py` compares: each answers the test prompts, and is measured in the same way."""
 
+import dataclasses
 import time
-from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from rlhf_config import Config
+from rlhf_config import Config, key_of
+from rlhf_costs import Costs, Parts
 from rlhf_learning import fitted, kept, options_of, spread_of, stored
 from rlhf_report import Answer, describe, measure, summary, verdict
 from rlhf_task import Batch, Report, Task
@@ -20,14 +19,14 @@ from flowrl.rlhf import (
     PPO,
     AbstractReward,
     AbstractSpace,
+    Aligned,
     Fit,
     LanguageModel,
     Limits,
     LogitSpace,
     Pairs,
+    Prompt,
     ReferenceSpace,
-    Response,
-    RewardEnsemble,
     TokenSpace,
     align,
     check_tokens,
@@ -41,6 +40,7 @@ from flowrl.rlhf import (
 from flowrl.runs import RunDirectory, save_checkpoint
 
 _PPO_INTERVAL = 10  # iterations between two checkpoints
+_MOST = 512  # N of the best-of-N that is drawn at VGF's cost at most
 
 
 def space_of(config: Config, task: Task) -> AbstractSpace:
@@ -53,25 +53,30 @@ def space_of(config: Config, task: Task) -> AbstractSpace:
 
 
 class Answers:
-    """The answers of every method, measured; what is done already is not done again."""
+    """The answers of every method, measured; what is done already is not done again.
+
+    `train_seconds` are what a method spends before its first answer, given the reference and the preferences: the
+    reward models, the policy, the choice of the budget, with their compilations. `seconds` are those of all answers.
+    """
 
     def __init__(
         self,
         config: Config,
         task: Task,
         reward: AbstractReward,
+        reward_seconds: float,
         run: RunDirectory,
         show: Report,
         rows: list[dict[str, Any]],
     ):
         self.config, self.task, self.reward, self.run, self.show = config, task, reward, run, show
+        self.reward_seconds, self.parts = reward_seconds, Parts()
         check_tokens(space_of(config, task), reward)
+        self.costs = Costs.of(task.model, reward, task.test.prompt.tokens.shape[1], config.length)
         self.spread = spread_of(config, task, reward)
         self.rows, self.notes = rows, [str(note) for note in run.arrays.get("notes", ())]
-        self.base, _ = sample(
-            task.sampler, task.model, task.test.prompt, count=config.reference_samples, key=jr.key(77)
-        )
-        self.measured = describe(task, reward, task.test, self.base.tokens, self.base.mask)
+        tokens, mask, _ = self._drawn(task.model, task.test, config.reference_samples, "comparison")[0]
+        self.measured = describe(task, reward, task.test, tokens, mask)
 
     def add(self, method: str, pairs: dict[str, Pairs] | None) -> None:
         """Answer the test prompts by one method."""
@@ -79,127 +84,149 @@ class Answers:
             return
         made = getattr(self, f"_{method}")(pairs)
         for answer in made:
-            self.rows += measure(self.task, self.reward, self.measured, method, answer)
+            self.rows.append(measure(self.task, self.reward, self.measured, answer))
         self.run.rows = self.rows
         self.run.save({"methods": jnp.zeros((), jnp.int32)}, {"notes": np.asarray(self.notes, np.str_)})
 
-    def _draw(self, model: LanguageModel, batch: Batch, count: int) -> tuple[Response, Any]:
-        key = jr.key(self.config.seed + 78)
-        return sample(self.task.sampler, model, batch.prompt, count=count, key=key)
+    def _drawn(self, model: LanguageModel, batch: Batch, count: int, purpose: str) -> tuple[Any, float]:
+        """Tokens, masks and rewards (B, N, ...) of samples; the first ones are those of every smaller N."""
+        key = key_of(self.config, purpose)
 
-    def _best(
-        self, model: LanguageModel, counts: Sequence[int], names: Sequence[str], train_seconds: float = 0.0
-    ) -> list[Answer]:
-        """Best-of-N for several N: of N samples of the model, the one of the highest proxy reward.
+        def program(prompts: Prompt, part: int) -> Any:
+            drawn, _ = sample(self.task.sampler, model, prompts, count=count, key=jr.fold_in(key, part))
+            return drawn.tokens, drawn.mask, score(self.reward, prompts, drawn.tokens, drawn.mask)
 
-        The samples of a smaller N are the first ones of a larger N; its time is in proportion.
-        """
-        begun, most = time.perf_counter(), max(counts)
-        drawn, _ = self._draw(model, self.task.test, most)
-        rewards = np.asarray(score(self.reward, self.task.test.prompt, drawn.tokens, drawn.mask))
-        seconds, rows = (time.perf_counter() - begun) / most, np.arange(len(rewards))
+        return self.parts(("samples", count), batch, program)
+
+    def _best(self, method: str, model: LanguageModel, counts: dict[int, str], train_seconds: float) -> list[Answer]:
+        """Best-of-N for several N: of N samples of the model, the one of the highest proxy reward."""
         answers = []
-        for count, name in zip(counts, names, strict=True):
-            best = np.argmax(rewards[:, :count], axis=1)
-            tokens, mask = (np.asarray(leaf)[rows, best] for leaf in (drawn.tokens, drawn.mask))
-            cost = _cost_of_best(self, count)
-            answers.append(Answer(name, tokens, mask, None, 0, count, seconds * count, train_seconds, cost))
+        for count, name in counts.items():
+            (tokens, mask, rewards), seconds = self._drawn(model, self.task.test, count, "test")
+            rows, best = np.arange(len(rewards)), np.argmax(rewards, axis=1)
+            cost = self.costs.best_of(count) if count > 1 else self.costs.samples(1)
+            spent = train_seconds + (self.reward_seconds if count > 1 and method != "ppo" else 0.0)
+            answers.append(
+                Answer(method, name, tokens[rows, best], mask[rows, best], None, 0, count, seconds, spent, cost)
+            )
         return answers
 
     def _sft(self, pairs: Any) -> list[Answer]:
         del pairs
-        tokens, mask = np.asarray(self.base.tokens[:, 0]), np.asarray(self.base.mask[:, 0])
-        return [Answer("SFT", tokens, mask, None, 0, 1, 0, 0, 1)]
+        return self._best("sft", self.task.model, {1: "SFT"}, 0.0)
 
     def _bon(self, pairs: Any) -> list[Answer]:
         del pairs
-        counts = self.config.best_of
-        return self._best(self.task.model, counts, [f"best-of-{count}" for count in counts])
+        return self._best("bon", self.task.model, {n: f"best-of-{n}" for n in self.config.best_of}, 0.0)
+
+    def _policy(self, method: str, model: LanguageModel, seconds: float) -> list[Answer]:
+        name, several = method.upper(), self.config.particles
+        return self._best(method, model, {1: name, several: f"{name}, best-of-{several}"}, seconds)
 
     def _dpo(self, pairs: dict[str, Pairs]) -> list[Answer]:
-        config, begun = self.config, time.perf_counter()
+        config = self.config
         train, held = (with_reference(self.task.model, pairs[part]) for part in ("train", "validation"))
         plan = Fit(config.dpo_steps, 64, 1e-3, weight_decay=0.0, interval=20, patience=3)
-        key = jr.key(config.seed + 9)
-        model = fitted(
-            self.run,
-            "dpo",
-            self.task.model,
-            DPO(config.dpo_beta),
-            plan,
-            key,
-            train,
-            held,
-            self.show,
-            options_of(config),
-        )
-        seconds = time.perf_counter() - begun
-        counts = (1, config.particles)
-        return self._best(model, counts, ("DPO", f"DPO, best-of-{config.particles}"), seconds)
+        loss, key = DPO(config.dpo_beta), key_of(config, "dpo")
+        of = options_of(config)
+        model, seconds = fitted(self.run, "dpo", self.task.model, loss, plan, key, train, held, self.show, of)
+        return self._policy("dpo", model, seconds)
 
     def _ppo(self, pairs: Any) -> list[Answer]:
         del pairs
-        config, begun = self.config, time.perf_counter()
+        config = self.config
         ppo = PPO(self.task.sampler, beta=config.ppo_beta * self.spread)
-        state = ppo.start(self.task.model, key=jr.key(config.seed + 10))
-
+        state = ppo.start(self.task.model, key=key_of(config, "ppo"))
         half = self.run.path / "ppo.part.npz"
 
-        def make() -> Any:
+        def make() -> tuple[Any, float]:
             found = stored(half, state, options_of(config))
-            start = state if found is None else found
+            start, before = (state, 0.0) if found is None else found
+            begun = time.perf_counter() - before
 
             def report(now: Any, row: dict[str, float]) -> None:
                 self.show("PPO", int(row["step"]), config.ppo_iterations)
                 if int(row["step"]) % _PPO_INTERVAL == 0:
-                    save_checkpoint(half, now, {"of": options_of(config)})
+                    save_checkpoint(half, now, {"of": options_of(config), "seconds": time.perf_counter() - begun})
 
             prompts = self.task.train.prompt
             rounds = config.ppo_iterations
-            return optimise(ppo, start, self.task.model, self.reward, prompts, iterations=rounds, report=report)
+            done = optimise(ppo, start, self.task.model, self.reward, prompts, iterations=rounds, report=report)
+            return done, time.perf_counter() - begun
 
-        model = kept(self.run, "ppo", state, make, options_of(config)).policy
+        done, seconds = kept(self.run, "ppo", state, make, options_of(config))
         half.unlink(missing_ok=True)
-        counts = (1, config.particles)
-        seconds = time.perf_counter() - begun
-        return self._best(model, counts, ("PPO", f"PPO, best-of-{config.particles}"), seconds)
+        return self._policy("ppo", done.policy, self.reward_seconds + seconds)
 
-    def _flow(self, batch: Batch, step_size: float) -> tuple[Any, Response, float]:
-        """All numbers of steps at one step size."""
-        config, begun = self.config, time.perf_counter()
-        drawn, keys = self._draw(self.task.model, batch, config.particles)
+    def _flow(self, batch: Batch, purpose: str, step_size: float, save: tuple[int, ...]) -> tuple[Aligned, Any, float]:
+        """Some numbers of steps at one step size: texts, the samples they began as, seconds."""
+        config, key = self.config, key_of(self.config, purpose)
         temperature = config.temperature * self.spread if config.flow == "svgd" else None
-        budget = Budget(
-            config.steps[-1], step_size / self.spread, temperature, max_displacement=config.max_displacement
-        )
+        cap = config.max_displacement
+        budget = Budget(save[-1], step_size / self.spread, temperature, max_displacement=cap)
         flow = SVGD() if config.flow == "svgd" else Ascent()
-        aligned = align(
-            space_of(config, self.task),
-            self.reward,
-            batch.prompt,
-            drawn,
-            keys,
-            budget,
-            flow=flow,
-            save=(0, *config.steps),
-        )
-        jax.block_until_ready(aligned.tokens)
-        return aligned, drawn, time.perf_counter() - begun
+        space = space_of(config, self.task)
+
+        def program(prompts: Prompt, part: int) -> Any:
+            drawn, keys = sample(
+                self.task.sampler, self.task.model, prompts, count=config.particles, key=jr.fold_in(key, part)
+            )
+            aligned = align(space, self.reward, prompts, drawn, keys, budget, flow=flow, save=save)
+            return _turned(aligned), drawn.tokens
+
+        (aligned, start), seconds = self.parts(("flow", save), batch, program)
+        return _turned(aligned), start, seconds
 
     def _vgf(self, pairs: Any) -> list[Answer]:
         del pairs
-        config = self.config
-        limits = Limits(config.nll_band, config.variety)
-        candidates, names, selected, starts = [], [], None, []
-        batch = self.task.validation
-        drawn, _ = self._draw(self.task.model, batch, config.reference_samples)
-        base = describe(self.task, self.reward, batch, drawn.tokens, drawn.mask)
+        config, begun = self.config, time.perf_counter()
+        best = self._choice()
+        train_seconds = self.reward_seconds + time.perf_counter() - begun
+        answers, save = [], (0, *config.steps)
         for done, step_size in enumerate(config.step_sizes):
-            aligned, _, _ = self._flow(batch, step_size)
+            aligned, start, _ = self._flow(self.task.test, "test", step_size, save)
+            for k, steps in enumerate(save):
+                if steps == 0 and done:
+                    continue
+                tokens, mask = (np.asarray(x) for x in aligned.best(k))
+                name = "VGF, L = 0" if steps == 0 else f"VGF, ε = {step_size:g}, L = {steps}"
+                chosen = best == (step_size, steps) or (best is None and steps == 0)
+                began = start[np.arange(len(tokens)), np.asarray(aligned.chosen[k])]
+                cost = self.costs.flow(config.space, config.particles, steps)
+                seconds = self._flow(self.task.test, "test", step_size, (steps,))[2] if chosen else None
+                answers.append(
+                    Answer(
+                        "vgf",
+                        name,
+                        tokens,
+                        mask,
+                        began,
+                        steps,
+                        config.particles,
+                        seconds,
+                        train_seconds,
+                        cost,
+                        step_size,
+                        chosen,
+                    )
+                )
+            self.show("VGF", done + 1, len(config.step_sizes))
+        cost = next(answer.forwards for answer in answers if answer.chosen)
+        count = min(self.costs.matched(cost), _MOST)
+        return answers + self._best("matched", self.task.model, {count: f"best-of-{count}, VGF's cost"}, 0.0)
+
+    def _choice(self) -> tuple[float, int] | None:
+        """The budget that validation prompts choose without gold; None for no steps at all."""
+        config, batch = self.config, self.task.validation
+        tokens, mask, _ = self._drawn(self.task.model, batch, config.reference_samples, "validation comparison")[0]
+        base = describe(self.task, self.reward, batch, tokens, mask)
+        candidates, names, selected, starts = [], [], None, []
+        for done, step_size in enumerate(config.step_sizes):
+            aligned, _, _ = self._flow(batch, "validation", step_size, (0, *config.steps))
             texts = []
             for k in range(1 + len(config.steps)):
-                tokens, mask = aligned.best(k)
-                texts.append(summary(self.task, self.reward, batch, tokens, mask))
+                moved = float(jnp.mean(aligned.displacement[k]))
+                texts.append(summary(self.task, self.reward, batch, *aligned.best(k), moved))
             selected = texts[0]
             candidates += texts[1:]
             names += [(step_size, steps) for steps in config.steps]
@@ -207,61 +234,18 @@ class Answers:
             starts.append("" if start is None else f"ε = {step_size:g} from L = {(0, *config.steps)[start]}")
             self.show("choosing the budget", done + 1, len(config.step_sizes))
         assert selected is not None
-        chosen = choose_steps(candidates, selected, base.nll, limits)
+        chosen = choose_steps(candidates, selected, base.nll, Limits(config.nll_band, config.variety))
         self.notes.append(verdict(names, candidates, chosen))
         if any(starts):
             self.notes.append(
                 "warning: on the validation prompts the proxy reward rises while the texts leave the reference's NLL "
                 f"band ({'; '.join(s for s in starts if s)}): beyond this the reward model is being deceived"
             )
-        best = None if chosen.index is None else names[chosen.index]
-        answers = []
-        for done, step_size in enumerate(config.step_sizes):
-            aligned, drawn, seconds = self._flow(self.task.test, step_size)
-            for k, steps in enumerate((0, *config.steps)):
-                if steps == 0 and done:
-                    continue
-                tokens, mask = (np.asarray(x) for x in aligned.best(k))
-                name = "VGF, L = 0" if steps == 0 else f"VGF, ε = {step_size:g}, L = {steps}"
-                is_chosen = best == (step_size, steps) or (best is None and steps == 0)
-                rows = np.arange(len(tokens))
-                start = np.asarray(drawn.tokens)[rows, np.asarray(aligned.chosen[k])]
-                cost = _cost_of_flow(self, steps)
-                # One flow serves all L: its time is that of the longest.
-                own = seconds * steps / config.steps[-1] if steps else 0.0
-                answers.append(
-                    Answer(name, tokens, mask, start, steps, config.particles, own, 0, cost, step_size, is_chosen)
-                )
-            self.show("VGF", done + 1, len(config.step_sizes))
-        return answers
+        return None if chosen.index is None else names[chosen.index]
 
 
-def _matrix_sizes(answers: Answers) -> tuple[float, float, float]:
-    """Multiplications a token: a sample of the reference, the reward, the token table."""
-
-    def blocks(trunk: Any) -> float:
-        return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(trunk.blocks, eqx.is_array)))
-
-    reward = answers.reward
-    vocabulary, width = reward.embedding.shape
-    table = float(vocabulary * width)
-    trunk = reward.members.trunk if isinstance(reward, RewardEnsemble) else reward.trunk  # pyright: ignore
-    # The stacked members are counted all at once.
-    return blocks(answers.task.model.trunk) + float(answers.task.model.trunk.embedding.size), blocks(trunk), table
-
-
-def _cost_of_best(answers: Answers, count: int) -> float:
-    """Forward passes of the reference over one response that best-of-N costs a prompt."""
-    sampled, rewarded, _ = _matrix_sizes(answers)
-    return count * (sampled + rewarded) / sampled
-
-
-def _cost_of_flow(answers: Answers, steps: int) -> float:
-    """The same of VGF: sampling, forward and backward passes of the reward, decodings, and the rewards of the texts."""
-    sampled, rewarded, table = _matrix_sizes(answers)
-    space = answers.config.space
-    decodes = 1.0 if space in ("reference", "logit-reference", "token-prior") and steps else 0.0
-    encodes = 1.0 if space.startswith("logit") and steps else 0.0
-    step = 3 * rewarded + {"reference": sampled + table}.get(space, 2 * table if space.startswith("logit") else table)
-    whole = (1 + decodes + encodes) * sampled + steps * step + rewarded
-    return answers.config.particles * whole / sampled
+def _turned(aligned: Aligned) -> Aligned:
+    """Budgets before prompts, or prompts before budgets."""
+    alone = ("relaxed", "nonfinite")  # of which there is one a prompt
+    names = [field.name for field in dataclasses.fields(aligned) if field.name not in alone]
+    return dataclasses.replace(aligned, **{name: jnp.swapaxes(getattr(aligned, name), 0, 1) for name in names})

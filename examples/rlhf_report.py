@@ -17,8 +17,12 @@ from flowrl.rlhf.evaluation import distinct_n, fraction_changed, vader_scores, w
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One answer to each test prompt."""
+    """One answer to each test prompt.
 
+    `seconds` are those of all answers of the method, None where they were not timed by themselves.
+    """
+
+    method: str
     name: str
     tokens: np.ndarray
     mask: np.ndarray
@@ -26,7 +30,7 @@ class Answer:
     start: np.ndarray | None
     steps: int
     count: int
-    seconds: float
+    seconds: float | None
     train_seconds: float
     forwards: float
     step_size: float = 0.0
@@ -35,9 +39,10 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """The reference's own samples, (B, n): their gold scores, proxy rewards, likelihoods."""
+    """The reference's own samples, (B, n): their gold scores, proxy rewards, likelihoods; and people's gold (B,)."""
 
     gold: np.ndarray | None
+    people: np.ndarray | None
     proxy: tuple[float, float]
     nll: tuple[float, float]
 
@@ -45,26 +50,34 @@ class Reference:
 def describe(task: Task, reward: AbstractReward, batch: Batch, tokens: Any, mask: Any) -> Reference:
     """Measure samples of the reference, (B, n, T)."""
     count, length = tokens.shape[1], tokens.shape[2]
-    gold = None
+    gold = people = None
     if task.gold is not None and task.judge is not None:
         texts = task.decode(np.asarray(tokens).reshape(-1, length), np.asarray(mask).reshape(-1, length))
         log_p = task.judge.log_probs([text for text in batch.texts for _ in range(count)], texts)
         gold = task.gold(texts, log_p).reshape(-1, count)
+        if batch.people is not None:
+            people = task.gold(batch.people, task.judge.log_probs(batch.texts, batch.people))
     proxy = np.asarray(score(reward, batch.prompt, tokens, mask))
     nll = np.concatenate([task.nll(batch.prompt, tokens[:, i], mask[:, i]) for i in range(count)])
-    return Reference(gold, (float(proxy.mean()), float(proxy.std())), (float(nll.mean()), float(nll.std())))
+    return Reference(gold, people, (float(proxy.mean()), float(proxy.std())), (float(nll.mean()), float(nll.std())))
 
 
-def summary(task: Task, reward: AbstractReward, batch: Batch, tokens: Any, mask: Any) -> TextStatistics:
-    """Measure texts (B, T) without the gold score."""
+def summary(task: Task, reward: AbstractReward, batch: Batch, tokens: Any, mask: Any, moved: float) -> TextStatistics:
+    """Measure texts (B, T), whose particles moved so far, without the gold score."""
     rewards = score(reward, batch.prompt, tokens[:, None], mask[:, None])
-    rows = [list(t[m]) for t, m in zip(np.asarray(tokens), np.asarray(mask), strict=True)]
     return TextStatistics(
         float(jnp.mean(rewards)),
         float(np.mean(task.nll(batch.prompt, tokens, mask))),
-        distinct_n(rows, 2),
+        distinct_n(_words(task, tokens, mask), 2),
         _disagreement(reward, batch, tokens, mask),
+        moved,
     )
+
+
+def _words(task: Task, tokens: Any, mask: Any) -> list[list[int]]:
+    """The tokens of each text, without its end."""
+    rows = zip(np.asarray(tokens), np.asarray(mask), strict=True)
+    return [[int(token) for token in row[seen] if int(token) != task.tokenizer.end] for row, seen in rows]
 
 
 def _disagreement(reward: AbstractReward, batch: Batch, tokens: Any, mask: Any) -> float:
@@ -81,14 +94,14 @@ def _mean_spread(reward: RewardEnsemble, tokens: jax.Array, mask: jax.Array) -> 
     return jnp.mean(jnp.std(each, axis=1))
 
 
-def measure(task: Task, reward: AbstractReward, base: Reference, method: str, answer: Answer) -> list[dict[str, Any]]:
+def measure(task: Task, reward: AbstractReward, base: Reference, answer: Answer) -> dict[str, Any]:
     """Give the row of one method's answers; scores of single prompts stand in it as JSON lists."""
     batch = task.test
     texts = task.decode(answer.tokens, answer.mask)
     tokens, mask = jnp.asarray(answer.tokens), jnp.asarray(answer.mask)
     proxy = np.asarray(score(reward, batch.prompt, tokens[:, None], mask[:, None]))[:, 0]
     row: dict[str, Any] = {
-        "method": method,
+        "method": answer.method,
         "name": answer.name,
         "steps": answer.steps,
         "count": answer.count,
@@ -97,6 +110,7 @@ def measure(task: Task, reward: AbstractReward, base: Reference, method: str, an
         "win": None,
         "win_low": None,
         "win_high": None,
+        "win_people": None,
         "gold": None,
         "rating": None,
         "fluency": None,
@@ -111,15 +125,16 @@ def measure(task: Task, reward: AbstractReward, base: Reference, method: str, an
         estimate = win_rate(gold, base.gold)
         wins = (0.5 + 0.5 * np.sign(gold[:, None] - base.gold)).mean(axis=1)
         row |= {"win": estimate.value, "win_low": estimate.low, "win_high": estimate.high}
+        if base.people is not None:
+            row["win_people"] = float((0.5 + 0.5 * np.sign(gold - base.people)).mean())
         row |= {"gold": float(gold.mean()), "rating": float(rating.mean()), "fluency": float(fluency.mean())}
         row |= {"vader": float(np.mean(vader_scores(texts))), "judge_nll": float(-log_p.mean())}
     mean, deviation = base.proxy
-    rows = [list(t[m]) for t, m in zip(answer.tokens, answer.mask, strict=True)]
     changed = "" if answer.start is None else fraction_changed(answer.tokens, answer.start, answer.mask)
     row |= {
         "proxy": float((proxy.mean() - mean) / deviation),
         "nll": float(np.mean(task.nll(batch.prompt, tokens, mask))),
-        "distinct_2": distinct_n(rows, 2),
+        "distinct_2": distinct_n(_words(task, answer.tokens, answer.mask), 2),
         "changed": changed,
         "forwards": answer.forwards,
         "seconds": answer.seconds,
@@ -127,7 +142,32 @@ def measure(task: Task, reward: AbstractReward, base: Reference, method: str, an
         "wins": json.dumps([round(float(w), 4) for w in wins]),
         "texts": json.dumps(texts),
     }
-    return [row]
+    return row
+
+
+#: Headings of a run's table; `describe_row` fills them.
+COLUMNS = (
+    *("method", "gold wins, %", "against people", "gold", "rating", "proxy, sd", "NLL under μ", "judge NLL"),
+    *("distinct-2", "changed", "forwards", "s to begin", "s"),
+)
+
+
+def describe_row(row: dict[str, Any]) -> tuple[str, ...]:
+    """Lay out one row of the table; what was not measured is a dash."""
+
+    def number(name: str, form: str) -> str:
+        value = row.get(name)
+        return "-" if value is None or value == "" else format(value, form)
+
+    wins = people = "-"
+    if row["win"] is not None:
+        wins = f"{100 * row['win']:.1f} [{100 * row['win_low']:.0f}, {100 * row['win_high']:.0f}]"
+    if row["win_people"] is not None:
+        people = f"{100 * row['win_people']:.0f}"
+    name = row["name"] + (" (chosen)" if row["chosen"] else "")
+    forms = {name: ".2f" for name in ("gold", "rating", "proxy", "nll", "judge_nll", "distinct_2", "changed")}
+    forms |= {"forwards": ".0f", "train_seconds": ".0f", "seconds": ".1f"}
+    return (name, wins, people, *(number(key, form) for key, form in forms.items()))
 
 
 def verdict(names: list[tuple[float, int]], candidates: list[TextStatistics], chosen: ChosenSteps) -> str:
@@ -166,7 +206,7 @@ def plot_curve(rows: list[dict[str, Any]], path: Path) -> None:
         axis.plot([r["proxy"] for r in line], [r["gold"] for r in line], "o-", label=f"VGF, ε = {size:g}")
         for row in line:
             axis.annotate(f"{row['steps']}", (row["proxy"], row["gold"]), textcoords="offset points", xytext=(3, 4))
-    best = [row for row in rows if row["method"] in ("sft", "bon")]
+    best = sorted((row for row in rows if row["method"] in ("sft", "bon", "matched")), key=lambda row: row["count"])
     if best:
         axis.plot([r["proxy"] for r in best], [r["gold"] for r in best], "s--", color="gray", label="best-of-N")
         for row in best:

@@ -49,21 +49,23 @@ from flowrl.runs import load_checkpoint, save_checkpoint
 
 Report = Callable[[str, int, int], None]
 _HEAD = 16  # size of an attention head of the small models
+_STOPPING = 200  # texts that say when reference and judge are trained enough; no prompt is of one of them
 _GOLD_PROMPTS = 500  # whose samples say what mean and spread of the gold score are
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Prompts as texts and as tokens."""
+    """Prompts as texts and as tokens, and how people went on, if that is known."""
 
     texts: tuple[str, ...]
     prompt: Prompt
+    people: tuple[str, ...] | None = None
 
     def take(self, rows: np.ndarray) -> "Batch":
         """Give some of them."""
-        return Batch(
-            tuple(self.texts[i] for i in rows), jax.tree.map(lambda leaf: leaf[jnp.asarray(rows)], self.prompt)
-        )
+        part = jax.tree.map(lambda leaf: leaf[jnp.asarray(rows)], self.prompt)
+        people = None if self.people is None else tuple(self.people[i] for i in rows)
+        return Batch(tuple(self.texts[i] for i in rows), part, people)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +131,11 @@ def make_task(config: Config, cache: Path, report: Report) -> Task:
     words = WordTokenizer.fit(films.texts, size=config.vocabulary)
     rng = np.random.default_rng(0)
     order = rng.permutation(len(films))
-    held = min(3 * (config.prompts + config.validation_prompts) + 200, len(films) // 3)
-    cuts = held + (len(films) - held) // 2
-    parts = [films.take(np.sort(part)) for part in (order[:held], order[held:cuts], order[cuts:])]
-    held_out, mine, others = (_split(words, part.texts, config.prompt_length) for part in parts)
+    held = min(3 * (config.prompts + config.validation_prompts) + 100, len(films) // 4)
+    stop = held + min(_STOPPING, len(films) // 8)
+    half = stop + (len(films) - stop) // 2
+    parts = [films.take(np.sort(order[i:j])) for i, j in ((0, held), (held, stop), (stop, half), (half, len(films)))]
+    held_out, stopping, mine, others = (_split(words, part.texts, config.prompt_length) for part in parts)
     more = _split(words, products.texts, config.prompt_length)
     if len(held_out[0]) < config.prompts + config.validation_prompts:
         raise SystemExit(
@@ -145,7 +148,7 @@ def make_task(config: Config, cache: Path, report: Report) -> Task:
 
     judge_texts = (others[0] + more[0], others[1] + more[1])
     small_judge = Judge(
-        _trained(config, words, rows(judge_texts), rows(held_out), cache, 7, "judge", report),
+        _trained(config, words, rows(judge_texts), rows(stopping), cache, 7, "judge", report),
         words,
         config.prompt_length,
         config.length,
@@ -154,16 +157,18 @@ def make_task(config: Config, cache: Path, report: Report) -> Task:
         model, tokenizer = smollm2(config.data_dir)
         prompt_length = 3 * config.prompt_length  # its tokens are shorter than words
     else:
-        model = _trained(config, words, rows(mine), rows(held_out), cache, 0, "reference (SFT)", report)
+        model = _trained(config, words, rows(mine), rows(stopping), cache, 0, "reference (SFT)", report)
         tokenizer, prompt_length = words, config.prompt_length
 
-    def batch(texts: Sequence[str]) -> Batch:
-        return Batch(tuple(texts), pack_prompts(tokenizer, texts, prompt_length))
+    def batch(texts: tuple[list[str], list[str]], first: int, last: int | None) -> Batch:
+        prompts, people = (part[first:last] for part in texts)
+        # A person's text is as long as an answer.
+        ends = tuple(words.decode(words.encode(text)[: config.length]) for text in people)
+        return Batch(tuple(prompts), pack_prompts(tokenizer, prompts, prompt_length), ends)
 
-    prompts = held_out[0]
-    train = batch(mine[0][: 200 if config.mu == "smollm2" else None])
-    test = batch(prompts[: config.prompts])
-    validation = batch(prompts[config.prompts : config.prompts + config.validation_prompts])
+    train = batch(mine, 0, 200 if config.mu == "smollm2" else None)
+    test = batch(held_out, 0, config.prompts)
+    validation = batch(held_out, config.prompts, config.prompts + config.validation_prompts)
     sampler = _sampler(config, model, tokenizer)
     # Of all films but those of the prompts: gold is not learned on what it will judge.
     rating = RatingRegression.fit(films.take(np.sort(order[held:])))
@@ -257,12 +262,13 @@ def _trained(
     """A small language model, from the cache if it was trained before on the same texts."""
     shape = small_shape(config, words.size, layers=config.layers, causal=True)
     model = LanguageModel(shape, key=jr.key(seed), tokens=words.fingerprint)
-    digest = hashlib.sha256(json.dumps([str(shape), config.sft_steps, seed, words.fingerprint]).encode())
-    digest.update(np.asarray(rows.tokens).tobytes())
+    plan = Fit(config.sft_steps, 64, 3e-3, interval=50, patience=2)
+    digest = hashlib.sha256(json.dumps([str(shape), str(plan), seed, words.fingerprint]).encode())
+    for part in (rows, held_out):
+        digest.update(np.asarray(part.tokens).tobytes())
     path = cache / f"{name.split()[0]}-{digest.hexdigest()[:16]}.npz"
     if path.exists():
         return load_checkpoint(path, model)[0]
-    plan = Fit(config.sft_steps, 64, 3e-3, interval=50, patience=2)
     state = plan.start(model, key=jr.key(seed + 100))
     model = fit(
         sft_loss, plan, state, rows, held_out, report=lambda _, row: report(name, int(row["step"]), config.sft_steps)

@@ -131,9 +131,9 @@ def test_what_another_run_left_is_not_taken(tmp_path):
     other = rlhf_learning.options_of(rlhf_config.Config(seed=1))
     more_prompts = rlhf_learning.options_of(rlhf_config.Config(prompts=7, space="token", out=Path("elsewhere")))
     template = jnp.zeros(2)
-    save_checkpoint(tmp_path / "reward.npz", jnp.ones(2), {"of": mine})
+    save_checkpoint(tmp_path / "reward.npz", jnp.ones(2), {"of": mine, "seconds": 1.5})
     assert rlhf_learning.stored(tmp_path / "reward.npz", template, other) is None
-    assert rlhf_learning.stored(tmp_path / "reward.npz", template, more_prompts).tolist() == [1, 1]
+    assert rlhf_learning.stored(tmp_path / "reward.npz", template, more_prompts)[0].tolist() == [1, 1]
     assert rlhf_learning.stored(tmp_path / "none.npz", template, mine) is None
 
 
