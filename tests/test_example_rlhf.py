@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,13 +69,22 @@ def test_table_has_every_method_and_budget(whole):
     table = rows(base / "run")
     names = [row["name"] for row in table]
     flows = ["VGF, L = 0", "VGF, ε = 1, L = 1", "VGF, ε = 1, L = 2"]
-    assert names == ["SFT", "best-of-2", "best-of-4", "DPO", "DPO, best-of-3", *flows]
+    assert names[:-1] == ["SFT", "best-of-2", "best-of-4", "DPO", "DPO, best-of-3", *flows]
+    assert re.fullmatch(r"best-of-\d+, VGF's cost", names[-1])
     assert [row["chosen"] for row in table if row["method"] == "vgf"].count("True") == 1
     zero = next(row for row in table if row["name"] == "VGF, L = 0")
     assert float(zero["changed"]) == 0
     for row in table:
         assert 0 <= float(row["win_low"]) <= float(row["win"]) <= float(row["win_high"]) <= 1
         assert len(json.loads(row["wins"])) == 6
+        assert 0 <= float(row["win_people"]) <= 1
+    # What was chosen is timed by itself, and stands beside the samples that cost as much.
+    chosen = next(row for row in table if row["chosen"] == "True")
+    assert float(chosen["seconds"]) > 0
+    assert float(table[-1]["forwards"]) >= float(chosen["forwards"])
+    # The samples of a smaller N are the first ones of a larger N.
+    by_name = {row["name"]: json.loads(row["texts"]) for row in table}
+    assert any(a == b for a, b in zip(by_name["SFT"], by_name["best-of-2"], strict=True))
     proxies = {row["name"]: float(row["proxy"]) for row in table}
     assert proxies["VGF, ε = 1, L = 2"] > proxies["VGF, L = 0"] > proxies["SFT"]
     assert (base / "run" / "curve.png").stat().st_size > 1000
@@ -87,7 +97,7 @@ def test_resume_after_the_last_method_changes_nothing(whole):
     (base / "run" / "results.csv").unlink()
     run(*TINY, "--methods", "sft", "bon", "dpo", "vgf", "--out", base / "run", "--data-dir", base / "data", "--resume")
     assert (base / "run" / "metrics.csv").read_bytes() == before
-    assert len(rows(base / "run")) == 8
+    assert len(rows(base / "run")) == 9
 
 
 def test_another_run_in_the_same_directory_is_refused(whole):
@@ -173,5 +183,5 @@ def test_real_weights_need_no_gold(tmp_path):
     table = rows(tmp_path / "run")
     assert [row["name"] for row in table][:3] == ["SFT", "best-of-2", "VGF, L = 0"]
     assert all(row["win"] == "" and row["gold"] == "" for row in table)
-    assert float(table[-1]["proxy"]) > float(table[0]["proxy"])
+    assert float(table[-2]["proxy"]) > float(table[0]["proxy"])
     assert "w1 w2 w3" in out
