@@ -1,13 +1,49 @@
-"""How the long examples show what they do: progress bars, and a table at the end."""
+"""How the long examples show what they do, and how they end: progress bars, a table, one line when they are stopped."""
 
+import shlex
+import signal
+import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from flowrl.rl import report
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: it ends a program as Ctrl-C does, so that what is open is closed."""
+
+
+def end_well(main: Callable[[], Any], out: Path | None = None, *, verb: str = "go on") -> NoReturn:
+    """Run a program to its end, whatever that is: its exit status, an error in one line, or where it was stopped.
+
+    Args:
+        main: the program; what it returns is the exit status if it is a number.
+        out: its run directory, for a program that goes on from there by --resume.
+        verb: what the same command does after a stop; "start again" for a program that keeps nothing.
+    """
+
+    def terminate(*_: object) -> NoReturn:
+        raise Terminated
+
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # what is ignored stays ignored
+        signal.signal(signal.SIGTERM, terminate)
+    try:
+        status = main()
+    except KeyboardInterrupt as stop:
+        number = 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+        words = ["python", *sys.argv]
+        if out is not None and (out / "config.json").exists() and "--resume" not in words:
+            words.append("--resume")
+        print(f"stopped; to {verb}: {shlex.join(words)}", file=sys.stderr)
+        sys.exit(number)
+    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def progress(console: Console) -> Progress:

@@ -26,14 +26,25 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
+from console import end_well
 from experiment_report import write_report
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+# Private modules: locks and files that are whole or absent are the library's, and no user of it needs them.
 from flowrl.runs import to_csv
+from flowrl.runs._files import atomic_write, only_one
 
 PROGRAM = Path(__file__).with_name("offline_rl.py")
+#: Has the kernel kill a cell whose runner was killed (1 is PR_SET_PDEATHSIG, 9 SIGKILL), and becomes the command it is
+#: given. The cell would go on unseen otherwise, and hold its run directory. Only Linux has this.
+_LEASH = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 #: Options of offline_rl.py that may change while a matrix goes on: where things are, and who works on them.
 _FREE = ("--data-dir", "--workers", "--log")
 #: Options of a run that say where it is and how it was stopped, and so are no part of a row.
@@ -171,6 +182,15 @@ def run(matrix: Run, passed_on: tuple[str, ...]) -> int:
             print(f"{state:>6}  {cell.name}  {shlex.join(cell.options)}")
         return 0
     waiting = [cell for cell, state in states.items() if state not in ("known", "done")]
+    matrix.out.mkdir(parents=True, exist_ok=True)
+    with only_one(matrix.out / ".lock"):
+        failed = _work_off(waiting, matrix, len(todo), console)
+    console.print(f"{len(todo) - len(failed)} of {len(todo)} cells are done; rows are in {matrix.out / 'rows.csv'}")
+    return len(failed)
+
+
+def _work_off(waiting: list[Cell], matrix: Run, total: int, console: Console) -> list[Cell]:
+    """Run cells, as many at a time as was asked for; give those that failed."""
     failed: list[Cell] = []
     running: dict[Cell, subprocess.Popen[bytes]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -178,7 +198,7 @@ def run(matrix: Run, passed_on: tuple[str, ...]) -> int:
     # Cells take many minutes: a speed measured over rich's usual 30 s would never be there.
     show = Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=1e7)
     with show as bars, _ended(running):
-        bar = bars.add_task("cells", total=len(todo), completed=len(todo) - len(waiting))
+        bar = bars.add_task("cells", total=total, completed=total - len(waiting))
         while waiting or running:
             while waiting and len(running) < matrix.jobs:
                 cell = waiting.pop(0)
@@ -193,8 +213,7 @@ def run(matrix: Run, passed_on: tuple[str, ...]) -> int:
                     console.print(f"[red]failed[/red] {text}", highlight=False)
                 gather(matrix.out)
                 bars.advance(bar)
-    console.print(f"{len(todo) - len(failed)} of {len(todo)} cells are done; rows are in {matrix.out / 'rows.csv'}")
-    return len(failed)
+    return failed
 
 
 def gather(out: Path) -> list[dict[str, Any]]:
@@ -202,9 +221,8 @@ def gather(out: Path) -> list[dict[str, Any]]:
     rows = [row for path in sorted((out / "cells").glob("*/*/*/seed*/results.csv")) for row in _rows(path.parent)]
     out.mkdir(parents=True, exist_ok=True)
     for name, text in (("rows.csv", to_csv(rows)), ("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))):
-        beside = out / f".{name}"
-        beside.write_text(text)
-        beside.replace(out / name)
+        with atomic_write(out / name) as file:
+            file.write(text.encode())
     return rows
 
 
@@ -254,11 +272,16 @@ def _start(cell: Cell, matrix: Run) -> subprocess.Popen[bytes]:
         flags = environment.get("XLA_FLAGS", "")
         environment["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    (path / "options.json").write_text(json.dumps(cell.determining()) + "\n")
+    with atomic_write(path / "options.json") as file:
+        file.write((json.dumps(cell.determining()) + "\n").encode())
     with (path / "log.txt").open("ab") as log:
         # A session of its own: Ctrl-C reaches this program alone, which then ends its children.
         return subprocess.Popen(
-            cell.command(matrix.out, matrix.jobs), stdout=log, stderr=log, env=environment, start_new_session=True
+            [sys.executable, "-c", _LEASH, *cell.command(matrix.out, matrix.jobs)],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
         )
 
 
@@ -308,9 +331,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on")
-    except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    end_well(lambda: main(sys.argv[1:]))

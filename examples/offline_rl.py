@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import jax.random as jr
-from console import bar, progress, table, training_bar
+from console import bar, end_well, progress, table, training_bar
 from offline_config import (
     AUTO_STEP_SIZES,
     Config,
@@ -150,7 +150,6 @@ def main(config: Config) -> list[report.Row]:
         baseline = policies[min(1, len(policies) - 1)].name if config.algorithm == "vgf" else policies[0].name
         rows = report.summarise(policies, measured, metric, baseline=baseline, reference=reference)
         length = length_unit(config)
-        run.write("results.csv", to_csv(episodes(policies, measured)))
         text = "\n\n".join([title, *notes, report.markdown(rows, unit, length)])
         run.write("results.md", text)
         report.plot_budget(rows, policies, unit, title, run.path / "budget_curve.png")
@@ -161,6 +160,8 @@ def main(config: Config) -> list[report.Row]:
             shown = next((p for p in policies if p.steps == config.chosen), policies[-1])
             seed, path = config.eval_seed, run.path / "policy.gif"
             record_video(agent, shown, config.env, path, episodes=config.video, seed=seed)
+        # Last: where it is, everything is.
+        run.write("results.csv", to_csv(episodes(policies, measured)))
     Console().print(table(rows, unit, title, baseline, length))
     seconds, platform = time.perf_counter() - started, jax.devices()[0].platform
     version = importlib.metadata.version("jax")
@@ -309,6 +310,7 @@ def episodes(policies: tuple[Policy, ...], measured: Evaluation) -> list[dict[st
 
 if __name__ == "__main__":
     try:
-        main(parse(sys.argv[1:]))
-    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        config = parse(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"ValueError: {error}")
+    end_well(lambda: main(config), config.out)

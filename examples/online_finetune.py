@@ -13,7 +13,6 @@ import csv
 import dataclasses
 import hashlib
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import jax.random as jr
 import numpy as np
 import offline_rl
 import tyro
-from console import bar, online_bar, progress, table
+from console import bar, end_well, online_bar, progress, table
 from offline_config import algorithm
 from online_config import Config, check, first_run, offline_learner, planned, read_offline, shown, startup
 from rich.console import Console
@@ -154,8 +153,9 @@ def main(config: Config) -> list[report.Row]:
         baseline = named[0].name
         rows = report.summarise(named, both, metric, baseline=baseline, reference=reference)
         length = offline_rl.length_unit(offline)
-        run.write("results.csv", to_csv(offline_rl.episodes(named, both)))
         run.write("results.md", f"{title}\n\n{report.markdown(rows, unit, length)}")
+        # Last: where it is, everything is.
+        run.write("results.csv", to_csv(offline_rl.episodes(named, both)))
     Console().print(table(rows, unit, title, baseline, length))
     console.print(f"{time.perf_counter() - started:.0f} s in all; everything is in {config.out}")
     return rows
@@ -192,7 +192,5 @@ def _where_time_went(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    config = tyro.cli(Config, description=__doc__)
+    end_well(lambda: main(config), config.out)

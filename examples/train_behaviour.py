@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from console import end_well
 from jaxtyping import Array, PRNGKeyArray
 
 # A private module: the script and the library must agree on the form of the weights, and nobody else needs to.
@@ -275,4 +276,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    config = tyro.cli(Config)
+    end_well(lambda: main(config), verb="start again")

@@ -57,7 +57,7 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, data_dir, monk
     names = {path.name for path in whole.iterdir()} - {".lock"}
     assert names == {
         *("config.json", "data.json", "software.json", "metrics.csv", "timing.csv", "results.csv", "results.md"),
-        *("checkpoint.npz", "learning_curve.png", "budget_curve.png"),
+        *("checkpoint.npz", "checkpoint.1.npz", "learning_curve.png", "budget_curve.png"),
     }
     assert '"label": "local"' in (whole / "data.json").read_text()
     rows = list(csv.DictReader((whole / "results.csv").read_text().splitlines()))

@@ -78,7 +78,7 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, monkeypatch):
     names = {path.name for path in whole.iterdir()} - {".lock"}
     assert names == {
         *("config.json", "data.json", "offline.json", "software.json", "metrics.csv", "timing.csv", "checkpoint.npz"),
-        *("results.csv", "results.md", "curve.png"),
+        *("checkpoint.1.npz", "results.csv", "results.md", "curve.png"),
     }
     rows = list(csv.DictReader((whole / "metrics.csv").read_text().splitlines()))
     assert [row["step"] for row in rows] == ["0", "40", "80", "120"]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from flowrl.runs._files import atomic_write, read_npz, write_npz
+from flowrl.runs._files import DamagedError, atomic_write, read_npz, write_npz
 
 SCHEMA = 1
 _META = "__meta__"
@@ -54,15 +54,16 @@ def load_checkpoint(path: Path, template: T) -> tuple[T, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or foreign, of another schema, or does not fit the template; the message names
-            file, field, and what was expected.
+        DamagedError: (a ValueError) the file is truncated, changed, or no checkpoint.
+        ValueError: it is of another schema, or does not fit the template; the message names file, field, and what was
+            expected.
     """
     stored = read_npz(path, required=(_META,))
     try:
         meta = json.loads(stored.pop(_META).tobytes().decode())
         schema = meta.pop("schema")
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: its description is unreadable ({error}); it is damaged or foreign.") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedError(f"{path}: its description is unreadable ({error}); it is damaged or foreign.") from error
     if schema != SCHEMA:
         raise ValueError(f"{path}: checkpoint schema {schema}, this version of flowrl reads schema {SCHEMA}.")
     meta |= {name.removeprefix(_ARRAY): stored.pop(name) for name in list(stored) if name.startswith(_ARRAY)}

@@ -16,6 +16,12 @@ import numpy as np
 from flowrl.runs._memory import check_memory
 
 _MIB = 2**20
+#: Deflate makes no file smaller than a 1032nd; an archive that claims more would fill the memory.
+_MOST_INFLATED = 1032
+
+
+class DamagedError(ValueError):
+    """A file is damaged or foreign: truncated, changed, or not of the kind that its name promises."""
 
 
 def resolve_dir(data_dir: str | os.PathLike[str] | None) -> Path:
@@ -96,6 +102,32 @@ def lock(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on a file, or refuses at once if another process has it.
+
+    Args:
+        path: the lock file, in the directory that is not to be shared; made if missing, and left in place.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: as for `lock`.
+    """
+    try:
+        import fcntl
+    except ImportError as error:
+        raise OSError("runs need POSIX file locks (Linux, macOS or WSL)") from error
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(error.errno, f"another process is writing to {path.parent}.") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file beside `path` for writing, and renames it to `path` once it is complete and on the disk.
 
@@ -117,7 +149,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-        _fsync_dir(path.parent)
+        fsync_dir(path.parent)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -126,6 +158,16 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     finally:
         # Only there if something went wrong: the rename has taken it away otherwise.
         beside.unlink(missing_ok=True)
+
+
+def remove_halves(directory: Path) -> None:
+    """Removes what writers that were killed have left beside their files; call it while nobody else writes there.
+
+    Args:
+        directory: where `atomic_write` was at work; it exists.
+    """
+    for half in directory.glob(".*.tmp"):
+        half.unlink(missing_ok=True)
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool = True) -> None:
@@ -165,39 +207,43 @@ def read_npz(path: Path, *, required: Sequence[str] = ()) -> dict[str, np.ndarra
     Raises:
         FileNotFoundError: if there is no such file.
         MemoryError: if the arrays do not fit into memory.
-        ValueError: naming the file (and the key), if it is truncated, not an npz, holds Python objects, or lacks a
-            required key.
+        DamagedError: (a ValueError) naming the file (and the key), if it is truncated, not an npz, holds Python
+            objects, or lacks a required key.
     """
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no such npz file", str(path))
     if not zipfile.is_zipfile(path):
-        raise ValueError(
+        raise DamagedError(
             f"{path}: not an npz file, or a truncated one ({path.stat().st_size} bytes); delete it and make it again."
         )
     arrays: dict[str, np.ndarray] = {}
     key = ""
     try:
         with zipfile.ZipFile(path) as archive:
-            # As stored, and then three times more: selected, checked, and split.
-            check_memory(4 * sum(member.file_size for member in archive.infolist()), str(path))
+            members = archive.infolist()
+        if any(member.file_size > _MOST_INFLATED * (1 + member.compress_size) for member in members):
+            raise DamagedError(f"{path}: claims to hold more than it can; it is damaged or foreign.")
+        # As stored, and then three times more: selected, checked, and split.
+        check_memory(4 * sum(member.file_size for member in members), str(path))
         with np.load(path, allow_pickle=False) as archive:
             missing = [name for name in required if name not in archive.files]
             if missing:
                 found = ", ".join(sorted(archive.files)) or "no arrays"
-                raise ValueError(f"{path}: missing {', '.join(missing)}; found {found}.")
+                raise DamagedError(f"{path}: missing {', '.join(missing)}; found {found}.")
             for key in archive.files:
                 value = archive[key]
                 if not isinstance(value, np.ndarray):
-                    raise ValueError(f"{path}: {key} is not an array; is this an npz?")
+                    raise DamagedError(f"{path}: {key} is not an array; is this an npz?")
                 arrays[key] = value
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise ValueError(
+    # A flag that says "encrypted" is a RuntimeError, a place before the beginning or behind a bad sector an OSError.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
+        raise DamagedError(
             f"{path}: {key or 'the file'} is damaged ({error}); delete the file and make it again."
         ) from error
     except ValueError as error:
-        if str(error).startswith(f"{path}: "):
+        if isinstance(error, DamagedError):
             raise
-        raise ValueError(f"{path}: {key} cannot be read ({error}); expected an array of numbers.") from error
+        raise DamagedError(f"{path}: {key} cannot be read ({error}); expected an array of numbers.") from error
     return arrays
 
 
@@ -207,7 +253,7 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync_dir(path: Path) -> None:
+def fsync_dir(path: Path) -> None:
     """Makes a rename durable; a system that cannot open directories (Windows) does without."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)

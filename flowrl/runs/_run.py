@@ -2,14 +2,18 @@
 
 `config.json` says what the run is; `checkpoint.npz` holds the state and every row of metrics up to it, so that
 `metrics.csv` can be rewritten from it: a killed run that goes on writes the very file the uninterrupted one would have.
+The checkpoint before it is `checkpoint.1.npz`, from which a run goes on if the last one cannot be read.
 `timing.csv` holds what depends on the machine and is not part of that promise.
 """
 
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
+import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from flowrl.runs._checkpoint import load_checkpoint, save_checkpoint, write_text
+from flowrl.runs._files import DamagedError, fsync_dir, only_one, remove_halves
 
 T = TypeVar("T")
 
@@ -31,7 +36,13 @@ class RunDirectory:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], config: dict[str, Any], *, resume: bool = False, free: Sequence[str] = ()
+        self,
+        path: str | os.PathLike[str],
+        config: dict[str, Any],
+        *,
+        resume: bool = False,
+        free: Sequence[str] = (),
+        keep: int = 2,
     ):
         """Open a directory.
 
@@ -40,39 +51,41 @@ class RunDirectory:
             config: JSON values that determine the run.
             resume: go on with the run that is there.
             free: keys of `config` that may differ when a run goes on.
+            keep: checkpoints that are kept, >= 1; the older ones are there for the case that the last is damaged.
 
         Raises:
             FileExistsError: there is a run already and `resume` is false.
             FileNotFoundError: `resume` is true and there is no run.
             OSError: the directory cannot be written to, or another process has it.
-            ValueError: the run there has another configuration; the message names what differs.
+            ValueError: the run there has another configuration (the message names what differs), or `keep` is below 1.
         """
+        if keep < 1:
+            raise ValueError(f"keep must be >= 1, got {keep}.")
         self.path = Path(path)
         self.rows: list[dict[str, Any]] = []
         self.arrays: dict[str, np.ndarray] = {}
         self._config = json.loads(json.dumps(config, allow_nan=False))
         self._free = frozenset(free)
-        self._stack = contextlib.ExitStack()
+        self._checkpoints = [self.checkpoint, *(self.path / f"checkpoint.{i}.npz" for i in range(1, keep))]
         config_path = self.path / "config.json"
         if resume and not config_path.exists():
             raise FileNotFoundError(f"nothing to resume in {self.path}: it holds no config.json. Leave --resume out.")
-        # A run that ended before its first checkpoint has nothing to lose.
-        if not resume and config_path.exists() and self.checkpoint.exists():
-            raise FileExistsError(
-                f"{self.path} holds a run already. Go on with it by --resume, or choose another directory by --out."
-            )
-        if resume:
-            self._compare(config_path)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._stack.enter_context(_only_one(self.path / ".lock"))
-            write_text(config_path, json.dumps(self._config, indent=2, sort_keys=True) + "\n")
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            raise OSError(
-                error.errno, f"cannot write to {self.path} ({error.strerror}); choose another --out."
-            ) from error
+        with contextlib.ExitStack() as stack:
+            # The lock comes first: what is looked at afterwards, nobody else changes.
+            with self._writing():
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(only_one(self.path / ".lock"))
+            # A run that ended before its first checkpoint has nothing to lose.
+            if not resume and config_path.exists() and any(path.exists() for path in self._checkpoints):
+                raise FileExistsError(
+                    f"{self.path} holds a run already. Go on with it by --resume, or choose another directory by --out."
+                )
+            if resume:
+                self._compare(config_path)
+            remove_halves(self.path)
+            with self._writing():
+                write_text(config_path, json.dumps(self._config, indent=2, sort_keys=True) + "\n")
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> "RunDirectory":
         """Use as a context manager."""
@@ -93,13 +106,27 @@ class RunDirectory:
         Args:
             state: PyTree of arrays.
             arrays: what else is to be kept, by name, of any shapes.
+
+        Raises:
+            OSError: the disk is full or read-only; the checkpoints that are there stay as they are.
         """
         config = {k: v for k, v in self._config.items() if k not in self._free}
-        save_checkpoint(self.checkpoint, state, {**(arrays or {}), "config": config, "rows": self.rows})
+        new = self.path / ".checkpoint.new.npz"
+        save_checkpoint(new, state, {**(arrays or {}), "config": config, "rows": self.rows})
+        # Only now that the new one is on the disk do the others move; there is a last checkpoint at every moment.
+        for newer, older in reversed(list(itertools.pairwise(self._checkpoints))):
+            if newer.exists():
+                older.unlink(missing_ok=True)
+                _link(newer, older)
+        os.replace(new, self.checkpoint)
+        fsync_dir(self.path)
         self._write_metrics()
 
     def load(self, template: T) -> T | None:
         """Read the state and the metrics of the last checkpoint, and set `metrics.csv` back to it.
+
+        If the last checkpoint is damaged or foreign, it is put aside as `checkpoint.npz.damaged`, a warning says so,
+        and the one before takes its place: the run goes on from there, and ends as it would have.
 
         Args:
             template: a state of the same structure.
@@ -108,14 +135,30 @@ class RunDirectory:
             The state, or None if the run was killed before its first checkpoint.
 
         Raises:
-            ValueError: the checkpoint is damaged, foreign, or of another configuration.
+            DamagedError: (a ValueError) no checkpoint can be read.
+            ValueError: the checkpoint is of another configuration.
         """
-        if not self.checkpoint.exists():
+        there = [path for path in self._checkpoints if path.exists()]
+        if not there:
             return None
-        state, meta = load_checkpoint(self.checkpoint, template)
-        if not isinstance(meta.get("rows"), list) or not isinstance(meta.get("config"), dict):
-            raise ValueError(f"{self.checkpoint} is not the checkpoint of a run: it holds no rows or no configuration.")
-        self._same(meta["config"], self.checkpoint)
+        reasons: list[str] = []
+        for path in there:
+            try:
+                state, meta = load_checkpoint(path, template)
+                if not isinstance(meta.get("rows"), list) or not isinstance(meta.get("config"), dict):
+                    raise DamagedError(f"{path}: not the checkpoint of a run; it holds no rows or no configuration.")
+            except DamagedError as error:
+                reasons.append(str(error))
+                continue
+            break
+        else:
+            raise DamagedError("no checkpoint of the run can be read: " + " ".join(reasons))
+        self._same(meta["config"], path)
+        if reasons:
+            for damaged in there[: len(reasons)]:
+                os.replace(damaged, damaged.with_name(f"{damaged.name}.damaged"))
+            os.replace(path, self.checkpoint)
+            warnings.warn(f"{' '.join(reasons)} Going on from the checkpoint before it.", stacklevel=2)
         self.rows = meta["rows"]
         self.arrays = {name: value for name, value in meta.items() if isinstance(value, np.ndarray)}
         self._write_metrics()
@@ -140,13 +183,27 @@ class RunDirectory:
             ValueError: another column than those of the first call.
         """
         path = self.path / "timing.csv"
-        columns = path.read_text().partition("\n")[0].split(",") if path.exists() else list(row)
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        before = path.read_text() if path.exists() else ""
+        columns = before.partition("\n")[0].split(",") if before else list(row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        if not before:
+            writer.writeheader()
+        writer.writerow(row)
+        # Written anew rather than appended to: a disk that becomes full must leave no half line.
+        self.write("timing.csv", before + text.getvalue())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say what to do where the directory cannot be written to."""
+        try:
+            yield
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise OSError(
+                error.errno, f"cannot write to {self.path} ({error.strerror}); choose another --out."
+            ) from error
 
     def _write_metrics(self) -> None:
         self.write("metrics.csv", to_csv(self.rows))
@@ -185,17 +242,9 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-@contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock that the kernel releases when the process ends, however it ends."""
-    import fcntl
-
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def _link(source: Path, name: Path) -> None:
+    """Give a file a second name; where the file system knows no such thing, copy it."""
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(error.errno, f"another process is writing to {path.parent}.") from error
-        yield
-    finally:
-        os.close(descriptor)
+        os.link(source, name)
+    except OSError:
+        shutil.copyfile(source, name)

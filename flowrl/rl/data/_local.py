@@ -77,6 +77,8 @@ def build(
         key = hashlib.sha256(json.dumps([parameters, versions], sort_keys=True).encode()).hexdigest()[:12]
         shards = folder / f".shards-{key}"
         _files.make_dir(shards)
+        _files.remove_halves(folder)
+        _files.remove_halves(shards)
         splits = collect(shards)
         files: dict[str, str] = {}
         for file, split in ((path, "train"), (_store.validation_path(path), "val")):
