@@ -1,11 +1,16 @@
-"""Every Python block of README, docs and docstrings runs as it stands."""
+"""Every Python block of README, docs and docstrings runs as it stands; the tutorials' own parts do what is said."""
 
 import ast
 import pathlib
 import re
+import runpy
 import textwrap
 
+import numpy as np
 import pytest
+from problems import X64
+
+import flowrl
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^( *)```python\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
@@ -36,3 +41,42 @@ def test_block_runs(code, capsys):
 
 def test_there_are_blocks():
     assert len(CASES) >= 4
+
+
+# The tutorials on writing parts
+
+
+def _extension(name):
+    return runpy.run_path(str(ROOT / "docs" / "snippets" / "extend" / f"{name}.py"))
+
+
+def test_a_value_without_a_gradient_is_climbed():
+    program = _extension("smoothed")
+    goal, blind, solution = np.asarray(program["goal"]), program["blind"], program["solution"]
+    np.testing.assert_array_equal(blind.particles, program["start"])
+    assert np.abs(np.asarray(solution.particles) - goal).max() < 0.01
+    arguments = program["target"], program["start"], program["budget"]
+    with pytest.raises(ValueError, match="Ascent toward Smoothed is stochastic"):
+        flowrl.transport(*arguments, flow=flowrl.Ascent())
+    # The law of the robust mean: the outlier at 9 hardly moves it.
+    assert abs(float(program["robust"].particles[:, 0].mean()) - 0.3) < 0.1
+
+
+def test_a_flow_a_solver_and_a_domain_of_ones_own():
+    program = _extension("repulsion")
+
+    def width(name):
+        return float(program[name].particles.std(axis=0).mean())
+
+    assert width("alone") < 1e-6
+    assert width("apart") == pytest.approx(0.60, abs=0.01)
+    assert width("proximal") == pytest.approx(width("apart"), abs=0.01)
+    assert width("second_order") == pytest.approx(width("apart"), abs=0.01)
+    assert width("both") < width("apart")
+    assert np.abs(program["boxed"].particles).max() <= np.asarray(0.3, program["start"].dtype)
+    error = program["slope_error"](program["flow"], program["target"], program["start"], 4.0)
+    assert float(error) < (1e-14 if X64 else 1e-5)
+    above = program["above"].particles
+    assert float(above.min()) > 1
+    assert float(above.mean()) == pytest.approx(4, abs=0.02)
+    assert float(above.var()) == pytest.approx(2.95, abs=0.06)
