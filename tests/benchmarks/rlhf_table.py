@@ -10,6 +10,9 @@ import dataclasses
 import json
 from pathlib import Path
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
@@ -17,7 +20,10 @@ import tyro
 from flowrl.rlhf.evaluation import mean_interval
 from flowrl.runs import to_csv
 
-NUMBERS = ("gold", "rating", "fluency", "vader", "proxy", "nll", "judge_nll", "distinct_2", "changed", "forwards")
+NUMBERS = (
+    *("win_people", "gold", "rating", "fluency", "vader", "proxy", "nll", "judge_nll", "smollm2_nll", "distinct_2"),
+    *("changed", "forwards", "train_seconds", "seconds"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,47 +36,79 @@ class Options:
     """Where rows.csv, table.md and curve.png go."""
     name: str = "rows"
     """Name of the files."""
+    smollm2: bool = False
+    """Judge the fluency of all but the grid of budgets by SmolLM2-135M too (93 MB from PyPI, minutes)."""
 
 
-def merged(runs: tuple[Path, ...]) -> list[dict]:
+def merged(runs: tuple[Path, ...], fluent: bool) -> list[dict]:
     """One row a method and budget: means over seeds, the interval of the win rate."""
     tables = [list(csv.DictReader((run / "results.csv").open())) for run in runs]
-    names = [row["name"] for row in tables[0]]
+    if fluent:
+        add_fluency(tables, json.loads((runs[0] / "prompts.json").read_text()))
     rows = []
-    for name in names:
-        same = [next(row for row in table if row["name"] == name) for table in tables]
-        wins = np.asarray([json.loads(row["wins"]) for row in same])
-        estimate = mean_interval(wins)
-        row = {key: same[0][key] for key in ("method", "name", "steps", "count", "step_size")}
-        row |= {"seeds": len(same), "prompts": wins.shape[1], "chosen_in": sum(r["chosen"] == "True" for r in same)}
-        row |= {"win": estimate.value, "win_low": estimate.low, "win_high": estimate.high}
-        row |= {"wins_by_seed": json.dumps([round(float(w), 4) for w in wins.mean(axis=1)])}
-        for key in NUMBERS:
-            values = [float(r[key]) for r in same if r[key] != ""]
-            row[key] = float(np.mean(values)) if values else ""
-        rows.append(row)
-    chosen = [row for table in tables for row in table if row["chosen"] == "True"]
-    if len(chosen) == len(tables) and len(tables) > 1:
-        wins = np.asarray([json.loads(row["wins"]) for row in chosen])
-        estimate = mean_interval(wins)
-        row = {"method": "vgf", "name": "VGF, chosen on validation prompts", "steps": "", "count": chosen[0]["count"]}
-        row |= {"step_size": "", "seeds": len(chosen), "prompts": wins.shape[1], "chosen_in": len(chosen)}
-        row |= {"win": estimate.value, "win_low": estimate.low, "win_high": estimate.high}
-        row |= {"wins_by_seed": json.dumps([round(float(w), 4) for w in wins.mean(axis=1)])}
-        rows.append(row | {key: float(np.mean([float(r[key]) for r in chosen])) for key in NUMBERS})
+    for first in tables[0]:
+        if first["method"] != "matched":
+            same = [next((row for row in table if row["name"] == first["name"]), None) for table in tables]
+            rows += [one_row(first["name"], same)] if None not in same else []
+    # What each run chose by itself, and best-of-N at the cost of that.
+    chosen = [next((row for row in table if row["chosen"] == "True"), None) for table in tables]
+    matched = [next((row for row in table if row["method"] == "matched"), None) for table in tables]
+    if None not in chosen:
+        rows.append(one_row("VGF, chosen on validation prompts", chosen) | {"steps": "", "step_size": ""})
+    if None not in matched:
+        counts = ", ".join(row["count"] for row in matched)
+        rows.append(one_row(f"best-of-N at the same cost (N = {counts})", matched))
     return rows
+
+
+def one_row(name: str, same: list[dict]) -> dict:
+    """The rows of all seeds as one."""
+    wins = np.asarray([json.loads(row["wins"]) for row in same])
+    estimate = mean_interval(wins)
+    row = {key: same[0][key] for key in ("method", "steps", "count", "step_size")} | {"name": name}
+    row |= {"seeds": len(same), "prompts": wins.shape[1], "chosen_in": sum(r["chosen"] == "True" for r in same)}
+    row |= {"win": estimate.value, "win_low": estimate.low, "win_high": estimate.high}
+    row |= {"wins_by_seed": json.dumps([round(float(w), 4) for w in wins.mean(axis=1)])}
+    row |= {"distinct_2_by_seed": json.dumps([round(float(r["distinct_2"]), 3) for r in same])}
+    for key in NUMBERS:
+        values = [float(r[key]) for r in same if r.get(key, "") != ""]
+        row[key] = float(np.mean(values)) if values else ""
+    return row
+
+
+def add_fluency(tables: list[list[dict]], prompts: list[str]) -> None:
+    """Add the negative log-likelihood a word under SmolLM2 to all rows but those of the grid."""
+    from flowrl.rlhf import log_probs, pack_texts, smollm2
+
+    model, tokenizer = smollm2()
+
+    @eqx.filter_jit
+    def total(rows):
+        one = lambda row: jnp.sum(log_probs(model, row.prompt, row.tokens, row.mask))
+        return jax.lax.map(one, rows, batch_size=20)
+
+    for row in (row for table in tables for row in table):
+        if row["method"] != "vgf" or row["chosen"] == "True":
+            texts = json.loads(row["texts"])
+            packed = pack_texts(tokenizer, prompts, [f" {text}" for text in texts], 24, 48)
+            words = np.asarray([max(len(text.split()), 1) for text in texts])
+            row["smollm2_nll"] = float(np.mean(-np.asarray(total(packed)) / words))
 
 
 def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
-    columns = ("method", "gold wins, %", "by seed", "gold", "VADER", "proxy, sd", "NLL under μ", "judge NLL")
-    head = "| " + " | ".join((*columns, "distinct-2", "changed", "forwards")) + " |"
-    lines = [head, "|---" * 11 + "|"]
+    columns = ("method", "gold wins, %", "by seed", "against people", "gold", "VADER", "proxy, sd", "judge NLL")
+    more = ("SmolLM2 NLL", "distinct-2", "changed", "forwards", "s to begin", "s")
+    lines = ["| " + " | ".join((*columns, *more)) + " |", "|---" * len((*columns, *more)) + "|"]
     for r in rows:
+        show = lambda key, form, r=r: "-" if r[key] == "" else format(r[key], form)
         seeds = ", ".join(f"{100 * w:.0f}" for w in json.loads(r["wins_by_seed"]))
         cells = [r["name"], f"{100 * r['win']:.1f} [{100 * r['win_low']:.0f}, {100 * r['win_high']:.0f}]", seeds]
-        cells += [f"{r[k]:.2f}" for k in ("gold", "vader", "proxy", "nll", "judge_nll", "distinct_2")]
-        cells += ["-" if r["changed"] == "" else f"{r['changed']:.2f}", f"{r['forwards']:.0f}"]
+        cells += ["-" if r["win_people"] == "" else f"{100 * r['win_people']:.0f}"]
+        cells += [
+            show(k, ".2f") for k in ("gold", "vader", "proxy", "judge_nll", "smollm2_nll", "distinct_2", "changed")
+        ]
+        cells += [show("forwards", ".0f"), show("train_seconds", ".0f"), show("seconds", ".1f")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -85,7 +123,7 @@ def plot(rows: list[dict], path: Path) -> None:
         axis.plot([r["proxy"] for r in line], [r["gold"] for r in line], "o-", label=f"VGF, ε = {size:g}")
         for r in line[1:]:
             axis.annotate(r["steps"], (r["proxy"], r["gold"]), textcoords="offset points", xytext=(3, 4), fontsize=8)
-    best = [r for r in rows if r["method"] in ("sft", "bon")]
+    best = sorted((r for r in rows if r["method"] in ("sft", "bon", "matched")), key=lambda r: int(r["count"]))
     axis.plot([r["proxy"] for r in best], [r["gold"] for r in best], "s--", color="gray", label="best-of-N")
     for r in best:
         axis.annotate(
@@ -101,9 +139,10 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def main(options: Options) -> None:
     """Write the three files."""
-    rows = merged(options.runs)
+    rows = merged(options.runs, options.smollm2)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{options.name}.csv").write_text(to_csv(rows))
+    (options.out / f"{options.name}.md").write_text(table(rows))
     print(table(rows))
     plot(rows, options.out / f"{options.name}.png")
 
