@@ -14,8 +14,11 @@ import jax.numpy as jnp
 import pytest
 import rlhf
 import rlhf_config
+import rlhf_costs
 import rlhf_learning
+import rlhf_task
 
+from flowrl.rlhf import Prompt
 from flowrl.runs import save_checkpoint
 
 pytest.importorskip("sklearn")
@@ -185,3 +188,43 @@ def test_real_weights_need_no_gold(tmp_path):
     assert all(row["win"] == "" and row["gold"] == "" for row in table)
     assert float(table[-2]["proxy"]) > float(table[0]["proxy"])
     assert "w1 w2 w3" in out
+
+
+def test_costs_are_those_by_hand():
+    # S = 100 weights of the reference, R = 20 of the reward, a table of 5; 2 tokens of prompt, 3 of response.
+    costs = rlhf_costs.Costs(100.0, 20.0, 5.0, prompt=2, response=3)
+    unit = 5 * 100
+    best = ((2 + 4 * 3) * 100 + 4 * 5 * 20) / unit
+    assert costs.best_of(4) == pytest.approx(best)
+    gradient = 3 * 5 * 20
+    by_space = {
+        "reference": (2 + 1) * (2 + 4 * 3) * 100 + 4 * 2 * (gradient + 3 * 5),
+        "logit": (2 + 4 * 3) * 100 + 4 * 2 * (gradient + 2 * 3 * 5),
+        "logit-reference": 3 * (2 + 4 * 3) * 100 + 4 * 2 * (gradient + 2 * 3 * 5),
+        "token": 4 * 2 * (gradient + 3 * 5),
+        "token-prior": (2 + 4 * 3) * 100 + 4 * 2 * (gradient + 3 * 5),
+    }
+    for space, more in by_space.items():
+        assert costs.flow(space, 4, steps=2) == pytest.approx(best + more / unit), space
+        assert costs.flow(space, 4, steps=0) == pytest.approx(best)
+    assert costs.best_of(costs.matched(7.3)) >= 7.3 > costs.best_of(costs.matched(7.3) - 1)
+
+
+def test_prompts_are_worked_on_in_parts_of_one_size():
+    count = 120
+    prompt = Prompt(jnp.arange(count)[:, None], jnp.ones((count, 1), bool))
+    batch = rlhf_task.Batch(tuple(map(str, range(count))), prompt)
+    sizes = []
+
+    def program(prompts, part):
+        sizes.append(len(prompts.tokens))
+        return prompts.tokens[:, 0] * 10, jnp.full(len(prompts.tokens), part)
+
+    parts = rlhf_costs.Parts()
+    (values, part), seconds = parts("name", batch, program)
+    assert values.tolist() == [10 * i for i in range(count)]
+    assert part.tolist() == [i // 50 for i in range(count)]
+    assert seconds > 0
+    assert sizes == [50] * 4  # once to compile
+    parts("name", batch, program)
+    assert len(sizes) == 7

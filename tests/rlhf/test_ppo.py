@@ -266,6 +266,7 @@ def test_another_key_gives_another_run(runs):
 WORTH = np.array([4.0, 0.0, 0.3, 1.0, -0.5, 0.6, -1.0, 0.2], np.float32)  # the forbidden token would be worth most
 
 
+@pytest.mark.slow
 def test_a_bandit_ends_at_the_tilted_reference(key):
     """Responses of one token: the optimum is μ exp(r/β)/Z, and the KL that is reported is that of the two laws."""
     model, beta = language_model(key), 0.5
