@@ -141,12 +141,13 @@ def main(config: Config) -> list[report.Row]:
                 )
                 spent = sum(found.episodes.values())
                 notes.append(f"by acting, {spent} other episodes: {found.policy.name}")
-            for note in notes:
-                console.print(note)
             show = bar(bars, "evaluation (episodes)")
             measured = evaluate(
                 agent, policies, acting, episodes=config.eval_episodes, seed=config.eval_seed, progress=show
             )
+            notes += played_again(measured)
+            for note in notes:
+                console.print(note)
         baseline = policies[min(1, len(policies) - 1)].name if config.algorithm == "vgf" else policies[0].name
         rows = report.summarise(policies, measured, metric, baseline=baseline, reference=reference)
         length = length_unit(config)
@@ -289,6 +290,13 @@ def _curve_steps(config: Config) -> tuple[int, ...]:
     intervals = config.steps // config.interval
     points = min(config.curve_points, intervals - 1)
     return tuple(sorted({config.interval * (intervals * (i + 1) // (points + 1)) for i in range(points)}))
+
+
+def played_again(measured: Evaluation) -> list[str]:
+    """Say how many episodes lost their environment on the way; all of them count."""
+    again = int((measured.attempts > 1).sum())
+    counting = measured.attempts.size
+    return [f"{again} episodes were played again after environments were lost; all {counting} count"] if again else []
 
 
 def episodes(policies: tuple[Policy, ...], measured: Evaluation) -> list[dict[str, Any]]:

@@ -153,7 +153,8 @@ def main(config: Config) -> list[report.Row]:
         baseline = named[0].name
         rows = report.summarise(named, both, metric, baseline=baseline, reference=reference)
         length = offline_rl.length_unit(offline)
-        run.write("results.md", f"{title}\n\n{report.markdown(rows, unit, length)}")
+        text = "\n\n".join([title, *offline_rl.played_again(both), report.markdown(rows, unit, length)])
+        run.write("results.md", text)
         # Last: where it is, everything is.
         run.write("results.csv", to_csv(offline_rl.episodes(named, both)))
     Console().print(table(rows, unit, title, baseline, length))

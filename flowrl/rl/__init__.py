@@ -33,7 +33,7 @@ from flowrl.rl._finetune import Online as Online, Plan as Plan, finetune as fine
 from flowrl.rl._fit import Progress as Progress, fit as fit
 from flowrl.rl._halving import Halved as Halved, select_by_acting as select_by_acting
 from flowrl.rl._host_buffer import HostBuffer as HostBuffer
-from flowrl.rl._lanes import Lanes as Lanes, Stepped as Stepped
+from flowrl.rl._lanes import Lanes as Lanes, LanesError as LanesError, Stepped as Stepped
 from flowrl.rl._losses import (
     critic_loss as critic_loss,
     gradient_loss as gradient_loss,

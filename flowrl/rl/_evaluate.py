@@ -2,9 +2,10 @@
 
 Lanes take the next (policy, episode) pair from their block's queue as soon as they are free. An episode's start and
 randomness depend on its number alone, so the results of two policies are paired, and do not depend on the order of the
-queues.
+queues. For the same reason an episode whose environment was lost is played again, and every episode counts.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from flowrl.rl._lanes import Lanes, refuse_unusable
+from flowrl.rl._lanes import Lanes, LanesError, refuse_unusable
 from flowrl.rl._policy import Agent, Policy, PolicyTable, act
 
 
@@ -27,6 +28,7 @@ class Evaluation(NamedTuple):
         displacements: root mean square over the episode of the chosen actions' displacement, in the budget's unit of
             length, (policies, episodes).
         steps: mean over the episode of the steps L of the flow, (policies, episodes).
+        attempts: how often the episode was begun, (policies, episodes); more than once where environments were lost.
     """
 
     returns: np.ndarray
@@ -34,6 +36,7 @@ class Evaluation(NamedTuple):
     lengths: np.ndarray
     displacements: np.ndarray
     steps: np.ndarray
+    attempts: np.ndarray
 
 
 def evaluate(
@@ -47,6 +50,10 @@ def evaluate(
 ) -> Evaluation:
     """Run every policy on the same episodes.
 
+    If an environment raises, or its process dies or does not answer, a warning says so with the seeds; all environments
+    are made anew, and the episodes that were open are played again, with the same result as if nothing had happened. An
+    episode that loses its environment twice is an error.
+
     Args:
         agent: networks and constants.
         policies: ways to act.
@@ -59,8 +66,8 @@ def evaluate(
         The `Evaluation`.
 
     Raises:
-        RuntimeError: an environment failed, or an action, a reward or an observation was not finite; the message says
-            where.
+        RuntimeError: an environment failed twice in one episode, or an action, a reward or an observation was not
+            finite; the message says where.
         ValueError: no episodes, or policies that cannot be evaluated together.
     """
     if episodes < 1:
@@ -71,7 +78,9 @@ def evaluate(
     waiting = [deque((p, e) for e in range(episodes) for p in block.policies) for block in table.blocks]
     queues = {lane: queue for block, queue in zip(table.blocks, waiting, strict=True) for lane in block.lanes}
     shape = (len(policies), episodes)
-    result = Evaluation(np.zeros(shape), np.zeros(shape), np.zeros(shape, int), np.zeros(shape), np.zeros(shape))
+    zeros, counts = (lambda: np.zeros(shape)), (lambda: np.zeros(shape, int))
+    result = Evaluation(zeros(), zeros(), counts(), zeros(), zeros(), counts())
+    lost = counts()
     size = agent.standardizer.mean.shape[0]
     policy, episode, time = (np.zeros(lanes.size, np.int32) for _ in range(3))
     observations = np.zeros((lanes.size, size), np.float32)
@@ -88,13 +97,13 @@ def evaluate(
                 left[lane] = 0
                 policy[lane], episode[lane] = queues[lane].popleft()
                 time[lane], active[lane] = 0, True
+                result.attempts[policy[lane], episode[lane]] += 1
                 seeds[lane] = seed * 100_000 + int(episode[lane])
         for lane, observation in lanes.reset(seeds).items() if seeds else ():
             refuse_unusable(f"lane {lane}, episode {episode[lane]}, reset", observation, 0.0, size)
             observations[lane] = observation
 
-    assign(list(range(lanes.size)))
-    while active.any():
+    def plans() -> dict[int, np.ndarray]:
         planless = active & (left == 0)
         if planless.any():
             lane_arrays = (jnp.asarray(policy), jnp.asarray(observations), jnp.asarray(episode), jnp.asarray(time))
@@ -113,8 +122,36 @@ def evaluate(
                 f"{policies[policy[lane]].name} gave a non-finite action in episode {episode[lane]}, step {time[lane]}:"
                 " the networks have diverged."
             )
-        finished = []
-        for lane, step in lanes.step(actions).items():
+        return actions
+
+    def again(error: LanesError) -> list[int]:
+        for lane in error.lanes:
+            lost[policy[lane], episode[lane]] += active[lane]
+        if (lost > 1).any():
+            raise error
+        reason = str(error).partition("\n")[0]  # what follows is the worker's traceback
+        warnings.warn(f"{reason} - the environments are made anew, and open episodes are played again.", stacklevel=3)
+        lanes.restart()
+        for lane in np.flatnonzero(active)[::-1]:  # so that the first lane gets its own episode back
+            at = (int(policy[lane]), int(episode[lane]))
+            for column in (result.returns, result.displacements, result.steps):
+                column[at] = 0
+            queues[lane].appendleft(at)
+        active[:] = False
+        return list(range(lanes.size))
+
+    free = list(range(lanes.size))
+    while free or active.any():
+        try:
+            assign(free)
+            free = []
+            if not active.any():
+                break
+            stepped = lanes.step(plans())
+        except LanesError as error:
+            free = again(error)
+            continue
+        for lane, step in stepped.items():
             at = (policy[lane], episode[lane])
             where = f"lane {lane}, episode {episode[lane]}, step {time[lane]}"
             refuse_unusable(where, step.observation, step.reward, size)
@@ -129,10 +166,8 @@ def evaluate(
                 result.displacements[at] = np.sqrt(result.displacements[at] / time[lane])
                 result.steps[at] /= time[lane]
                 active[lane] = False
-                finished.append(lane)
+                free.append(lane)
                 done += 1
                 if progress is not None:
                     progress(done, total)
-        if finished:
-            assign(finished)
     return result

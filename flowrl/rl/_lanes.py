@@ -63,11 +63,30 @@ def refuse_unusable(where: str, observation: np.ndarray, reward: float, width: i
         raise RuntimeError(f"{where}: the environment gave an observation that is not finite.")
 
 
+class LanesError(RuntimeError):
+    """An environment raised, or its process died or did not answer in time.
+
+    Attributes:
+        lanes: those whose environment raised, or whose process was lost.
+    """
+
+    def __init__(self, message: str, lanes: tuple[int, ...]):
+        """Say what happened.
+
+        Args:
+            message: which lanes, which seeds, and why.
+            lanes: as above.
+        """
+        super().__init__(message)
+        self.lanes = lanes
+
+
 class Lanes:
     """A fixed number of environments of one name, spread over processes. A context manager.
 
     Construction returns at once; the environments are made while the caller goes on, and that they could not be made is
-    reported when they are first used. After an error the processes are gone, and the lanes cannot be used any more.
+    reported when they are first used. After an error the processes are gone, and the lanes cannot be used any more
+    unless they are restarted.
 
     Attributes:
         size: number of lanes.
@@ -94,20 +113,29 @@ class Lanes:
             raise ValueError(f"start_timeout and timeout must be > 0, got {start_timeout} and {timeout}.")
         self.size = size
         self._name = env_name
-        self._timeout = timeout
+        self._start_timeout, self._timeout = start_timeout, timeout
         workers = min(workers, size)
         self._owner = [lane % workers for lane in range(size)]
+        self._end: Callable[[], object] = lambda: None
+        self.restart()
+
+    def restart(self) -> None:
+        """Make all environments anew, in new processes; every lane must be reset before it is stepped again."""
+        self._end()
+        workers = max(self._owner) + 1
         # Of each worker's next answer.
-        self._timeouts = [start_timeout] * workers
+        self._timeouts = [self._start_timeout] * workers
         self._workers: list[Worker] = []
         self._asked: tuple[str, dict[int, dict[int, Any]]] = "", {}
+        self._seeds: dict[int, int] = {}
         self._closed = ""
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flowrl-")))
             for number in range(workers):
+                lanes = [lane for lane in range(self.size) if self._owner[lane] == number]
                 worker = Worker(
                     f"{__name__}:environments",
-                    {"env_name": env_name, "lanes": [lane for lane in range(size) if self._owner[lane] == number]},
+                    {"env_name": self._name, "lanes": lanes},
                     log=folder / f"{number}.log",
                     advice="If memory ran out, use fewer lanes.",
                 )
@@ -135,9 +163,11 @@ class Lanes:
             Lane -> first observation (obs,).
 
         Raises:
-            RuntimeError: a process died or did not answer, or an environment raised; the message says which and why.
+            LanesError: (a RuntimeError) a process died or did not answer, or an environment raised; the message says
+                which, with the seeds of their episodes, and why.
         """
-        self._send("reset", {lane: int(seed) for lane, seed in seeds.items()})
+        self._seeds |= {lane: int(seed) for lane, seed in seeds.items()}
+        self._send("reset", {lane: self._seeds[lane] for lane in seeds})
         return self._receive()
 
     def step(self, actions: dict[int, np.ndarray]) -> dict[int, Stepped]:
@@ -150,7 +180,8 @@ class Lanes:
             Lane -> what the step gave.
 
         Raises:
-            RuntimeError: a process died or did not answer, or an environment raised; the message says which and why.
+            LanesError: (a RuntimeError) a process died or did not answer, or an environment raised; the message says
+                which, with the seeds of their episodes, and why.
         """
         self.start(actions)
         return self.finish()
@@ -171,7 +202,8 @@ class Lanes:
             Lane -> what the step gave.
 
         Raises:
-            RuntimeError: a process died or did not answer, or an environment raised; the message says which and why.
+            LanesError: (a RuntimeError) a process died or did not answer, or an environment raised; the message says
+                which, with the seeds of their episodes, and why.
         """
         return self._receive()
 
@@ -195,15 +227,19 @@ class Lanes:
         """Gathers the answers to the last request."""
         (what, parts), self._asked = self._asked, ("", {})
         answer: dict[int, Any] = {}
+        part: dict[int, Any] = {}
         try:
             for number, part in parts.items():
-                label = f"{self._name}, {what} of lanes {', '.join(map(str, part))}"
+                seeds = ", ".join(str(self._seeds.get(lane)) for lane in part)
+                label = f"{self._name}, {what} of lanes {', '.join(map(str, part))} (seeds {seeds})"
                 answer |= self._workers[number].receive(label, timeout=self._timeouts[number])
                 self._timeouts[number] = self._timeout
         except BaseException as error:
             # Answers that were not read would be taken for those to the next request.
             self._closed = f"{type(error).__name__} during {what}"
             self.close()
+            if isinstance(error, RuntimeError | OSError):
+                raise LanesError(str(error), tuple(part)) from error
             raise
         return answer
 

@@ -32,6 +32,7 @@ from flowrl.rl._losses import critic_loss, gradient_loss, td_target, value
 from flowrl.rl._reference_learner import ReferenceLearner, ReferenceState, sample_rows, sample_sets
 from flowrl.rl._replay import Replay
 from flowrl.rl._train import Trainable, copied, polyak
+from flowrl.sharding import over_states
 
 #: Weights of the advantage-weighted reference are cut off here, as is usual for weights exp(A/β).
 MAX_WEIGHT = 100.0
@@ -178,7 +179,7 @@ class VGF(AbstractPretrained):
             rows: rows of the batch.
             key: randomness of this update.
         """
-        return self._reference_update(state, replay, rows, key, None)
+        return self._reference_update(state, replay, over_states(rows), key, None)
 
     def prepare(self, state: "VGFState", replay: Replay, *, key: Key, chunk: int = 2048) -> tuple["VGFState", Replay]:
         """Sample a frozen reference at every next state, and measure its spread.
@@ -220,7 +221,7 @@ class VGF(AbstractPretrained):
         Raises:
             ValueError: the reference is frozen but its samples are not cached.
         """
-        metrics = {}
+        metrics, rows = {}, over_states(rows)
         if self.frozen_reference:
             start = self._cached(replay, rows, key)
         else:

@@ -1,5 +1,10 @@
 """Gymnasium environments that need no simulator, in a module that other processes can import."""
 
+import os
+import pathlib
+import signal
+import time
+
 import gymnasium
 import numpy as np
 
@@ -50,6 +55,26 @@ class Drawn(Goals):
 
     def render(self):
         return np.full((8, 12, 3), 40 * self.t, np.uint8)
+
+
+class Fragile(Goals):
+    """Fails at its third step, once for every file that does not exist yet; FLOWRL_FRAGILE says how, and names it."""
+
+    def step(self, action):
+        how, *files = os.environ["FLOWRL_FRAGILE"].split(os.pathsep)
+        missing = [file for file in files if not pathlib.Path(file).exists()]
+        if self.t == 2 and missing:
+            pathlib.Path(missing[0]).touch()
+            if how == "raises":
+                raise ValueError("the simulator is unstable")
+            if how == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+        return super().step(action)
+
+
+def fragile():
+    return gymnasium.wrappers.TimeLimit(Fragile(), 8)
 
 
 def drawn():

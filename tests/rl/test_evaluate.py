@@ -1,12 +1,14 @@
 """Evaluation is paired, and independent of lanes and of the order of policies."""
 
+import os
+
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
 from rl.toys import ToyLanes
 
-from flowrl.rl import Agent, Policy, PolicyTable, Standardizer, act, evaluate, presets
+from flowrl.rl import Agent, Lanes, LanesError, Policy, PolicyTable, Standardizer, act, evaluate, presets
 
 POLICIES = (
     Policy("bc", 4, select="uniform"),
@@ -126,6 +128,76 @@ def test_an_environment_that_gives_nonsense_is_reported(agent, change, message):
 
     with pytest.raises(RuntimeError, match=message):
         evaluate(agent, (Policy("best", 4),), Broken(2), episodes=1, seed=0)
+
+
+def loses(*calls):
+    """Lanes that lose their first environment at some calls of `step`."""
+
+    class Losing(ToyLanes):
+        lost = frozenset()
+
+        def step(self, actions):
+            if self.calls in {*calls} - self.lost:
+                self.lost |= {self.calls}
+                raise LanesError(f"lane {min(actions)} broke\nTraceback", (min(actions),))
+            return super().step(actions)
+
+        def restart(self):
+            self.left.clear()
+
+    return Losing(3)
+
+
+def test_an_episode_whose_environment_is_lost_is_played_again_and_counts(agent):
+    unharmed = evaluate(agent, POLICIES[:2], ToyLanes(3), episodes=4, seed=3)
+    with pytest.warns(UserWarning, match=r"lane \d broke - the environments are made anew") as said:
+        harmed = evaluate(agent, POLICIES[:2], loses(2, 9), episodes=4, seed=3)
+    assert len(said) == 2
+    for name in ("returns", "successes", "lengths", "displacements", "steps"):
+        np.testing.assert_array_equal(getattr(harmed, name), getattr(unharmed, name), err_msg=name)
+    assert (unharmed.attempts == 1).all()
+    assert 3 < (harmed.attempts == 2).sum() < 8
+
+
+@pytest.mark.filterwarnings("ignore:.*are made anew")
+def test_an_episode_that_loses_its_environment_twice_is_an_error(agent):
+    with pytest.raises(LanesError, match="lane 0 broke"):
+        evaluate(agent, POLICIES[:2], loses(2, 3), episodes=4, seed=3)
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory):
+    """Evaluates in environments that fail in their third step, so many times and in such a way."""
+    vgf = presets.default(hidden=(16,), reference_hidden=(16,))
+    agent = Agent(vgf, vgf.init(7, 2, key=jr.key(0)), Standardizer.fit(np.ones((2, 7), np.float32)))
+
+    def run(how, times):
+        folder = tmp_path_factory.mktemp(how)
+        files = [str(folder / str(i)) for i in range(times)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FLOWRL_FRAGILE", os.pathsep.join([how, *files]))
+            with Lanes("factory:rl.environments:fragile", 2, workers=2, timeout=5) as lanes:
+                return evaluate(agent, (Policy("best", 4),), lanes, episodes=3, seed=3)
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("raises", r"lane \d, seed 30000\d: ValueError: the simulator is unstable"),
+        ("dies", r"died \(exit status -9\) at .*step of lanes \d \(seeds 30000\d\)"),
+        ("hangs", r"step of lanes \d \(seeds 30000\d\): no answer from a worker process within 5 s"),
+    ],
+)
+def test_processes_that_fail_are_replaced(fragile, how, words):
+    unharmed = fragile(how, 0)
+    with pytest.warns(UserWarning, match=words + ".*played again"):
+        harmed = fragile(how, 1)
+    for name in ("returns", "successes", "lengths", "displacements", "steps"):
+        np.testing.assert_array_equal(getattr(harmed, name), getattr(unharmed, name), err_msg=name)
+    assert (harmed.attempts.min(), harmed.attempts.max()) == (1, 2)
 
 
 class Recording(ToyLanes):

@@ -78,11 +78,16 @@ def test_killed_worker():
         lanes.reset({0: 0, 1: 1})
         pids = _pids(lanes)
         os.kill(pids[1], signal.SIGKILL)
-        with pytest.raises(RuntimeError, match=r"exit status -9. at .*step of lanes 1\. If memory ran out, use few"):
+        with pytest.raises(
+            RuntimeError, match=r"exit status -9. at .*step of lanes 1 \(seeds 1\)\. If memory ran out, use few"
+        ):
             lanes.step({0: RIGHT, 1: RIGHT})
         assert all(map(_ended, pids))
         with pytest.raises(RuntimeError, match="cannot be used any more: RuntimeError during step"):
             lanes.reset({0: 0})
+        lanes.restart()
+        lanes.reset({0: 0, 1: 1})
+        assert lanes.step({1: RIGHT})[1].reward == -1
 
 
 def test_unknown_environment_is_reported_at_first_use():
@@ -94,7 +99,7 @@ def test_unknown_environment_is_reported_at_first_use():
 def test_raising_environment_names_lane_and_seed():
     with Lanes(MAZE, 3, workers=2) as lanes:
         lanes.reset({0: 5, 1: 6, 2: 7})
-        with pytest.raises(RuntimeError, match=rf"{MAZE}, step of lanes 0, 2: lane 2, seed 7: ValueError: operands"):
+        with pytest.raises(RuntimeError, match=rf"{MAZE}, step of lanes 0, 2 .*: lane 2, seed 7: ValueError: operands"):
             lanes.step({0: RIGHT, 1: RIGHT, 2: np.zeros(3, np.float32)})
 
 
@@ -103,7 +108,9 @@ def test_stuck_worker():
         lanes.reset({0: 0})  # has start_timeout, or it would never be in time
         (pid,) = _pids(lanes)
         os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(RuntimeError, match=r"step of lanes 0: no answer .* within 0\.2 s.*longer timeout"):
+        with pytest.raises(
+            RuntimeError, match=r"step of lanes 0 \(seeds 0\): no answer .* within 0\.2 s.*longer timeout"
+        ):
             lanes.step({0: RIGHT})
         assert _ended(pid)
 

@@ -65,6 +65,7 @@ def build(
     wanted = {"name": name, "seed": seed, "rows": rows, "val_rows": val_rows, "parameters": parameters}
     # First without the lock: data that are complete can be used from a read-only directory.
     if _store.is_complete(folder, wanted):
+        _remove_shards(folder)  # there are some if the process that made the data was killed at the very end
         return path
     require(*packages)
     _files.make_dir(folder)
@@ -87,9 +88,14 @@ def build(
             files[file.name] = _files.sha256_file(file)
         manifest = _store.Manifest(versions=versions, success_timing=success_timing, files=files, **wanted)
         _store.write_manifest(folder, manifest)
-        for leftover in folder.glob(".shards-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _remove_shards(folder)
     return path
+
+
+def _remove_shards(folder: Path) -> None:
+    """Removes the episodes of a data set that is complete."""
+    for leftover in folder.glob(".shards-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def run_episodes(
