@@ -7,7 +7,7 @@ from flowrl import _distribution
 _distribution.refuse_foreign(_Path(__file__).parent)  # before anything of a mixed folder is imported
 
 # ruff: noqa: E402
-from flowrl import bounds as bounds, diagnostics as diagnostics, plot as plot
+from flowrl import bounds as bounds, diagnostics as diagnostics, plot as plot, sharding as sharding
 from flowrl._budget import Budget as Budget, spread as spread
 from flowrl._domain import (
     AbstractDomain as AbstractDomain,

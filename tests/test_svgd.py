@@ -243,7 +243,7 @@ def test_no_tensor_of_n_by_n_by_d(name):
 
 def test_memory_grows_with_the_block(monkeypatch):
     monkeypatch.setattr(_blocks, "ENTRIES", 640 * 32)
-    assert _largest(640, 3, _svgd(RULES["fixed"][0])) == 640 * 32
+    assert 640 * 32 / 4 <= _largest(640, 3, _svgd(RULES["fixed"][0])) <= 640 * 32
     # Above 512 particles the median holds at most 512² pairs.
     assert _largest(2048, 3, _svgd(RULES["median"][0])) <= 2 * 512 * 512
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Mask, Positions, Scalar
-from flowrl._kernel._blocks import by_rows
+from flowrl._kernel._blocks import by_tiles
 from flowrl._kernel._distance import centre
 
 
@@ -182,7 +182,7 @@ class AbstractScalarKernel(AbstractKernel):
             weights: w, (m, p).
         """
         kernel, x, y = self._ready(x, y)
-        return by_rows(lambda block: kernel.jet(_pairs(block, y)).value @ weights, x, y.shape[0])
+        return by_tiles(lambda rows, tile: kernel.jet(_pairs(rows, tile[0])).value @ tile[1], x, (y, weights))
 
     def gradient(self, x: Float[Array, "n d"], y: Float[Array, "m d"], weights: Float[Array, " m"]) -> Positions:
         r"""Give $\sum_j w_j ∇_x k(x_i, y_j)$, by blocks of rows.
@@ -195,18 +195,16 @@ class AbstractScalarKernel(AbstractKernel):
         kernel, x, y = self._ready(x, y)
         columns = jnp.concatenate([weights[:, None] * y, weights[:, None]], axis=1)
 
-        def rows(block: Float[Array, "b d"]) -> Float[Array, "b d"]:
-            jet = kernel.jet(_pairs(block, y))
-            summed = jet.radial @ columns
-            pull = block * summed[:, -1:] - summed[:, :-1]
-            return pull if jet.linear is None else pull + jet.linear @ columns[:, :-1]
+        def summed(rows: Float[Array, "b d"], tile: tuple[Array, Array]) -> Float[Array, "b d"]:
+            jet = kernel.jet(_pairs(rows, tile[0]))
+            sums = jet.radial @ tile[1]
+            pull = rows * sums[:, -1:] - sums[:, :-1]
+            return pull if jet.linear is None else pull + jet.linear @ tile[1][:, :-1]
 
-        return by_rows(rows, x, y.shape[0])
+        return by_tiles(summed, x, (y, columns))
 
     def stein(self, positions: Positions, gradient: Positions, alive: Mask, temperature: Scalar) -> Positions:
-        r"""Give the Stein direction $v_i = \frac{1}{n} \sum_j k(x_j, x_i) g_j + α ∇_{x_j} k(x_j, x_i)$, by blocks.
-
-        With ∇_{x_j} k(x_j, x_i) = R_ij (x_j − x_i) + L_ij x_i it is two matrix products, and one for a Gaussian.
+        r"""Give the Stein direction $v_i = \frac{1}{n} \sum_j k(x_j, x_i) g_j + α ∇_{x_j} k(x_j, x_i)$, by tiles.
 
         Args:
             positions: x, (n, d).
@@ -215,23 +213,43 @@ class AbstractScalarKernel(AbstractKernel):
             temperature: α >= 0.
         """
         x = centre(positions, alive)
-        kernel = self.fitted(x, alive)
-        weight = alive.astype(x.dtype)[:, None]
-        ones = weight
+        weight = alive.astype(x.dtype)
+        v = self.fitted(x, alive).stein_sum(x, x, gradient, weight, temperature)
+        return weight[:, None] * v / jnp.maximum(jnp.sum(weight), 1)
 
-        def rows(block: Float[Array, "b d"]) -> Float[Array, "b d"]:
-            jet = kernel.jet(_pairs(block, x))
+    def stein_sum(
+        self,
+        x: Float[Array, "n d"],
+        y: Float[Array, "m d"],
+        gradient: Float[Array, "m d"],
+        weight: Float[Array, " m"],
+        temperature: Scalar,
+    ) -> Float[Array, "n d"]:
+        r"""Give $\sum_j w_j [k(y_j, x_i) g_j + α ∇_{y_j} k(y_j, x_i)]$, by tiles; asked of fitted kernels only.
+
+        With ∇_{y_j} k(y_j, x_i) = R_ij (y_j − x_i) + L_ij x_i it is two matrix products, and one for a Gaussian.
+
+        Args:
+            x: (n, d), counted from the mean of the particles, as y is.
+            y: (m, d); zero where the weight is zero.
+            gradient: g, (m, d); finite.
+            weight: w, (m,).
+            temperature: α >= 0.
+        """
+
+        def summed(rows: Float[Array, "b d"], tile: tuple[Array, Array, Array]) -> Float[Array, "b d"]:
+            there, gradient, weight = tile
+            jet = self.jet(_pairs(rows, there))
             if jet.rate is None:
-                push = jet.radial @ jnp.concatenate([weight * x, ones], axis=1)
-                v = jet.value @ (weight * gradient) + temperature * (push[:, :-1] - block * push[:, -1:])
+                push = jet.radial @ jnp.concatenate([weight * there, weight], axis=1)
+                v = jet.value @ (weight * gradient) + temperature * (push[:, :-1] - rows * push[:, -1:])
             else:
                 rate = temperature * jet.rate
-                summed = jet.value @ jnp.concatenate([weight * (gradient + rate * x), ones], axis=1)
-                v = summed[:, :-1] - rate * block * summed[:, -1:]
-            return v if jet.linear is None else v + temperature * block * (jet.linear @ ones)
+                sums = jet.value @ jnp.concatenate([weight * (gradient + rate * there), weight], axis=1)
+                v = sums[:, :-1] - rate * rows * sums[:, -1:]
+            return v if jet.linear is None else v + temperature * rows * (jet.linear @ weight)
 
-        v = by_rows(rows, x, x.shape[0])
-        return weight * v / jnp.maximum(jnp.sum(weight), 1)
+        return by_tiles(summed, x, (y, gradient, weight[:, None]))
 
     def stein_gram(
         self,

@@ -1,10 +1,12 @@
 """Matrices with one row a particle, by blocks of rows: memory is O(block · n), forward and in reverse mode."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 ENTRIES = 2**21
 """About how many entries of an n × m matrix are held at a time (8 MB in float32)."""
@@ -18,17 +20,55 @@ def by_rows(function: Callable[..., Any], rows: Any, columns: int) -> Any:
         rows: PyTree of arrays (n, ...).
         columns: m, how many entries one row of the function's matrices has.
     """
-    n = jax.tree.leaves(rows)[0].shape[0]
     block = max(1, ENTRIES // max(columns, 1))
-    if n <= block:
-        return function(rows)
-    padding = -n % block
+    return function(rows) if _length(rows) <= block else _mapped(function, rows, block)
 
-    def cut(x):
-        # Padding repeats the last row: zeros could be where the function is not finite.
-        x = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (padding, *x.shape[1:]))])
-        return x.reshape(-1, block, *x.shape[1:])
 
+def by_tiles(function: Callable[..., Any], rows: Any, columns: Any) -> Any:
+    """Apply a function that is a sum over columns, by square tiles.
+
+    A tile has half of `ENTRIES`: large enough for matrix products, small enough to stay in a cache.
+
+    Args:
+        function: maps PyTrees of blocks (b, ...) and (c, ...) to one of results (b, ...): for each row a sum of terms,
+            one a column, that vanish for a column of zeros.
+        rows: PyTree of arrays (n, ...).
+        columns: PyTree of arrays (m, ...).
+    """
+    if _length(rows) * _length(columns) <= ENTRIES:
+        return function(rows, columns)
+    height, width = _side(_length(rows)), _side(_length(columns))
+    tiles = jax.tree.map(lambda x: _cut(x, width, jnp.zeros_like(x[-1:])), columns)
+
+    def summed(block: Any) -> Any:
+        def add(total: Any, tile: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, function(block, tile)), None
+
+        shapes = jax.eval_shape(function, block, jax.tree.map(lambda x: x[0], tiles))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(jax.checkpoint(add), zeros, tiles)[0]
+
+    return summed(rows) if _length(rows) <= height else _mapped(summed, rows, height)
+
+
+def _mapped(function: Callable[..., Any], rows: Any, block: int) -> Any:
+    # Padding repeats the last row: zeros could be where the function is not finite.
+    blocks = jax.tree.map(lambda x: _cut(x, block, x[-1:]), rows)
     # Recomputed in reverse mode, since the saved matrices of all blocks together would be the n × m matrix.
-    out = jax.lax.map(jax.checkpoint(function), jax.tree.map(cut, rows))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], out)
+    out = jax.lax.map(jax.checkpoint(function), blocks)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: _length(rows)], out)
+
+
+def _cut(x: Array, block: int, padding: Array) -> Array:
+    x = jnp.concatenate([x, jnp.broadcast_to(padding, (-x.shape[0] % block, *x.shape[1:]))])
+    return x.reshape(-1, block, *x.shape[1:])
+
+
+def _side(length: int) -> int:
+    most = max(1, math.isqrt(ENTRIES // 2))
+    # Evenly, so that little is padded.
+    return -(-length // -(-length // most))
+
+
+def _length(rows: Any) -> int:
+    return jax.tree.leaves(rows)[0].shape[0]

@@ -18,7 +18,9 @@ def centre(positions: Positions, alive: Mask) -> Positions:
     """
     kept = jnp.where(alive[:, None], positions, 0)
     # The first living particle is subtracted before averaging: the mean itself then loses no digits either.
-    first = kept[jnp.argmax(alive)]
+    # It is picked by a sum, since indexing would gather particles that are divided over devices.
+    chosen = alive & (jnp.arange(alive.shape[0]) == jnp.argmax(alive))
+    first = jnp.sum(jnp.where(chosen[:, None], kept, 0), axis=0)
     kept = jnp.where(alive[:, None], kept - jax.lax.stop_gradient(first)[None], 0)
     count = jnp.maximum(jnp.sum(alive.astype(kept.dtype)), 1)
     mean = jax.lax.stop_gradient(kept.sum(axis=0, keepdims=True) / count)

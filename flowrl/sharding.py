@@ -1,0 +1,203 @@
+"""Beyond one device: particles, states of a batch and seeds over a mesh of `jax.sharding`.
+
+Arrays are placed, programs stay as they are: XLA divides what is independent along a placed axis. Only the pair sums of
+one set of particles need a word, `Sharded`. Several processes (`jax.distributed.initialize`) are one larger mesh.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from flowrl._custom_types import Mask, Positions, Scalar
+from flowrl._kernel import AbstractKernel, AbstractScalarKernel
+from flowrl._kernel._distance import centre
+
+T = TypeVar("T")
+
+
+def mesh(**axes: int) -> Mesh:
+    """Make a mesh of all devices, those of other processes included, whose axes XLA divides work along.
+
+    Args:
+        axes: size of each axis by its name; their product is the number of devices.
+
+    Raises:
+        ValueError: there are not as many devices.
+
+    Example:
+        ```python
+        import jax
+        import flowrl
+
+        devices = flowrl.sharding.mesh(particles=jax.device_count())
+        ```
+    """
+    sizes = tuple(axes.values())
+    try:
+        return jax.make_mesh(sizes, tuple(axes), axis_types=(AxisType.Auto,) * len(sizes))
+    except ValueError as error:
+        raise ValueError(f"a mesh of {axes} does not fit {jax.device_count()} devices: {error}") from error
+
+
+def split(tree: T, devices: Mesh, axis: str = "particles") -> T:
+    """Place arrays with their leading axis divided over a mesh axis: particles (n, ...), or states of many seeds.
+
+    With several processes every process gives the same whole arrays and keeps its own part.
+
+    Args:
+        tree: PyTree; its arrays are placed, anything else is left as it is.
+        devices: the mesh.
+        axis: name of the mesh axis.
+
+    Raises:
+        ValueError: the mesh has no such axis, or a leading axis is no multiple of its size.
+    """
+    size = _size(devices, axis)
+    for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array_like)):
+        if jnp.ndim(leaf) == 0 or leaf.shape[0] % size:
+            raise ValueError(
+                f"an array of shape {jnp.shape(leaf)} cannot be split over {size} devices: its leading axis must be a "
+                f"multiple of {size}."
+            )
+    return _placed(tree, NamedSharding(devices, PartitionSpec(axis)))
+
+
+def replicate(tree: T, devices: Mesh) -> T:
+    """Place arrays whole on every device: networks, data.
+
+    Args:
+        tree: PyTree; its arrays are placed, anything else is left as it is.
+        devices: the mesh.
+    """
+    return _placed(tree, NamedSharding(devices, PartitionSpec()))
+
+
+def over_states(rows: Array) -> Array:
+    """Divide a batch over the axis "states" of the mesh in force (`jax.set_mesh`); without one, give it back.
+
+    `flowrl.rl.VGF` calls it on the rows of a batch, so all that is computed for a state is computed where it lives, and
+    gradients of the networks are summed over devices.
+
+    Args:
+        rows: (batch, ...).
+    """
+    devices = jax.sharding.get_abstract_mesh()
+    if "states" not in devices.axis_names:
+        return rows
+    return jax.lax.with_sharding_constraint(rows, PartitionSpec("states"))
+
+
+class Sharded(AbstractKernel):
+    r"""A scalar kernel whose Stein direction is summed with the particles divided over devices.
+
+    Every device keeps n / devices particles. They visit the others in a ring, so a device holds two blocks of particles
+    and one tile of the kernel matrix at a time: memory a device is O(n d / devices), and nothing is ever gathered. The
+    result is that of the kernel on one device, to rounding.
+
+    Attributes:
+        kernel: k.
+        devices: the mesh.
+        axis: name of the mesh axis that the particles are divided over; n must be a multiple of its size.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import flowrl
+
+        devices = flowrl.sharding.mesh(particles=jax.device_count())
+        particles = flowrl.sharding.split(jax.random.normal(jax.random.key(0), (64, 2)), devices)
+        flow = flowrl.SVGD(flowrl.sharding.Sharded(flowrl.RBF(), devices))
+        target = flowrl.Density(lambda x: -0.5 * jnp.sum(x**2))
+        solution = flowrl.transport(target, particles, flowrl.Budget(10, 0.1), flow=flow)
+        ```
+    """
+
+    kernel: AbstractScalarKernel
+    devices: Mesh = eqx.field(static=True)
+    axis: str = eqx.field(static=True, default="particles")
+
+    def __check_init__(self):
+        if not isinstance(self.kernel, AbstractScalarKernel):
+            raise TypeError(f"Sharded takes a scalar kernel such as RBF(), got {self.kernel!r}.")
+        _size(self.devices, self.axis)
+
+    def fitted(self, positions: Positions, alive: Mask) -> "Sharded":
+        """Give the same kernel with everything that depends on data fixed at these particles.
+
+        Args:
+            positions: (n, d).
+            alive: particles that count.
+        """
+        return Sharded(self.kernel.fitted(positions, alive), self.devices, self.axis)
+
+    def stein(self, positions: Positions, gradient: Positions, alive: Mask, temperature: Scalar) -> Positions:
+        """Give the Stein direction, summed along a ring of devices.
+
+        Args:
+            positions: x, (n, d).
+            gradient: g, (n, d); finite.
+            alive: particles that enter the sums; n counts them alone, and the others get v = 0.
+            temperature: α >= 0.
+        """
+        size = _size(self.devices, self.axis)
+        if positions.shape[0] % size:
+            raise ValueError(f"{positions.shape[0]} particles cannot be divided over {size} devices.")
+        x = centre(positions, alive)
+        weight = alive.astype(x.dtype)
+        ring = [(i, (i + 1) % size) for i in range(size)]
+
+        def local(kernel: AbstractScalarKernel, temperature: Array, x: Array, gradient: Array, weight: Array) -> Array:
+            def visit(carry: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], None]:
+                total, *visitors = carry
+                y, g, w = jax.lax.ppermute(visitors, self.axis, ring)
+                return (total + kernel.stein_sum(x, y, g, w, temperature), y, g, w), None
+
+            own = kernel.stein_sum(x, x, gradient, weight, temperature)
+            return jax.lax.scan(visit, (own, x, gradient, weight), length=size - 1)[0][0]
+
+        whole, part = PartitionSpec(), PartitionSpec(self.axis)
+        summed: Callable[..., Array] = jax.shard_map(
+            local,
+            mesh=self.devices,
+            in_specs=(whole, whole, part, part, part),
+            out_specs=part,
+            # The sums over tiles start from zeros, which a device has without being told that they are its own.
+            check_vma=False,
+        )
+        v = summed(self.kernel.fitted(x, alive), temperature, x, gradient, weight)
+        return weight[:, None] * v / jnp.maximum(jnp.sum(weight), 1)
+
+    def stein_gram(
+        self,
+        x: Float[Array, "n d"],
+        score_x: Float[Array, "n d"],
+        y: Float[Array, "m d"],
+        score_y: Float[Array, "m d"],
+    ) -> Float[Array, "n m"]:
+        """Give the Stein kernel at all pairs, as the kernel itself does: it is a matrix, not a sum.
+
+        Args:
+            x: (n, d); what depends on data is fitted to it.
+            score_x: s = ∇ log p at x, (n, d).
+            y: (m, d).
+            score_y: s at y, (m, d).
+        """
+        return self.kernel.stein_gram(x, score_x, y, score_y)
+
+
+def _size(devices: Mesh, axis: str) -> int:
+    if axis not in devices.axis_names:
+        raise ValueError(f"the mesh has the axes {devices.axis_names}, not {axis!r}; make it by mesh({axis}=...).")
+    if devices.axis_types[devices.axis_names.index(axis)] != AxisType.Auto:
+        raise ValueError(f"the mesh axis {axis!r} is not one that XLA divides along; make it by mesh({axis}=...).")
+    return devices.shape[axis]
+
+
+def _placed(tree: T, sharding: NamedSharding) -> T:
+    return jax.tree.map(lambda x: jax.device_put(x, sharding) if eqx.is_array_like(x) else x, tree)
