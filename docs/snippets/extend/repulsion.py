@@ -65,7 +65,7 @@ start = 0.1 * jr.normal(jr.key(0), (40, 2))
 alone = flowrl.transport(target, start, flowrl.Budget(200, 0.1, 0.0), flow=flow)
 apart = flowrl.transport(target, start, flowrl.Budget(200, 0.1, 4.0), flow=flow)
 proximal = flowrl.transport(target, start, flowrl.Budget(5, 4.0, 4.0), flow=flow, solver=flowrl.JKO())
-both = flowrl.transport(target, start, flowrl.Budget(200, 0.1, 4.0), flow=0.5 * flow + flowrl.Ascent())
+both = 0.5 * flow + flowrl.Ascent()
 boxed = flowrl.transport(target, start, flowrl.Budget(200, 0.1, 4.0), flow=flow, domain=flowrl.Box(-0.3, 0.3))
 
 

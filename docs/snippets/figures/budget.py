@@ -21,7 +21,7 @@ def log_prob(x):
 
 def main(path, particles=60, frames=18):
     """Move the particles three times, and draw the three trajectories side by side."""
-    start = jnp.asarray([0.0, 2.0]) + 0.4 * jr.normal(jr.key(1), (particles, 2))
+    start = jnp.asarray([[0.0, 2.0]]) + 0.4 * jr.normal(jr.key(1), (particles, 2))
     grown = 0.1 * jnp.minimum(1, jnp.arange(1, STEPS + 1) / 30)  # where particles start, the score is steep
     saved = tuple(frame + round((STEPS - frames + 1) * (frame / (frames - 1)) ** 2) for frame in range(frames))
     target, solutions = flowrl.Density(log_prob), {}
