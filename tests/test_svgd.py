@@ -192,6 +192,17 @@ def test_the_median_can_be_interpreted():
         assert float(masked_median(values, values < 5)) == 2
 
 
+def test_the_median_is_over_all_pairs_when_asked():
+    particles, alive = draw(4, (601, 2)), jnp.arange(601) % 3 > 0
+    kept = np.asarray(particles, np.float64)[np.asarray(alive)]
+    squared = ((kept[:, None] - kept[None]) ** 2).sum(-1)[np.triu_indices(len(kept), 1)]
+    got = flowrl.MedianBandwidth(most=None)(particles, alive)
+    np.testing.assert_allclose(got, np.median(squared), rtol=tolerance(1e-12, 1e-5))
+    assert float(flowrl.MedianBandwidth()(particles, alive)) != float(got)
+    with pytest.raises(ValueError, match="most must be a Python int >= 2"):
+        flowrl.LogNBandwidth(1)
+
+
 def test_above_512_particles_the_median_is_taken_over_a_fixed_subset():
     rule, particles = flowrl.MedianBandwidth(), draw(4, (600, 2))
     everyone = jnp.ones(600, bool)

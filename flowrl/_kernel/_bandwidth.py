@@ -14,11 +14,10 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from flowrl._custom_types import Mask, Positions, Scalar
-from flowrl._kernel._distance import centre, masked_median, pairs, squared_distances
-from flowrl._misc import number
+from flowrl._kernel._distance import centre, masked_median, pair_distances
+from flowrl._misc import check_count, number
 
-_EXACT = 512
-"""Above this many particles the median is taken over a fixed subset of as many."""
+_MOST = 512
 
 
 class AbstractBandwidth(eqx.Module):
@@ -65,8 +64,17 @@ class FixedBandwidth(AbstractBandwidth):
 class MedianBandwidth(AbstractBandwidth):
     """σ² = median of the squared distances between different particles (the default).
 
-    Exact for n <= 512; above, over a fixed subset of 512 particles. Coincident particles fall back to the mean, then 1.
+    Coincident particles fall back to the mean, then 1.
+
+    Attributes:
+        most: above this many particles the median is that of a fixed subset of as many; None for all, which takes half
+            a matrix of n² distances.
     """
+
+    most: int | None = eqx.field(static=True, default=_MOST)
+
+    def __check_init__(self):
+        _check_most(self.most)
 
     def __call__(self, positions: Positions, alive: Mask) -> Scalar:
         """Give σ².
@@ -75,7 +83,7 @@ class MedianBandwidth(AbstractBandwidth):
             positions: centred particles (n, d).
             alive: particles that count.
         """
-        return jax.lax.stop_gradient(_median(positions, alive))
+        return jax.lax.stop_gradient(_median(positions, alive, self.most))
 
 
 class LogNBandwidth(AbstractBandwidth):
@@ -84,9 +92,17 @@ class LogNBandwidth(AbstractBandwidth):
     With it the particles' variance collapses as d grows: 50 particles on N(0, I_d) come to rest at a variance of 0.95,
     0.87 and 0.34 for d = 1, 2 and 10, against 1.01, 1.00 and 0.96 with the plain median.
 
+    Attributes:
+        most: as for `MedianBandwidth`.
+
     ??? cite "Source"
         Liu and Wang, *Stein Variational Gradient Descent*, NeurIPS 2016, section 5.
     """
+
+    most: int | None = eqx.field(static=True, default=_MOST)
+
+    def __check_init__(self):
+        _check_most(self.most)
 
     def __call__(self, positions: Positions, alive: Mask) -> Scalar:
         """Give σ².
@@ -96,7 +112,7 @@ class LogNBandwidth(AbstractBandwidth):
             alive: particles that count; n is their number.
         """
         count = jnp.maximum(jnp.sum(alive.astype(positions.dtype)), 1)
-        return jax.lax.stop_gradient(_median(positions, alive) / (2 * jnp.log(count + 1)))
+        return jax.lax.stop_gradient(_median(positions, alive, self.most) / (2 * jnp.log(count + 1)))
 
 
 class ScottBandwidth(AbstractBandwidth):
@@ -186,14 +202,18 @@ def _rule_of_thumb(positions: Positions, alive: Mask, factor: float) -> Scalar:
     return jax.lax.stop_gradient(variance)
 
 
-def _median(positions: Positions, alive: Mask) -> Scalar:
+def _check_most(most: Any) -> None:
+    if most is not None:
+        check_count("most", most, 2)
+
+
+def _median(positions: Positions, alive: Mask, most: int | None) -> Scalar:
     n = positions.shape[0]
-    if n > _EXACT:
+    if most is not None and n > most:
         # Chosen when tracing, from n alone: the same subset every step, whatever the order of clusters in the array.
-        subset = np.sort(np.random.default_rng(n).choice(n, _EXACT, replace=False))
+        subset = np.sort(np.random.default_rng(n).choice(n, most, replace=False))
         positions, alive = positions[subset], alive[subset]
-    squared = squared_distances(positions, positions)
-    counted = pairs(alive)
+    squared, counted = pair_distances(positions, alive)
     median = masked_median(squared, counted)
     mean = jnp.sum(jnp.where(counted, squared, 0)) / jnp.maximum(jnp.sum(counted.astype(squared.dtype)), 1)
     tiny = jnp.finfo(squared.dtype).tiny
