@@ -13,7 +13,18 @@ METHODS = ("sft", "bon", "dpo", "ppo", "vgf")
 #: Options that nothing learned before the answers depends on; all others determine what a run keeps.
 NOT_LEARNED = frozenset(
     {"methods", "space", "out", "resume", "data_dir", "prompts", "validation_prompts", "reference_samples", "particles"}
-    | {"steps", "step_sizes", "flow", "temperature", "max_displacement", "nll_band", "variety", "best_of", "samples"}
+    | {
+        "steps",
+        "step_sizes",
+        "judge",
+        "flow",
+        "temperature",
+        "max_displacement",
+        "nll_band",
+        "variety",
+        "best_of",
+        "samples",
+    }
 )
 #: Methods that train a policy: they need preferences or rollouts of a small reference.
 TRAINED = ("dpo", "ppo")
@@ -106,6 +117,8 @@ class Config:
     """Rollouts of PPO."""
     ppo_beta: float = 0.05
     """PPO's price of a nat of divergence from the reference, in standard deviations of the reward."""
+    judge: tuple[str, ...] = ()
+    """A program that compares two answers, such as a script that asks a language model; see `CommandJudge`."""
     samples: int = 4
     """Texts that are printed for each method."""
 

@@ -37,6 +37,7 @@ from flowrl.rlhf import (
     score,
     with_reference,
 )
+from flowrl.rlhf.evaluation import CommandJudge
 from flowrl.runs import RunDirectory, save_checkpoint
 
 _PPO_INTERVAL = 10  # iterations between two checkpoints
@@ -71,6 +72,7 @@ class Answers:
     ):
         self.config, self.task, self.reward, self.run, self.show = config, task, reward, run, show
         self.reward_seconds, self.parts = reward_seconds, Parts()
+        self.judge = CommandJudge(config.judge) if config.judge else None
         check_tokens(space_of(config, task), reward)
         self.costs = Costs.of(task.model, reward, task.test.prompt.tokens.shape[1], config.length)
         self.spread = spread_of(config, task, reward)
@@ -84,7 +86,7 @@ class Answers:
             return
         made = getattr(self, f"_{method}")(pairs)
         for answer in made:
-            self.rows.append(measure(self.task, self.reward, self.measured, answer))
+            self.rows.append(measure(self.task, self.reward, self.measured, answer, self.judge))
         self.run.rows = self.rows
         self.run.save({"methods": jnp.zeros((), jnp.int32)}, {"notes": np.asarray(self.notes, np.str_)})
 
@@ -96,7 +98,11 @@ class Answers:
             drawn, _ = sample(self.task.sampler, model, prompts, count=count, key=jr.fold_in(key, part))
             return drawn.tokens, drawn.mask, score(self.reward, prompts, drawn.tokens, drawn.mask)
 
-        return self.parts(("samples", count), batch, program)
+        leaves, seconds = self.parts(("samples", count), batch, program)
+        if not np.isfinite(leaves[2]).all():
+            texts = self.task.decode(*(leaf[~np.isfinite(leaves[2])][:1] for leaf in leaves[:2]))
+            raise FloatingPointError(f"the reward model gives no finite number for {texts[0]!r}.")
+        return leaves, seconds
 
     def _best(self, method: str, model: LanguageModel, counts: dict[int, str], train_seconds: float) -> list[Answer]:
         """Best-of-N for several N: of N samples of the model, the one of the highest proxy reward."""

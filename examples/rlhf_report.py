@@ -12,7 +12,14 @@ import numpy as np
 from rlhf_task import Batch, Task
 
 from flowrl.rlhf import AbstractReward, ChosenSteps, RewardEnsemble, TextStatistics, score
-from flowrl.rlhf.evaluation import distinct_n, fraction_changed, vader_scores, win_rate
+from flowrl.rlhf.evaluation import (
+    CommandJudge,
+    distinct_n,
+    fraction_changed,
+    judged_win_rate,
+    vader_scores,
+    win_rate,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +46,9 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """The reference's own samples, (B, n): their gold scores, proxy rewards, likelihoods; and people's gold (B,)."""
+    """The reference's own samples, (B, n): one text each, gold, proxy rewards, likelihoods; and people's gold (B,)."""
 
+    texts: tuple[str, ...]
     gold: np.ndarray | None
     people: np.ndarray | None
     proxy: tuple[float, float]
@@ -51,15 +59,21 @@ def describe(task: Task, reward: AbstractReward, batch: Batch, tokens: Any, mask
     """Measure samples of the reference, (B, n, T)."""
     count, length = tokens.shape[1], tokens.shape[2]
     gold = people = None
+    texts = task.decode(np.asarray(tokens).reshape(-1, length), np.asarray(mask).reshape(-1, length))
     if task.gold is not None and task.judge is not None:
-        texts = task.decode(np.asarray(tokens).reshape(-1, length), np.asarray(mask).reshape(-1, length))
         log_p = task.judge.log_probs([text for text in batch.texts for _ in range(count)], texts)
         gold = task.gold(texts, log_p).reshape(-1, count)
         if batch.people is not None:
             people = task.gold(batch.people, task.judge.log_probs(batch.texts, batch.people))
     proxy = np.asarray(score(reward, batch.prompt, tokens, mask))
     nll = np.concatenate([task.nll(batch.prompt, tokens[:, i], mask[:, i]) for i in range(count)])
-    return Reference(gold, people, (float(proxy.mean()), float(proxy.std())), (float(nll.mean()), float(nll.std())))
+    return Reference(
+        tuple(texts[::count]),
+        gold,
+        people,
+        (float(proxy.mean()), float(proxy.std())),
+        (float(nll.mean()), float(nll.std())),
+    )
 
 
 def summary(task: Task, reward: AbstractReward, batch: Batch, tokens: Any, mask: Any, moved: float) -> TextStatistics:
@@ -94,7 +108,9 @@ def _mean_spread(reward: RewardEnsemble, tokens: jax.Array, mask: jax.Array) -> 
     return jnp.mean(jnp.std(each, axis=1))
 
 
-def measure(task: Task, reward: AbstractReward, base: Reference, answer: Answer) -> dict[str, Any]:
+def measure(
+    task: Task, reward: AbstractReward, base: Reference, answer: Answer, judge: CommandJudge | None
+) -> dict[str, Any]:
     """Give the row of one method's answers; scores of single prompts stand in it as JSON lists."""
     batch = task.test
     texts = task.decode(answer.tokens, answer.mask)
@@ -111,6 +127,7 @@ def measure(task: Task, reward: AbstractReward, base: Reference, answer: Answer)
         "win_low": None,
         "win_high": None,
         "win_people": None,
+        "win_judged": None,
         "gold": None,
         "rating": None,
         "fluency": None,
@@ -129,6 +146,8 @@ def measure(task: Task, reward: AbstractReward, base: Reference, answer: Answer)
             row["win_people"] = float((0.5 + 0.5 * np.sign(gold - base.people)).mean())
         row |= {"gold": float(gold.mean()), "rating": float(rating.mean()), "fluency": float(fluency.mean())}
         row |= {"vader": float(np.mean(vader_scores(texts))), "judge_nll": float(-log_p.mean())}
+    if judge is not None:
+        row["win_judged"] = judged_win_rate(judge, batch.texts, texts, base.texts).value
     mean, deviation = base.proxy
     changed = "" if answer.start is None else fraction_changed(answer.tokens, answer.start, answer.mask)
     row |= {
@@ -147,7 +166,7 @@ def measure(task: Task, reward: AbstractReward, base: Reference, answer: Answer)
 
 #: Headings of a run's table; `describe_row` fills them.
 COLUMNS = (
-    *("method", "gold wins, %", "against people", "gold", "rating", "proxy, sd", "NLL under μ", "judge NLL"),
+    *("method", "gold wins, %", "against people", "judged", "gold", "rating", "proxy, sd", "NLL under μ", "judge NLL"),
     *("distinct-2", "changed", "forwards", "s to begin", "s"),
 )
 
@@ -159,15 +178,14 @@ def describe_row(row: dict[str, Any]) -> tuple[str, ...]:
         value = row.get(name)
         return "-" if value is None or value == "" else format(value, form)
 
-    wins = people = "-"
+    wins = "-"
+    share = lambda name: "-" if row[name] is None else f"{100 * row[name]:.0f}"
     if row["win"] is not None:
         wins = f"{100 * row['win']:.1f} [{100 * row['win_low']:.0f}, {100 * row['win_high']:.0f}]"
-    if row["win_people"] is not None:
-        people = f"{100 * row['win_people']:.0f}"
     name = row["name"] + (" (chosen)" if row["chosen"] else "")
     forms = {name: ".2f" for name in ("gold", "rating", "proxy", "nll", "judge_nll", "distinct_2", "changed")}
     forms |= {"forwards": ".0f", "train_seconds": ".0f", "seconds": ".1f"}
-    return (name, wins, people, *(number(key, form) for key, form in forms.items()))
+    return (name, wins, share("win_people"), share("win_judged"), *(number(key, form) for key, form in forms.items()))
 
 
 def verdict(names: list[tuple[float, int]], candidates: list[TextStatistics], chosen: ChosenSteps) -> str:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import rlhf
 import rlhf_config
@@ -162,8 +163,21 @@ def real_model(folder, name):
     return folder
 
 
+#: A judge that prefers the longer text.
+LONGER = """
+import json, sys
+for line in sys.stdin:
+    row = json.loads(line)
+    print(json.dumps({"id": row["id"], "first": float(len(row["first"]) > len(row["second"]))}))
+"""
+
+
 def test_real_weights_need_no_gold(tmp_path):
+    safetensors = pytest.importorskip("safetensors")
+    pytest.importorskip("safetensors.numpy")
     models = [real_model(tmp_path / name, name) for name in ("llama", "llama_reward")]
+    judge = tmp_path / "judge.py"
+    judge.write_text(LONGER)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"w{i} w{i + 1} w{i + 2}"}) + "\n" for i in range(1, 8)))
     options = {
@@ -181,6 +195,7 @@ def test_real_weights_need_no_gold(tmp_path):
         "--best-of": 2,
         "--steps": "1 2",
         "--step-sizes": 1,
+        "--judge": f"{sys.executable} {judge}",
     }
     out = run(*(word for name, value in options.items() for word in (name, *str(value).split())))
     table = rows(tmp_path / "run")
@@ -188,6 +203,13 @@ def test_real_weights_need_no_gold(tmp_path):
     assert all(row["win"] == "" and row["gold"] == "" for row in table)
     assert float(table[-2]["proxy"]) > float(table[0]["proxy"])
     assert "w1 w2 w3" in out
+    assert all(0 <= float(row["win_judged"]) <= 1 for row in table)
+    weights = dict(safetensors.numpy.load_file(models[1] / "model.safetensors"))
+    weights["score.weight"] = np.full_like(weights["score.weight"], 3e38)  # finite, its sums are not
+    safetensors.numpy.save_file(weights, models[1] / "model.safetensors")
+    options["--out"] = tmp_path / "broken"
+    said = run(*(word for name, value in options.items() for word in (name, *str(value).split())), fails=True)
+    assert "FloatingPointError: the reward model gives no finite number for 'w" in said
 
 
 def test_costs_are_those_by_hand():

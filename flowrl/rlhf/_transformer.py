@@ -34,7 +34,8 @@ class TransformerConfig:
         rotary_fraction: share of each head that is rotated.
         rotary_scaling: Llama 3's stretching of the frequencies: factor, low and high frequency factor, original number
             of positions; None for none.
-        max_positions: longest sequence; binding where positions are learned.
+        max_positions: longest sequence; rotations have no end of their own, but beyond what a model was trained on its
+            text falls apart without a word.
         activation: of the feed-forward layer; "gelu" is the exact one.
         gated: the activation multiplies a second projection, as in SwiGLU.
         parallel: attention and feed-forward layer read the same residual, as in GPT-NeoX.
@@ -292,13 +293,13 @@ class Transformer(eqx.Module):
             room: places S for tokens.
 
         Raises:
-            ValueError: more places than there are learned positions.
+            ValueError: more places than `max_positions`.
         """
         c = self.config
-        if c.positions == "learned" and room > c.max_positions:
+        if room > c.max_positions:
             raise ValueError(
-                f"the model has learned {c.max_positions} positions (max_positions), so a sequence of {room} tokens is "
-                "too long for it, prompt, response and padding together: shorten the prompts or the responses."
+                f"the model knows {c.max_positions} positions (max_positions), so a sequence of {room} tokens is too "
+                "long for it, prompt, response and padding together: shorten the prompts or the responses."
             )
         shape = (c.layers, room, c.key_value_heads, c.head_size)
         zeros, zero = jnp.zeros(shape, self.embedding.dtype), jnp.zeros((), jnp.int32)

@@ -164,13 +164,15 @@ def test_learned_positions_are_added_and_end():
     expected = _hidden(trunk, jnp.asarray(embedded), ALL)
     _close(_hidden(without, jnp.asarray(embedded + table[:7]), ALL), expected)
     assert np.max(np.abs(_hidden(without, jnp.asarray(embedded), ALL) - expected)) > 1e-2
-    too_long = "has learned 9 positions .max_positions.*a sequence of 10 tokens is too long"
+    too_long = "knows 9 positions .max_positions.*a sequence of 10 tokens is too long"
     with pytest.raises(ValueError, match=too_long):
         model(words(0, 10))
     with pytest.raises(ValueError, match=too_long):
         sample(Sampler(7), model, prompts(), count=1, key=jr.key(0))
     assert eqx.filter_eval_shape(model, words(0, 9)).shape == (9, V)
-    assert eqx.filter_eval_shape(language_model(max_positions=9), words(0, 10)).shape == (10, V)
+    assert eqx.filter_eval_shape(language_model(max_positions=10), words(0, 10)).shape == (10, V)
+    with pytest.raises(ValueError, match=too_long):  # rotations too
+        language_model(max_positions=9)(words(0, 10))
 
 
 def test_soft_tokens_that_are_one_hot_are_tokens():
