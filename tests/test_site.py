@@ -10,8 +10,10 @@ import json
 import os
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
+import types
 import typing
 import urllib.parse
 
@@ -174,6 +176,20 @@ def test_a_fault_is_found(name, tmp_path):
     if name == "_out_of_reach":
         (tmp_path / "apart.html").write_text("no page leads here")
     assert len(list(CHECKS[name](_Site(tmp_path)))) == FOUND[name]
+
+
+def test_formulas_become_mathml_or_say_what_is_wrong(caplog):
+    hook = runpy.run_path(str(DOCS / "mathml.py"))["on_page_content"]
+    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="page.md"))
+    drawn = hook(r'<span class="arithmatex">\(\alpha \log p + \log_2 p\)</span>', page=page)
+    space = '<mspace width="0.167em" />'
+    assert f"<mi>α</mi>{space}<mi>log</mi>{space}<mi>p</mi>" in drawn
+    assert "<msub><mi>log</mi><mn>2</mn></msub>" in drawn  # no space inside
+    assert not caplog.records
+    for wrong in (r"\operatorname*{argmin}_q", r"\unheardof x"):
+        caplog.clear()
+        hook(f'<div class="arithmatex">\\[{wrong}\\]</div>', page=page)
+        assert [record.levelname for record in caplog.records] == ["WARNING"], wrong
 
 
 def test_all_python_on_the_pages_is_run_or_comes_from_a_script_that_is():
