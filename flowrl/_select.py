@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from flowrl._custom_types import Key, Particle, Particles
@@ -42,6 +43,7 @@ def best_of_n(particles: Particles, values: Float[Array, " n"]) -> Selected:
         The chosen particle bit for bit, its value and index. Ties go to the first.
 
     Raises:
+        TypeError: particles are no arrays.
         ValueError: the shapes disagree.
     """
     values = _check(particles, values)
@@ -63,6 +65,7 @@ def softmax_select(
         The chosen particle bit for bit, its value and index.
 
     Raises:
+        TypeError: particles are no arrays.
         ValueError: the shapes disagree, or a concrete temperature is not positive.
     """
     temperature = concrete(selection_temperature)
@@ -85,6 +88,7 @@ def uniform_select(particles: Particles, values: Float[Array, " n"], *, key: Key
         The chosen particle bit for bit, its value and index.
 
     Raises:
+        TypeError: particles are no arrays.
         ValueError: the shapes disagree.
     """
     values = _check(particles, values)
@@ -100,7 +104,11 @@ def _categorical(logits: Float[Array, " n"], key: Key) -> Int[Array, ""]:
 def _check(particles: Particles, values: Array) -> Float[Array, " n"]:
     values = jnp.asarray(values)
     values = values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(jnp.result_type(float))
-    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(particles)}
+    leaves = jax.tree.leaves(particles)
+    for leaf in leaves:
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise TypeError(f"particles must be arrays (n, ...), got {leaf!r}.")
+    sizes = {leaf.shape[:1] for leaf in leaves}
     if values.ndim != 1 or sizes != {values.shape}:
         raise ValueError(
             f"values must have shape (n,), one a particle; got {values.shape} for particles with leading axes "

@@ -8,9 +8,11 @@ Gaussian kernel k(x, y) = exp(−|x − y|²/2σ²): 0 < k <= 1 and |∇k| <= 1/
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from flowrl._budget import Budget
+from flowrl._misc import real_array
 
 
 def displacement(budget: Budget, gradient_bound: ArrayLike, sigma: ArrayLike) -> Float[Array, ""]:
@@ -26,7 +28,14 @@ def displacement(budget: Budget, gradient_bound: ArrayLike, sigma: ArrayLike) ->
 
     Returns:
         The bound on |x_L − x_0|, and so on the Wasserstein distance W_p of the two sets for every p.
+
+    Raises:
+        TypeError: `budget` is none.
+        ValueError: a concrete number is out of its range.
     """
+    if not isinstance(budget, Budget):
+        raise TypeError(f"budget must be a flowrl.Budget, got {type(budget).__name__}.")
+    gradient_bound, sigma = _at_least_zero("gradient_bound", gradient_bound), _positive("sigma", sigma)
     temperature = jnp.ones(()) if budget.temperature is None else budget.temperature
     step_size = jnp.broadcast_to(budget.step_size, (budget.bound,))
     pull = gradient_bound + jnp.broadcast_to(temperature, (budget.bound,)) / (sigma * jnp.sqrt(jnp.e))
@@ -48,7 +57,12 @@ def mmd_squared(budget: Budget, gradient_bound: ArrayLike, sigma: ArrayLike) -> 
 
     Returns:
         The bound; plain `Euler` with a fixed bandwidth only.
+
+    Raises:
+        TypeError: `budget` is none.
+        ValueError: a concrete number is out of its range.
     """
+    sigma = _positive("sigma", sigma)
     return 2 * displacement(budget, gradient_bound, sigma) / (sigma * jnp.sqrt(jnp.e))
 
 
@@ -60,8 +74,11 @@ def mmd_squared_from_displacement(max_displacement: ArrayLike, sigma: ArrayLike)
     Args:
         max_displacement: D >= 0, no particle moved further.
         sigma: σ > 0, bandwidth of the MMD.
+
+    Raises:
+        ValueError: a concrete number is out of its range.
     """
-    ratio = jnp.asarray(max_displacement) / jnp.asarray(sigma)
+    ratio = _at_least_zero("max_displacement", max_displacement) / _positive("sigma", sigma)
     return -2 * jnp.expm1(-0.5 * ratio**2)
 
 
@@ -71,8 +88,19 @@ def best_of_n_kl(n: ArrayLike) -> Float[Array, ""]:
     Args:
         n: number of candidates N >= 1.
 
+    Raises:
+        ValueError: a concrete n is below 1.
+
     ??? cite "Source"
         Beirami et al., *Theoretical guarantees on the best-of-n alignment policy*, 2024.
     """
-    count = jnp.asarray(n, jnp.result_type(float))
+    count = real_array("n", n, lambda x: (x >= 1) & np.isfinite(x), "a finite number >= 1")
     return jnp.log(count) - (count - 1) / count
+
+
+def _at_least_zero(name: str, x: ArrayLike) -> Array:
+    return real_array(name, x, lambda x: x >= 0, ">= 0")
+
+
+def _positive(name: str, x: ArrayLike) -> Array:
+    return real_array(name, x, lambda x: x > 0, "> 0")

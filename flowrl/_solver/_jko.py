@@ -100,15 +100,17 @@ class JKO(AbstractStepSolver):
         count = jnp.maximum(jnp.sum(alive.astype(positions.dtype)), 1)
         # Zero has no proximal pull to divide by; such a step stays where it is.
         h = jnp.where(step_size > 0, step_size, 1)
+        # The minimiser keeps its history in the default precision, and fails on a move of another one.
+        wide = jnp.result_type(float)
 
         def objective(move: Positions, _: Any) -> Scalar:
-            z = positions + jnp.where(alive[:, None], move, 0)
-            return count * fixed.energy(field, z, alive) + jnp.sum(move**2) / (2 * h)
+            z = positions + jnp.where(alive[:, None], move, 0).astype(positions.dtype)
+            energy = (count * fixed.energy(field, z, alive)).astype(wide)
+            return energy + jnp.sum(move**2) / (2 * h.astype(wide))
 
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            found = optx.minimise(
-                objective, self.minimiser, jnp.zeros_like(positions), max_steps=self.max_steps, throw=False
-            )
+            start = jnp.zeros(positions.shape, wide)
+            found = optx.minimise(objective, self.minimiser, start, max_steps=self.max_steps, throw=False)
         move = jnp.where(step_size > 0, found.value.astype(positions.dtype), 0)
         result: Any = RESULTS
         result = result.where(step_size > 0, RESULTS.promote(found.result), result.successful)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
@@ -64,12 +65,15 @@ def effective_sample_size(log_weights: Float[Array, " n"]) -> Scalar:
         The size, `()`; 0 if all weights are zero.
 
     Raises:
-        ValueError: `log_weights` is not an array (n,) with n >= 1.
+        TypeError: `log_weights` is no array.
+        ValueError: its shape is not (n,) with n >= 1.
 
     ??? cite "Source"
         Kish, *Survey Sampling*, Wiley 1965. Kong, Liu and Wong, *Sequential imputations and Bayesian missing data
         problems*, JASA 1994, for importance weights.
     """
+    if not isinstance(log_weights, jax.Array | np.ndarray):
+        raise TypeError(f"log_weights must be an array (n,), got {log_weights!r}.")
     if log_weights.ndim != 1 or log_weights.shape[0] == 0:
         raise ValueError(f"log_weights must have shape (n,) with n >= 1, got {log_weights.shape}; vmap over more axes.")
     return _kish(log_weights)
