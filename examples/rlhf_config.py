@@ -76,7 +76,7 @@ class Config:
     """Particles N a prompt."""
     steps: tuple[int, ...] = (1, 2, 4)
     """All L that are reported; L = 0 is best-of-N over the particles."""
-    step_sizes: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
+    step_sizes: tuple[float, ...] = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
     """Step sizes ε to choose from, over the reward's standard deviation over the reference's samples."""
     flow: Literal["ascent", "svgd"] = "ascent"
     """ascent: every particle by itself; svgd: those of one prompt share gradients, and repel at α > 0."""
