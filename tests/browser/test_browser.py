@@ -129,7 +129,7 @@ def test_no_page_is_wider_than_the_window(page, address, site):
         page.open(f"{address}/{name}/".replace("/./", "/"))
         for width in (PHONE, DESKTOP):
             page.look(width)
-            for _ in range(40):  # the header moves to its new place
+            for _ in range(20):  # the header moves to its new place
                 found = page.run(OVERFLOW)
                 if not found:
                     break
