@@ -1,0 +1,173 @@
+"""Plots and tables for the docs, from the newest row of every case."""
+
+import json
+
+from rounds import OUT, read
+
+
+def _table(head, rows):
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(str(x) for x in row) + " |" for row in rows]) + "\n"
+
+
+def _save(name, text):
+    (OUT / f"{name}.md").write_text(text)
+    print(f"wrote {name}.md")
+
+
+def _when(rows):
+    """Say what machine and load the rows are from."""
+    runs = json.loads((OUT / "runs.json").read_text())
+    used = sorted({row["run"] for row in rows})
+    if not used:
+        return "Not measured.\n"
+    m = runs[used[-1]]
+    loads = sorted(float(row["load"]) for row in rows)
+    versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+    return (
+        f"\nMeasured between {used[0]} and {used[-1]} on {m['cores']} cores of an {m['processor']}, {m['backend']}, "
+        f"matmul precision {m['matmul_precision']}; load {loads[0]:g} to {loads[-1]:g}, "
+        f"largest resident memory {max(int(row['peak_mb']) for row in rows)} MB; {versions}.\n"
+    )
+
+
+def _bound(row):
+    bound = f" (≥ {row['lower90']})" if row["lower90"] else ""
+    return f"{float(row['ratio']):.3g}×{bound}" if row["ratio"] else "–"
+
+
+# The issue's bars: (N, d), what is compared, the least ratio.
+BARS = [
+    ((1000, 10), "blackjax", "the peers' median", "the peers' median", 12),
+    ((1000, 10), "msvgd", "the peers' median", "the peers' median", 8),
+    ((1000, 10), "numpyro", "the peers' median", "the peers' median", 20),
+    ((1000, 10), "blackjax", "fixed", "fixed", 30),
+    ((1000, 10), "blackjax", "the peers' median", "default", 30),
+    ((5000, 50), "blackjax", "the peers' median", "the peers' median", 10),
+]
+
+
+def _svgd():
+    rows = read("svgd")
+    cells = {(int(r["N"]), int(r["d"]), r["method"], r["rule"], r["peer"]): r for r in rows}
+    sizes = sorted({key[:2] for key in cells})
+    columns = [("flowrl", rule, "") for rule in ("the peers' median", "fixed", "default")]
+    columns += [("blackjax", "the peers' median", "the peers' median"), ("blackjax", "fixed", "fixed")]
+    columns += [(peer, "the peers' median", "the peers' median") for peer in ("msvgd", "numpyro")]
+    body = []
+    for size in sizes:
+        found = [cells.get((*size, *column)) for column in columns]
+        body.append([*size, *(f"{float(r['median_ms']):.3g}" if r else "–" for r in found)])
+    head = [
+        "N",
+        "d",
+        *(f"{m}, {'fixed' if r == 'fixed' else 'default rule' if r == 'default' else 'median'}" for m, r, _ in columns),
+    ]
+    _save("svgd", _table(head, body) + _when(rows))
+    body = []
+    for size, method, theirs, own, bar in BARS:
+        row = cells.get((*size, method, theirs, own))
+        if row:
+            kept = row["lower90"] and float(row["lower90"]) >= bar
+            what = {
+                "the peers' median": "its own rule, all pairs",
+                "fixed": "fixed bandwidth",
+                "default": "both as they come",
+            }
+            body.append(
+                [f"N = {size[0]}, d = {size[1]}", method, what[own], f"{bar}×", _bound(row), "yes" if kept else "no"]
+            )
+    _save("svgd_bars", _table(["size", "beside", "bandwidth", "bar", "measured", "reached"], body))
+    body = []
+    for size in sizes:
+        row = cells.get((*size, "flowrl", "fixed", ""))
+        if row:
+            share = float(row["min_ms"]) / float(row["model_ms"])
+            body.append([*size, row["model_ms"], row["min_ms"], f"{share:.2f}", row["gflops"], row["gexp"]])
+    head = ["N", "d", "model, ms", "fastest step, ms", "times the model", "product, GFLOP/s", "exp, 10⁹/s"]
+    _save("svgd_model", _table(head, body))
+    _plot(cells, sizes)
+
+
+def _plot(cells, sizes):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    dimensions = sorted({d for _, d in sizes})
+    figure, axes = plt.subplots(1, len(dimensions), figsize=(3.3 * len(dimensions), 3.2), sharey=True, squeeze=False)
+    lines = {"flowrl, default": ("flowrl", "default", ""), "flowrl, peers' rule": ("flowrl", "the peers' median", "")}
+    lines |= {p: (p, "the peers' median", "the peers' median") for p in ("blackjax", "msvgd", "numpyro")}
+    for axis, d in zip(axes[0], dimensions, strict=True):
+        for name, key in lines.items():
+            points = [
+                (n, float(cells[(n, d, *key)]["median_ms"])) for n, e in sizes if e == d and (n, d, *key) in cells
+            ]
+            if points:
+                axis.loglog(*zip(*points, strict=True), "o-" if "flowrl" in name else "s--", label=name, markersize=4)
+        axis.set(xlabel="particles", title=f"d = {d}")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("ms a step")
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(OUT / "svgd.png", dpi=130)
+    plt.close(figure)
+
+
+def _accuracy():
+    rows = read("accuracy")
+    head = ["target", "method", "least error", "after steps", "seconds", "flowrl as good after", "seconds", "ratio"]
+    body = [
+        [r["target"], r["method"], r["least_error"], r["at_step"], r["seconds"], r["flowrl_steps"] or "never"]
+        + [r["flowrl_seconds"] or "–", f"{r['ratio']}×" if r["ratio"] else "–"]
+        for r in rows
+    ]
+    _save("accuracy", _table(head, body) + _when(rows))
+
+
+def _update():
+    rows = read("vgf")
+    head = ["case", "L", "method", "ms an update", "compilation, s", "faster than the authors"]
+    rows.sort(key=lambda r: (r["case"], int(r["L"])))
+    body = [[r["case"], r["L"], r["method"], f"{float(r['median_ms']):.4g}", r["compile_s"], _bound(r)] for r in rows]
+    _save("vgf", _table(head, body) + _when(rows))
+
+
+def _pieces():
+    rows = read("pieces")
+    head = ["piece", "ms", "share", "10⁹ operations", "of XLA's count", "GFLOP/s"]
+    body = [
+        [r["piece"], f"{float(r['median_ms']):.4g}", r["share"], r["gflop"], r["xla_gflop"], r["gflops"]] for r in rows
+    ]
+    _save("pieces", _table(head, body) + _when(rows))
+
+
+def _plain(name, columns):
+    rows = read(name)
+    if rows:
+        body = [[r[key] if r[key] != "" else "–" for key in columns] for r in rows]
+        _save(name, _table(list(columns.values()), body) + _when(rows))
+
+
+def write():
+    """Write everything that has been measured."""
+    for name, make in (("svgd", _svgd), ("accuracy", _accuracy), ("vgf", _update), ("pieces", _pieces)):
+        if (OUT / f"{name}.csv").exists():
+            make()
+    _plain(
+        "precision",
+        {"N": "N", "d": "d", "case": "products", "error": "error of a direction"}
+        | {"variance": "variance at rest", "mean": "largest mean"},
+    )
+    _plain(
+        "evaluation",
+        {"episodes": "episodes × 4 budgets", "width": "width", "method": "method"}
+        | {"mean_length": "steps an episode", "seconds": "seconds", "ratio": "faster"},
+    )
+    _plain(
+        "train",
+        {"updates": "updates", "episodes": "episodes × 4 budgets", "width": "width", "method": "method"}
+        | {"training": "training, s", "all": "with the evaluation, s", "ratio": "faster"},
+    )
+    _plain("waiting", {"what": "what", "method": "of", "rounds": "processes", "seconds": "seconds", "note": "note"})

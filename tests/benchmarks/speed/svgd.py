@@ -1,0 +1,219 @@
+"""SVGD beside blackjax, numpyro and msvgd: one step of each, and seconds to equal accuracy."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from rounds import append, ratio, rounds, timing
+
+import flowrl
+
+SIZES = [(n, d) for n in (100, 1000, 5000, 20000) for d in (10, 50, 200)]
+STEPS = {100: 50, 1000: 5, 5000: 1, 20000: 1}
+# Beyond these sizes a step of a rival takes minutes or more memory than there is: n² pairs, sorted.
+MOST = {"blackjax": 5000 * 5000 * 50, "numpyro": 1000 * 1000 * 200, "msvgd": 5000 * 5000 * 200}
+RATE = 0.1
+
+
+class LikePeers(flowrl.AbstractBandwidth):
+    """The rule of blackjax and msvgd, over all pairs: 2σ² = median / log n."""
+
+    def __call__(self, positions, alive):
+        """Give σ²."""
+        median = flowrl.MedianBandwidth(most=None)(positions, alive)
+        return median / (2 * jnp.log(jnp.asarray(positions.shape[0], positions.dtype)))
+
+
+RULES = {
+    "the peers' median": LikePeers(),
+    "fixed": None,
+    "default": flowrl.MedianBandwidth(),
+}
+
+
+def log_normal(x):
+    """Log density of N(0, I)."""
+    return -0.5 * jnp.sum(x**2)
+
+
+def needed(*packages):
+    """End with a message if a rival is not installed."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise SystemExit(f'{package} is not installed; pip install -e ".[dev]" brings it.')
+
+
+def ours(rule, log_prob, steps):
+    """Give a function of particles: so many Adagrad steps of flowrl."""
+    method = flowrl.Transport(flowrl.SVGD(flowrl.RBF(rule)), flowrl.Optax(optax.adagrad(1.0)))
+    target, budget = flowrl.Density(log_prob), flowrl.Budget(steps, RATE)
+    return lambda x: method(target, x, budget, throw=False).particles
+
+
+def blackjax(fixed, log_prob, steps):
+    """Give the same of blackjax, with its own median rule or a fixed length scale."""
+    import blackjax as library
+    from blackjax.vi.svgd import rbf_kernel, update_median_heuristic
+
+    def keep(state):
+        return state
+
+    rule = keep if fixed else update_median_heuristic
+    svgd = library.svgd(jax.grad(log_prob), optax.adagrad(RATE), rbf_kernel, rule)
+
+    @jax.jit
+    def run(x, steps):
+        state = rule(svgd.init(x, {"length_scale": jnp.asarray(fixed or 1.0, x.dtype)}))
+        return jax.lax.fori_loop(0, steps, lambda _, s: svgd.step(s), state).particles
+
+    return lambda x, steps=steps: run(x, steps)
+
+
+def numpyro(log_prob, steps, start):
+    """Give the same of numpyro, whose model is a density of one site."""
+    import numpyro as library
+    from numpyro.contrib.einstein import SVGD, RBFKernel
+
+    n, d = start.shape
+
+    def model():
+        # A proper law to draw the first particles from, which the factor takes away again.
+        law = library.distributions.Normal(jnp.zeros(d), 3.0).to_event(1)
+        x = library.sample("x", law)
+        library.factor("density", log_prob(x) - law.log_prob(x))
+
+    svgd = SVGD(model, library.optim.Adagrad(RATE), RBFKernel(), num_stein_particles=n)
+    state = svgd.init(jr.key(0))
+    name = next(iter(svgd.get_params(state)))
+
+    @jax.jit
+    def march(x, steps):
+        begun = state._replace(optim_state=svgd.optim.init({name: x}))
+        end = jax.lax.fori_loop(0, steps, lambda _, s: svgd.update(s)[0], begun)
+        return svgd.get_params(end)[name]
+
+    return lambda x, steps=steps: march(x, steps)
+
+
+def msvgd(log_prob, steps):
+    """Give the same of msvgd: its own gradient and kernel, in a loop that never stops early."""
+    from msvgd import MSVGD
+
+    library, optimiser = MSVGD(log_prob), optax.adagrad(RATE)
+
+    @jax.jit
+    def run(x, steps):
+        def step(_, carry):
+            x, state = carry
+            kernel, repulsion = library._svgd_kernel(x)
+            slope = -(kernel @ library.gradient(x, None) + repulsion) / x.shape[0]
+            update, state = optimiser.update(slope, state, x)
+            return x + update, state
+
+        return jax.lax.fori_loop(0, steps, step, (x, optimiser.init(x)))[0]
+
+    return lambda x, steps=steps: run(x, steps)
+
+
+def grid(count, sizes):
+    """Measure one step at every size."""
+    needed("blackjax", "numpyro", "msvgd")
+    for n, d in sizes:
+        x, steps = jr.normal(jr.key(0), (n, d)), STEPS[n]
+        sigma = float(jnp.sqrt(RULES["default"](x, jnp.ones(n, bool))))
+        rules = RULES | {"fixed": flowrl.FixedBandwidth(sigma)}
+        functions = {("flowrl", rule): ours(rules[rule], log_normal, steps) for rule in rules}
+        peers = {
+            ("blackjax", "the peers' median"): lambda s=steps: blackjax(None, log_normal, s),
+            ("blackjax", "fixed"): lambda s=steps, h=2 * sigma**2: blackjax(h, log_normal, s),
+            ("msvgd", "the peers' median"): lambda s=steps: msvgd(log_normal, s),
+            ("numpyro", "the peers' median"): lambda s=steps, x=x: numpyro(log_normal, s, x),
+        }
+        peers = {name: make for name, make in peers.items() if n * n * d <= MOST[name[0]]}
+        functions |= {name: make() for name, make in peers.items()}
+        calls = {name: lambda f=f, x=x: f(x) for name, f in functions.items()}
+        rates = {"product": jr.normal(jr.key(1), (2048, 2048)), "exp": -jr.uniform(jr.key(2), (1024, 1024))}
+        product, exponential = jax.jit(lambda a: a @ a), jax.jit(jnp.exp)
+        calls[("rate", "product")] = lambda f=product, a=rates["product"]: f(a)
+        calls[("rate", "exp")] = lambda f=exponential, a=rates["exp"]: f(a)
+        measured = rounds(calls, count)
+        flops = 2 * 2048**3 / np.median(measured[("rate", "product")][1])
+        exps = 1024**2 / np.median(measured[("rate", "exp")][1])
+        model = (2 * n * n * d + 2 * n * n * (d + 1)) / flops + n * n / exps
+        rows = []
+        for name in functions:
+            mine = {"the peers' median": ["the peers' median", "default"], "fixed": ["fixed"]}
+            for against in mine[name[1]] if name in peers else [None]:
+                bars = ratio(measured[name], measured[("flowrl", against)]) if against else {"ratio": "", "lower90": ""}
+                row = {"N": n, "d": d, "method": name[0], "rule": name[1], "peer": against or ""}
+                row |= timing(measured[name], steps) | bars
+                row |= {"model_ms": round(1e3 * model, 3), "gflops": round(flops / 1e9), "gexp": round(exps / 1e9, 2)}
+                rows.append(row)
+        append("svgd", rows)
+
+
+# Seconds to equal accuracy.
+
+
+def banana(x):
+    """Log density of a standard normal bent along a parabola: x₂ = z₂ + (z₁² − 1) / 2."""
+    bent = x[1] - 0.5 * (x[0] ** 2 - 1)
+    return -0.5 * (jnp.sum(x**2) - x[1] ** 2 + bent**2)
+
+
+_SCALES = np.linspace(0.5, 2.0, 10)
+
+
+def widths(x):
+    """Log density of a normal law with standard deviations from 0.5 to 2, and mean 1."""
+    return -0.5 * jnp.sum(((x - 1) / jnp.asarray(_SCALES, x.dtype)) ** 2)
+
+
+TARGETS = {
+    "normal of ten widths": (widths, np.ones(10), _SCALES),
+    "banana in ten dimensions": (banana, np.zeros(10), np.where(np.arange(10) == 1, np.sqrt(1.5), 1.0)),
+}
+
+
+def error(particles, mean, deviation):
+    """Give the root mean square error of means (in standard deviations) and standard deviations (relative)."""
+    x = np.asarray(particles, float)
+    wrong = np.concatenate([(x.mean(0) - mean) / deviation, x.std(0, ddof=1) / deviation - 1])
+    return float(np.sqrt(np.mean(wrong**2)))
+
+
+def accuracy(count, n=200, most=400, parts=8):
+    """Measure the error along the way and the seconds a step, and when ours is as good as theirs ever is."""
+    needed("blackjax", "numpyro", "msvgd")
+    points = [most * (k + 1) // parts for k in range(parts)]
+    for target, (log_prob, mean, deviation) in TARGETS.items():
+        x = 2 * jr.normal(jr.key(3), (n, 10))
+        short = points[0]
+        runs = {
+            "flowrl": ours(RULES["default"], log_prob, short),
+            "blackjax": blackjax(None, log_prob, short),
+            "msvgd": msvgd(log_prob, short),
+            "numpyro": numpyro(log_prob, short, x),
+        }
+        errors = {}
+        for name, run in runs.items():
+            for s in points:
+                # A run of its own from the start: Adagrad's sums must not begin anew.
+                end = ours(RULES["default"], log_prob, s)(x) if name == "flowrl" else run(x, s)
+                errors[name, s] = error(end, mean, deviation)
+        measured = rounds({name: lambda f=f, x=x: f(x) for name, f in runs.items()}, count, 60)
+        rows = []
+        for name in runs:
+            level, best = min((errors[name, s], s) for s in points)
+            mine = next((s for s in points if errors["flowrl", s] <= level), None)
+            step = {who: float(np.median(measured[who][1])) / short for who in (name, "flowrl")}
+            theirs, own = best * step[name], None if mine is None else mine * step["flowrl"]
+            rows.append(
+                {"target": target, "N": n, "method": name, "least_error": round(level, 4), "at_step": best}
+                | {"seconds": round(theirs, 4), "flowrl_steps": mine or "", "flowrl_seconds": own and round(own, 4)}
+                | {"ratio": own and round(theirs / own, 1)}
+            )
+        append("accuracy", rows)

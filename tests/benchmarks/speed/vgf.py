@@ -1,0 +1,224 @@
+"""One update of VGF beside the authors' agent, evaluation, and training with evaluation."""
+
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import theirs
+from rounds import append, ratio, rounds, timing
+
+from flowrl.rl import Agent, Lanes, Policy, Standardizer, evaluate, presets, train
+
+ENVIRONMENT = "cube-single-play-singletask-task1-v0"
+L_TEST = (0, 1, 2, 3)
+
+# The paper's size, and two that are bound by dispatch: width, batch, updates a call.
+CASES = {"paper": (512, 256, 1), "width 64": (64, 64, 20), "width 32": (32, 16, 50)}
+
+
+def algorithms(width, batch, steps):
+    """Give our algorithms: the same mathematics, and the options."""
+    hidden = (width,) * 4
+    sizes = {"hidden": hidden, "reference_hidden": hidden, "batch_size": batch}
+    cached = {"frozen_reference": True, "samples": 10}
+    return {
+        "flowrl": presets.reference(steps, 0.1, **sizes),
+        "flowrl, cached reference samples": presets.reference(steps, 0.1, **sizes, **cached),
+        "flowrl, amortised gradient": presets.amortized(steps, 0.1, particles=10, **sizes),
+    }
+
+
+def update(reference, packages, count, cases, lengths):
+    """Measure one update."""
+    agents = theirs.load(reference, packages)
+    from utils.datasets import Dataset
+
+    replay, fields = theirs.data()
+    cache = jr.uniform(jr.key(5), (theirs.ROWS, 10, theirs.ACTION), minval=-1, maxval=1)
+    replay = eqx.tree_at(lambda r: r.particles, replay, cache, is_leaf=lambda x: x is None)
+    data_set = Dataset.create(**fields)
+    for case in cases:
+        width, batch, updates = CASES[case]
+        for steps in lengths:
+            states, calls = {}, {}
+
+            def ours(name, algorithm, updates=updates, states=states):
+                states[name], metrics = train(algorithm, states[name], replay, updates)
+                return metrics
+
+            def rivals(name, updates=updates, batch=batch, states=states):
+                for _ in range(updates):
+                    # As in their loop: a batch is drawn on the host for every update.
+                    states[name], info = states[name].update(data_set.sample(batch))
+                return [states[name].rng, info]
+
+            for name, algorithm in algorithms(width, batch, steps).items():
+                states[name] = theirs.fresh(algorithm)
+                calls[name] = lambda name=name, algorithm=algorithm, ours=ours: ours(name, algorithm)
+            for name, kind in (("authors", "vgf"), ("authors, amortised", "avgf")):
+                states[name] = theirs.agent(agents, kind, width, 4, steps, vgf_particles=10)
+                calls[name] = lambda name=name, rivals=rivals: rivals(name)
+            measured = rounds(calls, count, 150)
+            rows = []
+            for name in calls:
+                rival = "authors" if name.startswith("flowrl") else ""
+                bars = ratio(measured[rival], measured[name]) if rival else {"ratio": "", "lower90": ""}
+                row = {"case": case, "width": width, "batch": batch, "L": steps, "method": name}
+                rows.append(row | timing(measured[name], updates) | bars)
+            append("vgf", rows)
+
+
+def pieces(count):
+    """Measure where one update spends its time, and how many of its operations a second that is."""
+    width, batch, particles = 512, 256, 10
+    algorithm = algorithms(width, batch, 1)["flowrl"]
+    state, (replay, _) = theirs.fresh(algorithm), theirs.data()
+    rows_, key = jnp.arange(batch), jr.key(0)
+    states = replay.observations[rows_]
+    noise = jr.normal(key, (batch, particles, theirs.ACTION))
+    start = jnp.clip(noise, -1, 1)
+    critic = state.critic.network
+    value = lambda s, a: jnp.mean(critic(s, a))  # noqa: E731
+    parts = {
+        "reference samples, 10 Euler steps": (
+            eqx.filter_jit(
+                lambda s, z: jax.vmap(lambda s, z: jax.vmap(lambda x: state.reference.sample(s, x))(z))(s, z)
+            ),
+            (states, noise),
+            batch * particles * 10,
+            1,
+        ),
+        "value gradient, one step": (
+            eqx.filter_jit(jax.vmap(lambda s, a: jax.vmap(lambda x: jax.grad(value, 1)(s, x))(a))),
+            (states, start),
+            batch * particles * 2,
+            2,
+        ),
+        "target critic": (
+            eqx.filter_jit(jax.vmap(lambda s, a: jax.vmap(lambda x: state.target_critic(s, x))(a))),
+            (states, start),
+            batch * particles * 2,
+            1,
+        ),
+        "reference update": (
+            eqx.filter_jit(lambda s, k: algorithm._reference_update(s, replay, rows_, k, None)[0]),
+            (state, key),
+            batch,
+            3,
+        ),
+        "critic update with everything before it": (
+            eqx.filter_jit(lambda s, x: algorithm._critic_update(s, replay, rows_, x)[0]),
+            (state, start),
+            batch * (particles * 2 * 3 + 2 * 3),
+            1,
+        ),
+        "whole update": (
+            eqx.filter_jit(lambda s, k: algorithm.update(s, replay, rows_, k)[0]),
+            (state, key),
+            batch * (particles * 10 + 3 + particles * 2 * 3 + 2 * 3),
+            1,
+        ),
+    }
+    square = jr.normal(key, (2560, 512)), jr.normal(key, (512, 512))
+    parts["a product of 2560 × 512 by 512 × 512"] = (jax.jit(jnp.matmul), square, None, 1)
+    calls = {name: lambda f=f, a=a: theirs.arrays(f(*a)) for name, (f, a, *_) in parts.items()}
+    measured = rounds(calls, count, 120)
+    # Multiplications and additions of one point through one network of four hidden layers.
+    network = 2 * ((theirs.OBSERVATION + theirs.ACTION) * width + 3 * width * width + width)
+    rows = []
+    for name, (function, arguments, points, passes) in parts.items():
+        flops = 2 * 2560 * 512 * 512 if points is None else points * passes * network
+        row = timing(measured[name])
+        lowered = function.lower(*arguments).compile()
+        counted = getattr(lowered, "compiled", lowered).cost_analysis()["flops"]
+        share = measured[name][1], measured["whole update"][1]
+        row |= {"share": round(float(np.median(share[0]) / np.median(share[1])), 3), "gflop": round(flops / 1e9, 2)}
+        row |= {"xla_gflop": round(counted / 1e9, 2), "gflops": round(flops / 1e6 / row["median_ms"], 1)}
+        rows.append({"piece": name} | row)
+    append("pieces", rows)
+
+
+def _policies(step_size):
+    return tuple(Policy(f"L = {steps}", 10, steps, step_size) for steps in L_TEST)
+
+
+def _agent(algorithm, state):
+    return Agent(algorithm, state, Standardizer(jnp.zeros(28), jnp.ones(28)))
+
+
+def _theirs_evaluated(agent, environment, episodes):
+    from utils.evaluation import evaluate_vgf_multiple
+
+    with theirs.quiet():
+        return evaluate_vgf_multiple(agent, environment, list(L_TEST), None, episodes)
+
+
+def evaluation(reference, packages, episodes, width, lanes):
+    """Measure an evaluation of all budgets on cube-single, with the same networks; once each, after a warm-up."""
+    from flowrl.rl.data import make_env
+
+    agents = theirs.load(reference, packages)
+    environment = make_env(ENVIRONMENT, seed=0)
+    theirs.OBSERVATION, theirs.ACTION = environment.observation_space.shape[0], environment.action_space.shape[0]
+    rival = theirs.agent(agents, "vgf", width, 4, 1, vgf_particles=10)
+    hidden = (width,) * 4
+    algorithm = presets.reference(1, 0.1, hidden=hidden, reference_hidden=hidden)
+    state = theirs.same_networks(theirs.fresh(algorithm), rival)
+    rows = []
+    with Lanes(ENVIRONMENT, lanes) as used:
+        ours = _agent(algorithm, state)
+        evaluate(ours, _policies(0.1), used, episodes=1, seed=1)
+        for steps in L_TEST:  # compiles theirs
+            rival.sample_actions(np.zeros(theirs.OBSERVATION), jr.PRNGKey(0), steps).block_until_ready()
+        begun = time.perf_counter()
+        result = evaluate(ours, _policies(0.1), used, episodes=episodes, seed=0)
+        own = time.perf_counter() - begun
+    begun = time.perf_counter()
+    _theirs_evaluated(rival, environment, episodes)
+    seconds = time.perf_counter() - begun
+    for method, time_ in (("flowrl", own), ("authors", seconds)):
+        row = {"episodes": episodes, "width": width, "method": method, "lanes": lanes if method == "flowrl" else 1}
+        row |= {"seconds": round(time_, 1), "mean_length": round(float(result.lengths.mean()), 1)}
+        rows.append(row | {"ratio": round(seconds / own, 2) if method == "flowrl" else ""})
+    append("evaluation", rows)
+
+
+def train_and_evaluate(reference, packages, updates, episodes, width, lanes):
+    """Measure updates and one evaluation of all budgets, compilation included, as a user waits for it."""
+    from flowrl.rl.data import make_env
+
+    agents = theirs.load(reference, packages)
+    from utils.datasets import Dataset
+
+    environment = make_env(ENVIRONMENT, seed=0)
+    theirs.OBSERVATION, theirs.ACTION = environment.observation_space.shape[0], environment.action_space.shape[0]
+    replay, fields = theirs.data()
+    hidden, seconds = (width,) * 4, {}
+    begun = time.perf_counter()
+    algorithm = presets.reference(1, 0.1, hidden=hidden, reference_hidden=hidden)
+    with Lanes(ENVIRONMENT, lanes) as used:
+        state = theirs.fresh(algorithm)
+        for _ in range(updates // 100):
+            state, metrics = train(algorithm, state, replay, 100)
+        jax.block_until_ready(metrics)
+        seconds["flowrl", "training"] = time.perf_counter() - begun
+        result = evaluate(_agent(algorithm, state), _policies(0.1), used, episodes=episodes, seed=0)
+    seconds["flowrl", "all"] = time.perf_counter() - begun
+    begun = time.perf_counter()
+    rival, data_set = theirs.agent(agents, "vgf", width, 4, 1, vgf_particles=10), Dataset.create(**fields)
+    for _ in range(updates):
+        rival, info = rival.update(data_set.sample(256))
+    jax.block_until_ready(info)
+    seconds["authors", "training"] = time.perf_counter() - begun
+    _theirs_evaluated(rival, environment, episodes)
+    seconds["authors", "all"] = time.perf_counter() - begun
+    rows = []
+    for method in ("flowrl", "authors"):
+        row = {"episodes": episodes, "width": width, "updates": updates, "method": method}
+        row |= {what: round(seconds[method, what], 1) for what in ("training", "all")}
+        row |= {"mean_length": round(float(result.lengths.mean()), 1)}
+        rows.append(row | {"ratio": round(seconds["authors", "all"] / seconds["flowrl", "all"], 2)})
+    append("train", rows)
