@@ -13,6 +13,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 import types
 import typing
 import urllib.parse
@@ -219,6 +220,13 @@ def test_every_picture_is_shown_and_every_result_is_named():
             folder = re.search(rf"docs/results/{inside.parent}/[`*]", results)
             named = (inside.as_posix(), (inside.parent / "results.csv").as_posix())
             assert folder or any(name in results for name in named), f"no page of docs/results names {inside}"
+
+
+def test_one_version_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"version = {{{version}}}" in (DOCS / "project" / "citation.md").read_text()
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_pictures_of_the_readme_exist():
