@@ -43,7 +43,7 @@ def best_of_n(particles: Particles, values: Float[Array, " n"]) -> Selected:
         The chosen particle bit for bit, its value and index. Ties go to the first.
 
     Raises:
-        TypeError: particles are no arrays.
+        TypeError: particles are no arrays, or values no real numbers.
         ValueError: the shapes disagree.
     """
     values = _check(particles, values)
@@ -65,7 +65,7 @@ def softmax_select(
         The chosen particle bit for bit, its value and index.
 
     Raises:
-        TypeError: particles are no arrays.
+        TypeError: particles are no arrays, or values no real numbers.
         ValueError: the shapes disagree, or a concrete temperature is not positive.
     """
     temperature = concrete(selection_temperature)
@@ -88,7 +88,7 @@ def uniform_select(particles: Particles, values: Float[Array, " n"], *, key: Key
         The chosen particle bit for bit, its value and index.
 
     Raises:
-        TypeError: particles are no arrays.
+        TypeError: particles are no arrays, or values no real numbers.
         ValueError: the shapes disagree.
     """
     values = _check(particles, values)
@@ -103,6 +103,8 @@ def _categorical(logits: Float[Array, " n"], key: Key) -> Int[Array, ""]:
 
 def _check(particles: Particles, values: Array) -> Float[Array, " n"]:
     values = jnp.asarray(values)
+    if not any(jnp.issubdtype(values.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise TypeError(f"values must be real numbers, got dtype {values.dtype}.")
     values = values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(jnp.result_type(float))
     leaves = jax.tree.leaves(particles)
     for leaf in leaves:

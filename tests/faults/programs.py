@@ -157,7 +157,7 @@ def finish(command: list[str], cache: Path) -> None:
 
 
 def content(path: Path) -> object:
-    """Give what must be the same: everything but times, which are columns of tables and of the rows of checkpoints."""
+    """Give what must be the same: everything but times, which are columns of tables and entries of checkpoints."""
     if path.suffix == ".csv":
         rows = list(csv.reader(io.StringIO(path.read_text())))
         kept = [i for i, name in enumerate(rows[0]) if name not in CLOCKS] if rows else []
@@ -166,6 +166,7 @@ def content(path: Path) -> object:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: (x.dtype.str, x.shape, x.tobytes()) for name, x in archive.items() if name != "__meta__"}
             meta = json.loads(archive["__meta__"].tobytes()) if "__meta__" in archive else {}
+        meta = {name: x for name, x in meta.items() if name not in CLOCKS}
         meta["rows"] = [{k: v for k, v in row.items() if k not in CLOCKS} for row in meta.get("rows", ())]
         return arrays, meta
     return path.read_bytes()

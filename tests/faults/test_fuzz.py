@@ -57,6 +57,12 @@ def test_particles_that_are_no_arrays_are_refused_by_selection(select, junk):
         checked(junk, jnp.ones(4), **options)
 
 
+@pytest.mark.parametrize("values", [jax.random.key(0), jnp.ones(4, complex)], ids=["key", "complex"])
+def test_values_that_are_no_real_numbers_are_refused_by_selection(values):
+    with pytest.raises(TypeError, match="values must be real numbers, got dtype"):
+        getattr(flowrl.best_of_n, "__wrapped__", flowrl.best_of_n)(jnp.ones((4, 2)), values)
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "words"),
     [
