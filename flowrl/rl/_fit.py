@@ -14,6 +14,9 @@ from flowrl.rl._replay import Replay
 from flowrl.rl._train import Phase, train
 from flowrl.runs._run import RunDirectory
 
+#: A metric beyond it is a network on its way to infinity: the state is not saved, though it is still finite.
+_LIMIT = 1e15
+
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
@@ -114,7 +117,7 @@ def fit(
 
 
 def refuse_failures(phase: str, done: int, metrics: dict[str, float]) -> None:
-    """Stop where training diverged.
+    """Stop where training diverged: where a metric is not finite, or is larger than anything that is learned from.
 
     Args:
         phase: of the training, for the message.
@@ -122,11 +125,11 @@ def refuse_failures(phase: str, done: int, metrics: dict[str, float]) -> None:
         metrics: means over the last interval.
     """
     when = f"{'environment step' if phase == 'online' else 'update'} {done}"
-    broken = [name for name, x in metrics.items() if x != x or abs(x) == float("inf")]
+    broken = [f"{name} is {x:.3g}" for name, x in metrics.items() if not abs(x) < _LIMIT]
     if broken:
         raise FloatingPointError(
-            f"training ({phase} phase) diverged before {when}: {', '.join(broken)} is not finite. The last good "
-            "checkpoint is kept. Lower the learning rate, the discount or the training budget."
+            f"training ({phase} phase) diverged before {when}: {', '.join(broken)}. The last good checkpoint is kept. "
+            "Lower the learning rate, the discount or the training budget."
         )
     if metrics.get("failed"):
         raise FloatingPointError(

@@ -209,6 +209,32 @@ def test_divergence_is_reported_and_the_checkpoint_kept(tmp_path):
     assert (tmp_path / "metrics.csv").read_text().count("reference") > 1
 
 
+@pytest.mark.parametrize(
+    ("loss", "words"), [(np.nan, "is nan"), (np.inf, "is inf"), (-2e15, "is -2e"), (3e20, "is 3e")]
+)
+def test_a_critic_on_its_way_to_infinity_is_stopped_before_it_is_saved(tmp_path, monkeypatch, loss, words):
+    """The third interval is said to have this loss: the checkpoint is that of the second."""
+    from flowrl.rl import _fit
+
+    original, calls = _fit.train, []
+
+    def exploding(*arguments):
+        state, metrics = original(*arguments)
+        calls.append(1)
+        return state, metrics | ({"td_loss": np.float64(loss)} if len(calls) == 5 else {})
+
+    monkeypatch.setattr(_fit, "train", exploding)
+    with (
+        RunDirectory(tmp_path, {}) as run,
+        pytest.raises(FloatingPointError, match=f"main phase. diverged before update 60: td_loss {words}.* is kept"),
+    ):
+        train(run)
+    assert [row["step"] for row in run.rows if row["phase"] == "main"] == [20, 40]
+    monkeypatch.undo()
+    with RunDirectory(tmp_path, {}, resume=True) as run:
+        assert int(train(run, updates=40).step) == 40
+
+
 def test_fit_refuses_numbers_that_do_not_fit():
     data = bandit(50)
     replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
