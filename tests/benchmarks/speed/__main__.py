@@ -51,6 +51,8 @@ def main():
             part.add_argument("--updates", type=int, default=1000)
     part = parts.add_parser("wait", parents=[rival], help="imports, compilation, memory")
     part.add_argument("--rounds", type=int, default=3)
+    kinds = ("import", "compile", "memory")
+    part.add_argument("--kinds", nargs="*", choices=kinds, default=list(kinds))
     parts.add_parser("precision", help="what products in bfloat16 do to SVGD")
     parts.add_parser("report", help="plots and tables from what was measured")
     options = parser.parse_args()
@@ -73,7 +75,7 @@ def main():
         elif options.part == "train":
             vgf.train_and_evaluate(*theirs, options.updates, options.episodes, options.width, options.lanes)
         else:
-            waiting.waiting(*theirs, options.rounds)
+            waiting.waiting(*theirs, options.rounds, options.kinds)
 
 
 if __name__ == "__main__":

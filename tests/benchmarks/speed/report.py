@@ -143,9 +143,46 @@ def _pieces():
     _save("pieces", _table(head, body) + _when(rows))
 
 
+# (case, L, method), the least ratio.
+UPDATES = [
+    (("paper", "1", "flowrl"), 1.05),
+    (("paper", "5", "flowrl"), 1.05),
+    (("width 64", "1", "flowrl"), 1.8),
+    (("width 32", "1", "flowrl"), 1.8),
+    (("paper", "1", "flowrl, cached reference samples"), 1.7),
+    (("paper", "5", "flowrl, amortised gradient"), 2.0),
+]
+
+
+def _bars():
+    rows = {(r["case"], r["L"], r["method"]): r for r in read("vgf")}
+    body = []
+    for key, bar in UPDATES:
+        row = rows.get(key)
+        if row:
+            body.append(
+                [f"update, {key[0]}, L = {key[1]}: {key[2]}", f"{bar}×", _bound(row), float(row["ratio"]) >= bar]
+            )
+    for name, what, bar in (("evaluation", "evaluation", 4), ("train", "training and evaluation", 1.5)):
+        for row in read(name):
+            if row["method"] == "flowrl":
+                size = f"{row['episodes']} episodes × 4 budgets, width {row['width']}"
+                body.append([f"{what}, {size}", f"{bar}×", f"{row['ratio']}×", float(row["ratio"]) >= bar])
+    seconds = {(r["what"], r["method"]): r["seconds"] for r in read("waiting")}
+    if ("compile", "flowrl, L = 5") in seconds:
+        ratio = float(seconds["compile", "authors, L = 5"]) / float(seconds["compile", "flowrl, L = 5"])
+        body.append(["compilation at L = 5", "2×", f"{ratio:.2f}×", ratio >= 2])
+    if ("import", "flowrl") in seconds:
+        imported = float(seconds["import", "flowrl"])
+        body.append(["`import flowrl` on top of jax", "< 1.5 s", f"{imported:.2f} s", imported < 1.5])
+    _save("bars", _table(["what", "bar", "measured", "reached"], [[*r[:3], "yes" if r[3] else "no"] for r in body]))
+
+
 def _plain(name, columns):
     rows = read(name)
-    if rows:
+    if not rows:
+        _save(name, "Not measured yet.\n")
+    else:
         body = [[r[key] if r[key] != "" else "–" for key in columns] for r in rows]
         _save(name, _table(list(columns.values()), body) + _when(rows))
 
@@ -155,11 +192,14 @@ def write():
     for name, make in (("svgd", _svgd), ("accuracy", _accuracy), ("vgf", _update), ("pieces", _pieces)):
         if (OUT / f"{name}.csv").exists():
             make()
+        else:
+            _save(name, "Not measured yet.\n")
     _plain(
         "precision",
         {"N": "N", "d": "d", "case": "products", "error": "error of a direction"}
         | {"variance": "variance at rest", "mean": "largest mean"},
     )
+    _bars()
     _plain(
         "evaluation",
         {"episodes": "episodes × 4 budgets", "width": "width", "method": "method"}

@@ -1,10 +1,13 @@
 """What a user waits for and pays before the first result: imports, compilation, memory; each in a new process."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
 from rounds import append
+
+FOLDER = pathlib.Path(__file__).resolve().parent
 
 IMPORTS = r"""
 import json, time
@@ -61,31 +64,31 @@ def _answer(program):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def waiting(reference, packages, count):
+def _row(what, name, answers):
+    median = {key: sorted(a[key] for a in answers)[len(answers) // 2] for key in answers[0]}
+    if what == "import":
+        row = {"seconds": round(median["more"], 2), "note": f"on top of jax, {median['jax']:.2f} s"}
+    elif what == "compile":
+        row = {"seconds": round(median["trace"] + median["compile"], 2), "note": f"tracing {median['trace']:.1f} s"}
+    else:
+        row = {"seconds": "", "note": f"{median['peak']} MB at the peak, {median['before']} MB before the first"}
+    return {"what": what, "method": name, "rounds": len(answers)} | row
+
+
+def waiting(reference, packages, count, kinds):
     """Measure imports, compilation at L = 1 and 5, and the memory of a run; rounds are interleaved."""
-    folder = str(__import__("pathlib").Path(__file__).parent)
-    found = {}
-    for _ in range(count):
-        for module in ("flowrl", "flowrl.rl", "flowrl.rlhf"):
-            found.setdefault(("import", module), []).append(_answer(IMPORTS.format(module=module)))
-        for steps in (1, 5):
-            for who in ("flowrl", "authors"):
-                options = {"folder": folder, "reference": str(reference), "packages": str(packages), "who": who}
-                program = PROGRAM.format(steps=steps, updates=0, **options)
-                found.setdefault(("compile", f"{who}, L = {steps}"), []).append(_answer(program))
+    options = {"folder": str(FOLDER), "reference": str(reference), "packages": str(packages)}
+    programs = {"import": {}, "compile": {}, "memory": {}}
+    for module in ("flowrl", "flowrl.rl", "flowrl.rlhf"):
+        programs["import"][module] = IMPORTS.format(module=module)
     for who in ("flowrl", "authors"):
-        program = PROGRAM.format(
-            steps=1, updates=2, folder=folder, reference=str(reference), packages=str(packages), who=who
-        )
-        found["memory", who] = [_answer(program)]
-    rows = []
-    for (what, name), answers in found.items():
-        median = {key: sorted(a[key] for a in answers)[len(answers) // 2] for key in answers[0]}
-        if what == "import":
-            row = {"seconds": round(median["more"], 2), "note": f"on top of jax, {median['jax']:.2f} s"}
-        elif what == "compile":
-            row = {"seconds": round(median["trace"] + median["compile"], 2), "note": f"tracing {median['trace']:.1f} s"}
-        else:
-            row = {"seconds": "", "note": f"{median['peak']} MB at the peak, {median['before']} MB before the first"}
-        rows.append({"what": what, "method": name, "rounds": len(answers)} | row)
-    append("waiting", rows)
+        for steps in (1, 5):
+            name = f"{who}, L = {steps}"
+            programs["compile"][name] = PROGRAM.format(who=who, steps=steps, updates=0, **options)
+        programs["memory"][who] = PROGRAM.format(who=who, steps=1, updates=2, **options)
+    for kind in kinds:
+        found = {name: [] for name in programs[kind]}
+        for _ in range(1 if kind == "memory" else count):
+            for name, program in programs[kind].items():
+                found[name].append(_answer(program))
+        append("waiting", [_row(kind, name, answers) for name, answers in found.items()])
