@@ -199,7 +199,7 @@ def test_all_python_on_the_pages_is_run_or_comes_from_a_script_that_is():
         text = path.read_text()
         # `test_docs.py` runs fences that say python; code that hides in another one would not be run.
         for kind, code in re.findall(r"^ *(?:```|~~~)([^\n]*)\n(.*?)^ *(?:```|~~~) *$", text, re.MULTILINE | re.DOTALL):
-            assert kind in ("python", "bash", "bibtex", ""), (path.name, kind)
+            assert kind in ("python", "bash", "bibtex", "text", ""), (path.name, kind)
             assert kind == "python" or not re.search(r"^(import|from) \w+", code, re.MULTILINE), (path.name, code)
         for script in re.findall(r'--8<-- "(.+?\.py)', text):
             # A script of two parts is imported by the one that is named.
