@@ -209,9 +209,7 @@ def test_divergence_is_reported_and_the_checkpoint_kept(tmp_path):
     assert (tmp_path / "metrics.csv").read_text().count("reference") > 1
 
 
-@pytest.mark.parametrize(
-    ("loss", "words"), [(np.nan, "is nan"), (np.inf, "is inf"), (-2e15, "is -2e"), (3e20, "is 3e")]
-)
+@pytest.mark.parametrize(("loss", "words"), [(np.nan, "is nan"), (-2e15, "is -2e")])
 def test_a_critic_on_its_way_to_infinity_is_stopped_before_it_is_saved(tmp_path, monkeypatch, loss, words):
     """The third interval is said to have this loss: the checkpoint is that of the second."""
     from flowrl.rl import _fit
