@@ -17,7 +17,7 @@ from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._kernel import AbstractKernel, AbstractScalarKernel
 from flowrl._kernel._distance import centre
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def mesh(**axes: int) -> Mesh:
@@ -44,7 +44,7 @@ def mesh(**axes: int) -> Mesh:
         raise ValueError(f"a mesh of {axes} does not fit {jax.device_count()} devices: {error}") from error
 
 
-def split(tree: T, devices: Mesh, axis: str = "particles") -> T:
+def split(tree: _T, devices: Mesh, axis: str = "particles") -> _T:
     """Place arrays with their leading axis divided over a mesh axis: particles (n, ...), or states of many seeds.
 
     With several processes every process gives the same whole arrays and keeps its own part.
@@ -67,7 +67,7 @@ def split(tree: T, devices: Mesh, axis: str = "particles") -> T:
     return _placed(tree, NamedSharding(devices, PartitionSpec(axis)))
 
 
-def replicate(tree: T, devices: Mesh) -> T:
+def replicate(tree: _T, devices: Mesh) -> _T:
     """Place arrays whole on every device: networks, data.
 
     Args:
@@ -199,5 +199,5 @@ def _size(devices: Mesh, axis: str) -> int:
     return devices.shape[axis]
 
 
-def _placed(tree: T, sharding: NamedSharding) -> T:
+def _placed(tree: _T, sharding: NamedSharding) -> _T:
     return jax.tree.map(lambda x: jax.device_put(x, sharding) if eqx.is_array_like(x) else x, tree)

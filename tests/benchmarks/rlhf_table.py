@@ -25,6 +25,9 @@ NUMBERS = (
     *("changed", "forwards", "train_seconds", "seconds"),
 )
 
+#: Rows that SmolLM2 judges, besides what was chosen and what costs as much.
+FLUENT = ("SFT", "best-of-8", "best-of-128", "DPO, best-of-8", "PPO, best-of-8")
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -33,11 +36,11 @@ class Options:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Directories of finished runs."""
     out: Path = Path("runs/rlhf_table")
-    """Where rows.csv, table.md and curve.png go."""
+    """Where the CSV, the table as Markdown (.txt) and the plot go."""
     name: str = "rows"
     """Name of the files."""
     smollm2: bool = False
-    """Judge the fluency of all but the grid of budgets by SmolLM2-135M too (93 MB from PyPI, minutes)."""
+    """Judge the fluency of the main rows by SmolLM2-135M too (93 MB from PyPI, minutes)."""
 
 
 def merged(runs: tuple[Path, ...], fluent: bool) -> list[dict]:
@@ -77,7 +80,7 @@ def one_row(name: str, same: list[dict]) -> dict:
 
 
 def add_fluency(tables: list[list[dict]], prompts: list[str]) -> None:
-    """Add the negative log-likelihood a word under SmolLM2 to all rows but those of the grid."""
+    """Add the negative log-likelihood a word under SmolLM2 to the rows that matter most."""
     from flowrl.rlhf import log_probs, pack_texts, smollm2
 
     model, tokenizer = smollm2()
@@ -88,9 +91,9 @@ def add_fluency(tables: list[list[dict]], prompts: list[str]) -> None:
         return jax.lax.map(one, rows, batch_size=20)
 
     for row in (row for table in tables for row in table):
-        if row["method"] != "vgf" or row["chosen"] == "True":
+        if row["chosen"] == "True" or row["name"] in FLUENT or row["method"] == "matched":
             texts = json.loads(row["texts"])
-            packed = pack_texts(tokenizer, prompts, [f" {text}" for text in texts], 24, 48)
+            packed = pack_texts(tokenizer, prompts, [f" {text}" for text in texts], 12, 32)
             words = np.asarray([max(len(text.split()), 1) for text in texts])
             row["smollm2_nll"] = float(np.mean(-np.asarray(total(packed)) / words))
 
@@ -142,7 +145,7 @@ def main(options: Options) -> None:
     rows = merged(options.runs, options.smollm2)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{options.name}.csv").write_text(to_csv(rows))
-    (options.out / f"{options.name}.md").write_text(table(rows))
+    (options.out / f"{options.name}.txt").write_text(table(rows))
     print(table(rows))
     plot(rows, options.out / f"{options.name}.png")
 
