@@ -1,5 +1,7 @@
 """How the long examples show what they do, and how they end: progress bars, a table, one line when they are stopped."""
 
+import importlib.util
+import os
 import shlex
 import signal
 import sys
@@ -7,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from flowrl.rl import report
+from flowrl.runs._files import resolve_dir
 
 
 class Terminated(KeyboardInterrupt):
@@ -32,6 +36,7 @@ def end_well(main: Callable[[], Any], out: Path | None = None, *, verb: str = "g
 
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # what is ignored stays ignored
         signal.signal(signal.SIGTERM, terminate)
+    keep_programs()
     try:
         status = main()
     except KeyboardInterrupt as stop:
@@ -44,6 +49,17 @@ def end_well(main: Callable[[], Any], out: Path | None = None, *, verb: str = "g
     except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def keep_programs() -> None:
+    """Keep compiled programs in the user's cache directory for the next start, 2 GB at most.
+
+    A directory that JAX has been told of (JAX_COMPILATION_CACHE_DIR) is left as it is.
+    """
+    # JAX needs filelock for a cache that has a bound; without a bound, processes read what others are still writing.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and importlib.util.find_spec("filelock") is not None:
+        jax.config.update("jax_compilation_cache_dir", str(resolve_dir(None).parent / "programs"))
+        jax.config.update("jax_compilation_cache_max_size", 2 * 1024**3)
 
 
 def progress(console: Console) -> Progress:
