@@ -13,7 +13,6 @@ import sys
 import time
 
 import pytest
-
 from browser import chromium
 
 pytestmark = [
