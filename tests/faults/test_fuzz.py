@@ -47,7 +47,7 @@ def test_proximal_steps_in_single_precision_in_a_process_of_doubles(flow):
     np.testing.assert_allclose(both[0], both[1], atol=2e-3)
 
 
-@pytest.mark.parametrize("junk", ["x", b"x", [1, "a"], 1j, object(), len], ids=str)
+@pytest.mark.parametrize("junk", ["x", b"x", [1, "a"], 1j, object(), len], ids=lambda junk: type(junk).__name__)
 @pytest.mark.parametrize("select", [flowrl.best_of_n, flowrl.uniform_select, flowrl.softmax_select])
 def test_particles_that_are_no_arrays_are_refused_by_selection(select, junk):
     options = {} if select is flowrl.best_of_n else {"key": jax.random.key(0)}
