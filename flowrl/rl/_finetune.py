@@ -160,7 +160,7 @@ def finetune(
             yield
         except RuntimeError:
             # A checkpoint of networks that diverged would take the place of a good one.
-            refuse_failures("online", collector.steps, tally.means())
+            refuse_failures("online", collector.steps, tally.means(), state)
             save()
             raise
 
@@ -187,7 +187,7 @@ def finetune(
                 buffer = buffer.insert(_completed(now.algorithm, state, rows, buffer, collector.steps))
             clock.lap("inserting")
         means = tally.means()
-        refuse_failures("online", collector.steps, means)
+        refuse_failures("online", collector.steps, means, state)
         row = {"phase": "online", "step": collector.steps, "updates": int(state.step), **tally.episodes(), **means}
         clock.lap("other")
         if evaluate is not None and collector.steps in evaluate_at:

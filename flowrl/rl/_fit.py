@@ -5,8 +5,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
+from jaxtyping import Array
 
 from flowrl._custom_types import Key
 from flowrl.rl._algorithm import AbstractAlgorithm, AbstractPretrained, AbstractState
@@ -92,7 +95,7 @@ def fit(
         metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
         seconds = time.perf_counter() - started
         done = int(state.reference_step if phase == "reference" else state.step)
-        refuse_failures(phase, done, metrics)
+        refuse_failures(phase, done, metrics, state)
         if progress is not None:
             progress(Progress(phase, done, total, interval / seconds))
         row: dict[str, Any] = {"phase": phase, "step": done, **metrics}
@@ -116,16 +119,26 @@ def fit(
     return state
 
 
-def refuse_failures(phase: str, done: int, metrics: dict[str, float]) -> None:
-    """Stop where training diverged: where a metric is not finite, or is larger than anything that is learned from.
+def refuse_failures(phase: str, done: int, metrics: dict[str, float], state: Any) -> None:
+    """Stop where training diverged: a metric or the state is not finite, or a metric larger than what is learned from.
+
+    Both are looked at: the loss of an update is that of the parameters before its step, so that the last step of an
+    interval can ruin the state while every metric is finite.
 
     Args:
         phase: of the training, for the message.
         done: updates, or environment steps in the phase "online", so far.
         metrics: means over the last interval.
+        state: what would be saved.
     """
     when = f"{'environment step' if phase == 'online' else 'update'} {done}"
     broken = [f"{name} is {x:.3g}" for name, x in metrics.items() if not abs(x) < _LIMIT]
+    if not broken:
+        named = jax.tree_util.tree_leaves_with_path(eqx.filter(state, eqx.is_inexact_array))
+        finite = jax.device_get(_finite([leaf for _, leaf in named]))
+        names = [jax.tree_util.keystr(path) for (path, _), good in zip(named, finite, strict=True) if not good]
+        more = f" and {len(names) - 1} more" if names[1:] else ""
+        broken = [f"state{names[0]}{more} {'are' if more else 'is'} not finite"] if names else []
     if broken:
         raise FloatingPointError(
             f"training ({phase} phase) diverged before {when}: {', '.join(broken)}. The last good checkpoint is kept. "
@@ -136,3 +149,8 @@ def refuse_failures(phase: str, done: int, metrics: dict[str, float]) -> None:
             f"{metrics['failed']:.3g} transports an update failed before {when}: the reference's samples lie "
             "outside the transport's domain, or no score was finite. The last good checkpoint is kept."
         )
+
+
+@eqx.filter_jit
+def _finite(leaves: list[Array]) -> list[Array]:
+    return [jnp.isfinite(leaf).all() for leaf in leaves]

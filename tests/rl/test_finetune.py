@@ -384,3 +384,29 @@ def test_diverged_networks_stop_the_run(tmp_path):
     with pytest.raises(FloatingPointError, match="diverged"):
         go(tmp_path / "run", parts=(learner, state, buffer, standardizer))
     assert not (tmp_path / "run" / "checkpoint.npz").exists()
+
+
+@pytest.mark.parametrize("broken", [None, "raises"])
+def test_networks_that_the_last_update_ruined_are_not_saved(tmp_path, monkeypatch, broken):
+    """Every metric is finite: the loss of an update is that of the parameters before its step."""
+    from flowrl.rl import _finetune
+
+    original, calls = _finetune.train, []
+
+    def ruining(*arguments):
+        state, metrics = original(*arguments)
+        calls.append(1)
+        where = lambda s: jax.tree.leaves(s.critic.network)[0]  # noqa: E731
+        if len(calls) == 6:
+            state = eqx.tree_at(where, state, replace_fn=lambda w: w.at[0].set(np.inf))
+        return state, metrics
+
+    monkeypatch.setattr(_finetune, "train", ruining)
+    # With an environment that breaks in the same round, or without.
+    lanes, interval = (Line(2, broken=broken, at=11), 8) if broken else (Line(2), 4)
+    with pytest.raises(FloatingPointError, match=r"state\.critic\.network\..* is not finite"):
+        go(tmp_path / "run", lanes=lanes, interval=interval)
+    with RunDirectory(tmp_path / "run", {"a": 1}, resume=True) as run:
+        state = run.load(setting()[1])
+    assert int(state.step) == 8
+    assert all(np.isfinite(x).all() for x in leaves(state))

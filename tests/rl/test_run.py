@@ -6,6 +6,8 @@ import sys
 import textwrap
 import time
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -231,6 +233,31 @@ def test_a_critic_on_its_way_to_infinity_is_stopped_before_it_is_saved(tmp_path,
     monkeypatch.undo()
     with RunDirectory(tmp_path, {}, resume=True) as run:
         assert int(train(run, updates=40).step) == 40
+
+
+def test_a_state_that_its_last_update_ruined_is_not_saved(tmp_path, monkeypatch):
+    """The loss of an update is that of the parameters before its step: here every metric is finite."""
+    from flowrl.rl import _fit
+
+    original, calls = _fit.train, []
+
+    def ruining(*arguments):
+        state, metrics = original(*arguments)
+        calls.append(1)
+        where = lambda s: jax.tree.leaves(s.critic.network)[0]  # noqa: E731
+        if len(calls) == 5:
+            state = eqx.tree_at(where, state, replace_fn=lambda w: w.at[0].set(np.nan))
+        return state, metrics
+
+    monkeypatch.setattr(_fit, "train", ruining)
+    words = r"diverged before update 60: state\.critic\.network\..* is not finite"
+    with RunDirectory(tmp_path, {}) as run, pytest.raises(FloatingPointError, match=words):
+        train(run)
+    monkeypatch.undo()
+    with RunDirectory(tmp_path, {}, resume=True) as run:
+        state = run.load(train(None))
+    assert int(state.step) == 40
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(eqx.filter(state, eqx.is_inexact_array)))
 
 
 def test_fit_refuses_numbers_that_do_not_fit():
