@@ -9,6 +9,7 @@ import http.server
 import inspect
 import io
 import json
+import os
 import re
 import shutil
 import threading
@@ -108,7 +109,10 @@ CONTENT = _npz()
 
 
 def _fetch(urls, path, **options):
-    return _download.fetch(urls, path, check=lambda _: None, pause=0.0, **options)
+    """The address that the file came from."""
+    came = []
+    _download.fetch(urls, path, check=lambda _: None, record=lambda _, url: came.append(url), pause=0.0, **options)
+    return came[0]
 
 
 def _left(path):
@@ -280,6 +284,37 @@ def test_published_data_are_checked_at_every_use(maze, tmp_path):
     (path.parent / "download.json").unlink()
     with pytest.raises(ValueError, match="origin is unknown"):
         data.download(MAZE, tmp_path, mirrors=[address])
+
+
+class Killed(BaseException):
+    """Stands for a process that ends there."""
+
+
+@pytest.mark.parametrize("rename", range(4))
+@pytest.mark.parametrize("done", [False, True])
+def test_a_process_that_is_killed_leaves_nothing_that_the_next_refuses(maze, tmp_path, monkeypatch, rename, done):
+    """Before or after each rename: of the two files, and of their two records."""
+    address, _, requests = maze
+    original, calls = os.replace, []
+
+    def replace(*paths):
+        calls.append(paths)
+        if len(calls) <= rename:
+            return original(*paths)
+        if done:
+            original(*paths)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with pytest.raises(Killed):
+            data.download(MAZE, tmp_path, mirrors=[address])
+    requests.clear()
+    path = data.download(MAZE, tmp_path, mirrors=[address])
+    assert path.read_bytes() == CONTENT
+    assert {at for at, _ in requests} <= {f"/{MAZE}-val.npz"}  # the first file had arrived
+    assert data.load(MAZE_TASK, tmp_path, origin="published").info.label == "published"
+    assert not any(name.endswith(".part") for name in _left(path))
 
 
 def test_a_damaged_archive_is_not_accepted(server, tmp_path):

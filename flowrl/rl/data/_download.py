@@ -35,12 +35,13 @@ def fetch(
     path: Path,
     *,
     check: Callable[[Path], object],
+    record: Callable[[Path, str], object],
     size: int | None = None,
     sha256: str | None = None,
     progress: Progress | None = None,
     pause: float = 1.0,
     timeout: float = 60.0,
-) -> str:
+) -> None:
     """Downloads a file, checks it, and only then gives it its name.
 
     Beside `path` stands a hidden part for each mirror that has sent something; it is taken up again (an HTTP range, as
@@ -50,14 +51,13 @@ def fetch(
         urls: http(s) addresses of the same file, in the order in which they are tried.
         path: where it goes; the directory exists.
         check: raises a `ValueError` if the file is not what it should be; called on the part.
+        record: called with the part and the address that it came from, when it has been checked and is on the disk, and
+            before it gets its name: a process that is killed leaves no file of which nothing is known.
         size: bytes of the file; None if not known.
         sha256: of the file; None if not known.
         progress: called as `progress(bytes_so_far, bytes_in_all)`; the latter is 0 if the server does not say.
         pause: seconds before another attempt if the last one brought nothing; doubled each time.
         timeout: seconds without an answer after which a connection counts as broken.
-
-    Returns:
-        The address that the file came from.
 
     Raises:
         OSError: if no mirror gives the file (the message has a line for each, with its reason), or the disk is full.
@@ -73,10 +73,12 @@ def fetch(
             continue
         with open(part, "rb") as file:
             os.fsync(file.fileno())
+        record(part, url)
         os.replace(part, path)
+        _files.fsync_dir(path.parent)
         for leftover in parts.values():
             _remove(leftover)
-        return url
+        return
     raise OSError(f"could not download {path.name} from any mirror:\n" + "\n".join(reasons))
 
 

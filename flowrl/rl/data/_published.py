@@ -7,6 +7,7 @@ whole), and the digest of the first download is written down: a file that change
 """
 
 import dataclasses
+import functools
 import json
 import zipfile
 import zlib
@@ -85,16 +86,28 @@ def obtain(folder: Path, files: Sequence[Published], progress: Progress | None) 
             size, sha256 = KNOWN.get(file.name, (None, None))
             # One that was here before must come back the same.
             sha256 = sha256 or record.get(file.name, {}).get("sha256")
-            url = fetch(file.urls, path, check=_check_file, size=size, sha256=sha256, progress=progress)
-            record[file.name] = {
-                "sha256": _files.sha256_file(path),
-                "bytes": path.stat().st_size,
-                "url": url,
-                "checked": "known SHA-256" if file.name in KNOWN else "integrity only",
-            }
-            content = {"schema_version": _VERSION, "label": "published", "files": record}
-            with _files.atomic_write(folder / RECORD_NAME) as stream:
-                stream.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+            fetch(
+                file.urls,
+                path,
+                check=_check_file,
+                record=functools.partial(_write_down, folder, file.name),
+                size=size,
+                sha256=sha256,
+                progress=progress,
+            )
+
+
+def _write_down(folder: Path, name: str, part: Path, url: str) -> None:
+    """Records a download that is about to get its name."""
+    entry = {
+        "sha256": _files.sha256_file(part),
+        "bytes": part.stat().st_size,
+        "url": url,
+        "checked": "known SHA-256" if name in KNOWN else "integrity only",
+    }
+    content = {"schema_version": _VERSION, "label": "published", "files": {**_record(folder), name: entry}}
+    with _files.atomic_write(folder / RECORD_NAME) as stream:
+        stream.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
 
 def is_published(path: Path, sha256: str) -> bool:
@@ -112,7 +125,7 @@ def is_published(path: Path, sha256: str) -> bool:
 def _complete(folder: Path, files: Sequence[Published]) -> bool:
     """Whether all files are there and undamaged; needs no lock and no writable folder."""
     record = _record(folder)
-    # Between a file and its record another process may be at work, which holds the lock.
+    # Between a record and its file another process may be at work, which holds the lock.
     if not all(file.name in record and (folder / file.name).exists() for file in files):
         return False
     for file in files:
