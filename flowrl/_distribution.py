@@ -18,6 +18,11 @@ def version() -> str:
         return "0+unknown"
 
 
+def install(extra: str) -> str:
+    """Give the command that brings an extra, for messages about a missing package."""
+    return f'pip install "{NAME}[{extra}]" (in a checkout: pip install -e ".[{extra}]")'
+
+
 def refuse_foreign(package: Path) -> None:
     """Refuse to run from a folder that the unrelated `flowrl` distribution writes to as well.
 
@@ -34,6 +39,7 @@ def refuse_foreign(package: Path) -> None:
     if Path(str(foreign.locate_file("flowrl"))).resolve() == package.resolve():
         raise ImportError(
             f"another distribution, flowrl {foreign.version}, is installed in the same folder ({package}) and their "
-            f"files are mixed. Run: pip uninstall -y flowrl {NAME} && pip install {NAME}",
+            f"files are mixed. Run: pip uninstall -y flowrl {NAME} && pip install {NAME} "
+            "(in a checkout: pip install -e .)",
             name="flowrl",
         )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PyTree
 
+from flowrl import _distribution
 from flowrl._custom_types import Key, Particle, Particles
 from flowrl._misc import check_particles
 from flowrl._target import Density
@@ -235,6 +236,6 @@ def _require() -> None:
         importlib.import_module("numpyro")
     except ImportError as error:
         raise ImportError(
-            f'from_numpyro needs numpyro, which could not be imported ({error}): pip install "flowrl-transport[bayes]"',
+            f"from_numpyro needs numpyro, which could not be imported ({error}): {_distribution.install('bayes')}",
             name="numpyro",
         ) from error

@@ -7,7 +7,7 @@ pyplot is left alone: `ax.figure.savefig("picture.png")` writes a file, also whe
 Particles may be any PyTree. Their coordinates are those of `jax.flatten_util.ravel_pytree`, and have names made of the
 path and the index: `x[0]`, `x[1]` for an array, `mu`, `theta[0]`, `theta[1]` for `{"mu": (n,), "theta": (n, 2)}`.
 
-Matplotlib is imported when a function is called: `pip install "flowrl-transport[plot]"`.
+Matplotlib is imported when a function is called: `pip install -e ".[plot]"` in a checkout.
 """
 
 import difflib
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from flowrl import _distribution
 from flowrl._custom_types import Particles, Scalar
 from flowrl._misc import check_particles, numbers_to_array, ravel
 from flowrl._solution import Solution
@@ -384,7 +385,7 @@ def _matplotlib() -> Any:
         import matplotlib.collections
         import matplotlib.figure
     except ImportError as error:
-        message = 'plots need matplotlib: pip install "flowrl-transport[plot]"'
+        message = f"plots need matplotlib: {_distribution.install('plot')}"
         raise ImportError(message, name="matplotlib") from error
     return matplotlib
 

@@ -232,3 +232,9 @@ def test_one_version_everywhere():
 def test_pictures_of_the_readme_exist():
     for link in re.findall(r"!?\[[^\]]*\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
         assert "://" in link or (ROOT / link).exists(), f"README.md: {link} leads nowhere"
+
+
+def test_pages_install_from_a_checkout():
+    """No index is known to hold the distribution."""
+    for path in SOURCES:
+        assert "flowrl-transport[" not in path.read_text(), path.name

@@ -2,6 +2,8 @@
 
 import importlib
 
+from flowrl import _distribution
+
 
 def require(*modules: str, room: str, extra: str) -> None:
     """Make sure that optional packages can be imported.
@@ -19,7 +21,6 @@ def require(*modules: str, room: str, extra: str) -> None:
             importlib.import_module(module)
         except ImportError as error:
             raise ImportError(
-                f"{room} needs {module} here, which could not be imported ({error}): "
-                f'pip install "flowrl-transport[{extra}]"',
+                f"{room} needs {module} here, which could not be imported ({error}): {_distribution.install(extra)}",
                 name=module,
             ) from error
