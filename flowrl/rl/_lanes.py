@@ -6,6 +6,7 @@ form can leave a finished lane alone, which here would cost as much as an unfini
 
 import contextlib
 import tempfile
+import traceback
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -227,24 +228,41 @@ class Lanes:
         """Gathers the answers to the last request."""
         (what, parts), self._asked = self._asked, ("", {})
         answer: dict[int, Any] = {}
-        part: dict[int, Any] = {}
+        lost: tuple[int, ...] = ()
         try:
             for number, part in parts.items():
                 seeds = ", ".join(str(self._seeds.get(lane)) for lane in part)
                 label = f"{self._name}, {what} of lanes {', '.join(map(str, part))} (seeds {seeds})"
-                answer |= self._workers[number].receive(label, timeout=self._timeouts[number])
+                lost = tuple(part)
+                given = self._workers[number].receive(label, timeout=self._timeouts[number])
+                if isinstance(given, Raised):
+                    lost = (given.lane,)
+                    raise RuntimeError(f"{label}: lane {given.lane}, seed {self._seeds.get(given.lane)}: {given.words}")
+                answer |= given
                 self._timeouts[number] = self._timeout
         except BaseException as error:
             # Answers that were not read would be taken for those to the next request.
             self._closed = f"{type(error).__name__} during {what}"
             self.close()
             if isinstance(error, RuntimeError | OSError):
-                raise LanesError(str(error), tuple(part)) from error
+                raise LanesError(str(error), lost) from error
             raise
         return answer
 
 
-def environments(env_name: str, lanes: list[int]) -> Callable[[str, dict[int, Any]], dict[int, Any]]:
+class Raised(NamedTuple):
+    """What a worker answers where an environment raised: the others of its lanes are not to blame.
+
+    Attributes:
+        lane: whose environment.
+        words: the exception, and its traceback from the next line on.
+    """
+
+    lane: int
+    words: str
+
+
+def environments(env_name: str, lanes: list[int]) -> Callable[[str, dict[int, Any]], dict[int, Any] | Raised]:
     """Makes the environments of some lanes, in the worker process.
 
     Args:
@@ -252,27 +270,25 @@ def environments(env_name: str, lanes: list[int]) -> Callable[[str, dict[int, An
         lanes: numbers of the lanes.
 
     Returns:
-        A function of ("reset", lane -> seed) or ("step", lane -> action) that gives what `Lanes` does.
+        A function of ("reset", lane -> seed) or ("step", lane -> action) that gives what `Lanes` does, or `Raised`.
     """
     try:
         envs = {lane: make_env(env_name, seed=lane) for lane in lanes}
     except Exception as error:
         raise RuntimeError(f"the environment could not be made: {type(error).__name__}: {error}") from error
-    seeds: dict[int, int] = {}
 
-    def answer(what: str, request: dict[int, Any]) -> dict[int, Any]:
+    def answer(what: str, request: dict[int, Any]) -> dict[int, Any] | Raised:
         answers: dict[int, Any] = {}
         for lane, argument in request.items():
             try:
                 if what == "reset":
-                    seeds[lane] = argument
                     answers[lane] = envs[lane].reset(seed=argument)[0]
                 else:
                     observation, reward, terminated, truncated, info = envs[lane].step(argument)
                     success = bool(info.get("success", False))
                     answers[lane] = Stepped(observation, float(reward), bool(terminated), bool(truncated), success)
             except Exception as error:
-                raise RuntimeError(f"lane {lane}, seed {seeds.get(lane)}: {type(error).__name__}: {error}") from error
+                return Raised(lane, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
         return answers
 
     return answer

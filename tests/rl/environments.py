@@ -73,8 +73,27 @@ class Fragile(Goals):
         return super().step(action)
 
 
+class FragileSeeds(Goals):
+    """Raises at the third step of an episode, once for every file named by its seed that does not exist yet."""
+
+    def reset(self, *, seed=None, options=None):
+        self.seed = seed
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        files = [pathlib.Path(file) for file in os.environ["FLOWRL_FRAGILE"].split(os.pathsep)]
+        if self.t == 2 and (mine := [file for file in files if file.name == str(self.seed) and not file.exists()]):
+            mine[0].touch()
+            raise ValueError("the simulator is unstable")
+        return super().step(action)
+
+
 def fragile():
     return gymnasium.wrappers.TimeLimit(Fragile(), 8)
+
+
+def fragile_seeds():
+    return gymnasium.wrappers.TimeLimit(FragileSeeds(), 8)
 
 
 def drawn():

@@ -165,6 +165,23 @@ def test_an_episode_that_loses_its_environment_twice_is_an_error(agent):
         evaluate(agent, POLICIES[:2], loses(2, 3), episodes=4, seed=3)
 
 
+def test_environments_of_one_process_that_raise_in_turn_are_each_played_again(tmp_path, monkeypatch):
+    """Lanes 0 and then 2 of one worker: no episode loses its own environment twice."""
+    vgf = presets.default(hidden=(16,), reference_hidden=(16,))
+    agent = Agent(vgf, vgf.init(7, 2, key=jr.key(0)), Standardizer.fit(np.ones((2, 7), np.float32)))
+    monkeypatch.setenv("FLOWRL_FRAGILE", os.pathsep.join(str(tmp_path / seed) for seed in ("300000", "300002")))
+    policies, words = (Policy("best", 4),), r"lane \d, seed 30000\d: ValueError: the simulator is unstable"
+    with Lanes("factory:rl.environments:fragile_seeds", 4, workers=1) as lanes:
+        with pytest.warns(UserWarning, match=words) as said:
+            harmed = evaluate(agent, policies, lanes, episodes=4, seed=3)
+        unharmed = evaluate(agent, policies, lanes, episodes=4, seed=3)
+    for number, message in zip((0, 2), said, strict=True):
+        assert f"lane {number}, seed 30000{number}: ValueError" in str(message.message)
+    assert harmed.attempts.tolist() == [[3] * 4]
+    for name in ("returns", "successes", "lengths", "displacements", "steps"):
+        np.testing.assert_array_equal(getattr(harmed, name), getattr(unharmed, name), err_msg=name)
+
+
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory):
     """Evaluates in environments that fail in their third step, so many times and in such a way."""

@@ -12,7 +12,7 @@ import pytest
 
 import flowrl
 from flowrl.rl import data
-from flowrl.rl._lanes import Lanes, Stepped
+from flowrl.rl._lanes import Lanes, LanesError, Stepped
 
 pytest.importorskip("ogbench")
 
@@ -99,8 +99,10 @@ def test_unknown_environment_is_reported_at_first_use():
 def test_raising_environment_names_lane_and_seed():
     with Lanes(MAZE, 3, workers=2) as lanes:
         lanes.reset({0: 5, 1: 6, 2: 7})
-        with pytest.raises(RuntimeError, match=rf"{MAZE}, step of lanes 0, 2 .*: lane 2, seed 7: ValueError: operands"):
+        words = rf"{MAZE}, step of lanes 0, 2 .*: lane 2, seed 7: ValueError: operands"
+        with pytest.raises(LanesError, match=words) as caught:
             lanes.step({0: RIGHT, 1: RIGHT, 2: np.zeros(3, np.float32)})
+        assert caught.value.lanes == (2,)
 
 
 def test_stuck_worker():
