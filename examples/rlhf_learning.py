@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ from flowrl.rlhf import (
     sample,
     score,
 )
-from flowrl.runs import RunDirectory, load_checkpoint, save_checkpoint
+from flowrl.runs import DamagedError, RunDirectory, load_checkpoint, save_checkpoint
+from flowrl.runs._checkpoint import load_meta
 
 _SHARPNESS = 3.0  # of the labels: P(a preferred to b) = σ(3 (gold(a) − gold(b))), nine in ten agree with the gold
 
@@ -41,12 +44,21 @@ def stored(path: Path, template: Any, of: dict[str, Any]) -> tuple[Any, float] |
     """What a file holds, if it was made with the same options: a directory may hold the remains of another run.
 
     Returns:
-        The value, and the seconds that it took; None if there is none.
+        The value, and the seconds that it took; None if there is none. A damaged file is put aside.
     """
     if not path.exists():
         return None
-    value, meta = load_checkpoint(path, template)
-    return (value, meta["seconds"]) if meta.get("of") == of else None
+    try:
+        # First: arrays that other options made do not fit the template.
+        if load_meta(path).get("of") != of:
+            return None
+        value, meta = load_checkpoint(path, template)
+    except DamagedError as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        os.replace(path, aside)
+        warnings.warn(f"{error} It is put aside as {aside.name}, and made again.", stacklevel=2)
+        return None
+    return value, meta["seconds"]
 
 
 def kept(

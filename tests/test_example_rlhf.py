@@ -20,7 +20,7 @@ import rlhf_learning
 import rlhf_task
 
 from flowrl.rlhf import Prompt
-from flowrl.runs import save_checkpoint
+from flowrl.runs import RunDirectory, save_checkpoint
 
 pytest.importorskip("sklearn")
 
@@ -149,6 +149,40 @@ def test_what_another_run_left_is_not_taken(tmp_path):
     assert rlhf_learning.stored(tmp_path / "reward.npz", template, other) is None
     assert rlhf_learning.stored(tmp_path / "reward.npz", template, more_prompts)[0].tolist() == [1, 1]
     assert rlhf_learning.stored(tmp_path / "none.npz", template, mine) is None
+
+
+def test_what_other_options_left_blocks_nothing(tmp_path):
+    """Arrays of another width do not fit the template, and need not."""
+    mine = rlhf_learning.options_of(rlhf_config.Config())
+    other = rlhf_learning.options_of(rlhf_config.Config(width=32))
+    save_checkpoint(tmp_path / "reward.npz", {"more": jnp.ones(3)}, {"of": other, "seconds": 1.5})
+    with RunDirectory(tmp_path, {}) as run:
+        made = rlhf_learning.kept(run, "reward", jnp.zeros(2), lambda: (jnp.ones(2), 2.5), mine)
+    assert (made[0].tolist(), made[1]) == ([1, 1], 2.5)
+    assert rlhf_learning.stored(tmp_path / "reward.npz", jnp.zeros(2), mine)[1] == 2.5
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_damaged_file_is_put_aside_and_made_again(tmp_path, cut):
+    mine = rlhf_learning.options_of(rlhf_config.Config())
+    path, made = tmp_path / "reward.npz", []
+
+    def make():
+        made.append(1)
+        return jnp.ones(2), 2.5
+
+    with RunDirectory(tmp_path, {}) as run:
+        rlhf_learning.kept(run, "reward", jnp.zeros(2), make, mine)
+        content = path.read_bytes()
+        numbers = content.index(np.ones(2).tobytes())
+        damaged = content[:-40] if cut else content[:numbers] + b"?" + content[numbers + 1 :]
+        path.write_bytes(damaged)
+        with pytest.warns(UserWarning, match=r"reward\.npz: .* put aside as reward\.npz\.damaged, and made again"):
+            value, _ = rlhf_learning.kept(run, "reward", jnp.zeros(2), make, mine)
+    assert (tmp_path / "reward.npz.damaged").read_bytes() == damaged
+    assert value.tolist() == [1, 1]
+    assert len(made) == 2
+    assert path.read_bytes() == content
 
 
 def real_model(folder, name):

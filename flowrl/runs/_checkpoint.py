@@ -59,13 +59,7 @@ def load_checkpoint(path: Path, template: T) -> tuple[T, dict[str, Any]]:
             expected.
     """
     stored = read_npz(path, required=(_META,))
-    try:
-        meta = json.loads(stored.pop(_META).tobytes().decode())
-        schema = meta.pop("schema")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DamagedError(f"{path}: its description is unreadable ({error}); it is damaged or foreign.") from error
-    if schema != SCHEMA:
-        raise ValueError(f"{path}: checkpoint schema {schema}, this version of flowrl reads schema {SCHEMA}.")
+    meta = _described(path, stored.pop(_META))
     meta |= {name.removeprefix(_ARRAY): stored.pop(name) for name in list(stored) if name.startswith(_ARRAY)}
     named = _named(template)
     names = {name for name, _ in named}
@@ -89,6 +83,24 @@ def load_checkpoint(path: Path, template: T) -> tuple[T, dict[str, Any]]:
     return eqx.combine(jax.tree.unflatten(jax.tree.structure(dynamic), leaves), static), meta
 
 
+def load_meta(path: Path) -> dict[str, Any]:
+    """Read what is stored with a state, without the state.
+
+    Args:
+        path: the npz.
+
+    Returns:
+        The JSON values stored with it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedError: (a ValueError) the file is truncated, changed, or no checkpoint; damage to its arrays may go
+            unnoticed.
+        ValueError: it is of another schema.
+    """
+    return _described(path, read_npz(path, required=(_META,), only=(_META,))[_META])
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file beside `path`, and rename it once it is whole.
 
@@ -98,6 +110,17 @@ def write_text(path: Path, text: str) -> None:
     """
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def _described(path: Path, text: np.ndarray) -> dict[str, Any]:
+    try:
+        meta = json.loads(text.tobytes().decode())
+        schema = meta.pop("schema")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedError(f"{path}: its description is unreadable ({error}); it is damaged or foreign.") from error
+    if schema != SCHEMA:
+        raise ValueError(f"{path}: checkpoint schema {schema}, this version of flowrl reads schema {SCHEMA}.")
+    return meta
 
 
 def _named(state: Any) -> list[tuple[str, jax.Array]]:

@@ -194,12 +194,13 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool = 
                 np.lib.format.write_array(stream, np.asarray(arrays[key], order="C"), allow_pickle=False)
 
 
-def read_npz(path: Path, *, required: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Reads all arrays of an npz; nothing in the file is ever unpickled.
+def read_npz(path: Path, *, required: Sequence[str] = (), only: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Reads the arrays of an npz; nothing in the file is ever unpickled.
 
     Args:
         path: the file.
         required: keys that must be there.
+        only: keys that are read, of those that are there; None reads all.
 
     Returns:
         Key to array.
@@ -220,7 +221,7 @@ def read_npz(path: Path, *, required: Sequence[str] = ()) -> dict[str, np.ndarra
     key = ""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+            members = [m for m in archive.infolist() if only is None or m.filename.removesuffix(".npy") in only]
         if any(member.file_size > _MOST_INFLATED * (1 + member.compress_size) for member in members):
             raise DamagedError(f"{path}: claims to hold more than it can; it is damaged or foreign.")
         # As stored, and then three times more: selected, checked, and split.
@@ -230,7 +231,7 @@ def read_npz(path: Path, *, required: Sequence[str] = ()) -> dict[str, np.ndarra
             if missing:
                 found = ", ".join(sorted(archive.files)) or "no arrays"
                 raise DamagedError(f"{path}: missing {', '.join(missing)}; found {found}.")
-            for key in archive.files:
+            for key in archive.files if only is None else [key for key in archive.files if key in only]:
                 value = archive[key]
                 if not isinstance(value, np.ndarray):
                     raise DamagedError(f"{path}: {key} is not an array; is this an npz?")
