@@ -19,6 +19,7 @@ import typing
 import urllib.parse
 
 import pytest
+import test_programs
 import test_public
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -193,6 +194,32 @@ def test_formulas_become_mathml_or_say_what_is_wrong(caplog):
         assert [record.levelname for record in caplog.records] == ["WARNING"], wrong
 
 
+def _imports(name, text):
+    return re.search(rf"^ *(?:from {name} import|import {name}\b)", text, re.MULTILINE)
+
+
+def _is_run(script, tests):
+    """Whether the tests name a script's file, import it, or do so with a script beside it that imports it."""
+    if script.parent == test_programs.SNIPPETS:
+        return script.stem in test_programs.PROGRAMS
+    if re.search(rf"\b{script.name}\b", tests) or _imports(script.stem, tests):
+        return True
+    beside = [other for other in script.parent.glob("*.py") if _imports(script.stem, other.read_text())]
+    return any(_is_run(other, tests) for other in beside)
+
+
+def test_a_script_that_no_test_runs_is_noticed(tmp_path):
+    (tmp_path / "alone.py").write_text("")
+    (tmp_path / "part.py").write_text("")
+    (tmp_path / "whole.py").write_text("from part import piece")
+    tests = "# alone, part\nrun('whole.py')"
+    assert not _is_run(tmp_path / "alone.py", tests)
+    assert _is_run(tmp_path / "whole.py", tests)
+    assert _is_run(tmp_path / "part.py", tests)
+    assert _is_run(tmp_path / "alone.py", "from alone import main")
+    assert not _is_run(test_programs.SNIPPETS / "nine.py", "nine.py")
+
+
 def test_all_python_on_the_pages_is_run_or_comes_from_a_script_that_is():
     tests = "\n".join(path.read_text() for path in ROOT.joinpath("tests").rglob("*.py"))
     for path in SOURCES:
@@ -202,10 +229,7 @@ def test_all_python_on_the_pages_is_run_or_comes_from_a_script_that_is():
             assert kind in ("python", "bash", "bibtex", "text", ""), (path.name, kind)
             assert kind == "python" or not re.search(r"^(import|from) \w+", code, re.MULTILINE), (path.name, code)
         for script in re.findall(r'--8<-- "(.+?\.py)', text):
-            # A script of two parts is imported by the one that is named.
-            stem = pathlib.Path(script).stem
-            importers = [other.stem for other in ROOT.joinpath("examples").glob("*.py") if stem in other.read_text()]
-            assert any(re.search(rf"\b{name}\b", tests) for name in (stem, *importers)), (path.name, script)
+            assert _is_run(ROOT / script, tests), (path.name, script)
 
 
 def test_every_picture_is_shown_and_every_result_is_named():
