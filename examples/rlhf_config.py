@@ -12,7 +12,7 @@ NEEDED = ("safetensors", "tokenizers", "sklearn", "vaderSentiment", "gguf")
 METHODS = ("sft", "bon", "dpo", "ppo", "vgf")
 #: Options that nothing learned before the answers depends on; all others determine what a run keeps.
 NOT_LEARNED = frozenset(
-    {"methods", "space", "out", "resume", "data_dir", "prompts", "validation_prompts", "reference_samples", "particles"}
+    {"methods", "space", "out", "resume", "data_dir", "reference_samples", "particles"}
     | {
         "steps",
         "step_sizes",
@@ -163,8 +163,9 @@ def check(config: Config) -> None:
         raise SystemExit(f"--methods: name some of {', '.join(METHODS)}.")
     if not config.steps or min(config.steps) < 1 or list(config.steps) != sorted(set(config.steps)):
         raise SystemExit(f"--steps must be increasing numbers >= 1 (L = 0 is always there), got {config.steps}.")
-    if not config.step_sizes or min(config.step_sizes) <= 0:
-        raise SystemExit(f"--step-sizes must be > 0, got {config.step_sizes}.")
+    sizes = config.step_sizes
+    if not sizes or min(sizes) <= 0 or list(sizes) != sorted(set(sizes)):
+        raise SystemExit(f"--step-sizes must be increasing numbers > 0, got {sizes}.")
     if not config.best_of or min(config.best_of) < 1:
         raise SystemExit(f"--best-of must be >= 1, got {config.best_of}.")
     if config.flow == "ascent" and config.temperature:

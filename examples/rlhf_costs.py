@@ -1,8 +1,9 @@
 """What an answer of `rlhf.py` costs: passes of the reference over prompt and response, and seconds without compilation.
 
 Let S, R and E be the weights that one token meets in the reference, in the reward model, and in its token table. A
-token of the reference costs S, one of the reward R, twice as much again on the way back; a soft token E both ways. The
-prompt is read once for all particles by the reference, and by the reward model for each of them.
+token of the reference costs S, one of the reward R, and as much again on the way back, which ends at the embeddings and
+not at the weights; a soft token E each way. The prompt is read once for all particles by the reference, and by the
+reward model for each of them. After its last step a flow reads the rewards of the relaxed particles once more.
 """
 
 import dataclasses
@@ -78,12 +79,15 @@ class Costs:
         """
         if steps == 0:
             return self.best_of(count)
-        soft = self.response * self.table
-        gradient = 3 * (self.prompt + self.response) * self.rewarded
-        # Per step and particle: what the reward sees, its gradient, and the way back to the particle.
-        step = {"reference": soft, "token": soft}.get(space.split("-")[0], 2 * soft) + gradient
-        passes = {"reference": steps + 1, "logit": 1, "logit-reference": 3, "token": 0, "token-prior": 1}[space]
-        return self.best_of(count) + passes * self.samples(count) + count * steps * step / self._unit
+        read = (self.prompt + self.response) * self.rewarded
+        table = self.response * self.table
+        # Forward the tokens of these are looked up; in token space the nearest one is searched.
+        soft = 0.0 if space == "reference" else table
+        back = 0.0 if space.startswith("token") else table
+        gradients = count * (steps * (2 * read + soft + back) + read + soft) / self._unit
+        # Encodings and decodings: the reference space decodes at every step, at the end, and as text.
+        passes = {"reference": steps + 2, "logit": 1, "logit-reference": 3, "token": 0, "token-prior": 1}[space]
+        return self.best_of(count) + passes * self.samples(count) + gradients
 
     def matched(self, cost: float) -> int:
         """Give the N whose best-of-N costs as much.

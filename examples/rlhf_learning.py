@@ -110,7 +110,8 @@ def preferences(config: Config, task: Task, run: RunDirectory) -> dict[str, Pair
     assert task.gold is not None
     assert task.judge is not None
     rng = np.random.default_rng([config.seed, 2])
-    some = task.train.take(rng.integers(0, len(task.train.texts), config.pairs // 2 + 1))
+    asked = rng.integers(0, len(task.train.texts), config.pairs // 2 + 1)
+    some = task.train.take(asked)
     zeros = jnp.zeros((len(some.texts), 4, config.length))
     template = Response(zeros.astype(jnp.int32), zeros.astype(bool), zeros.astype(jnp.float32))
 
@@ -131,10 +132,11 @@ def preferences(config: Config, task: Task, run: RunDirectory) -> dict[str, Pair
         sides = (drawn.tokens[at, best], drawn.mask[at, best], drawn.tokens[at, worst], drawn.mask[at, worst])
         halves.append(Pairs(some.prompt, *sides))
     both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: config.pairs], *halves)
-    held = max(config.pairs // 10, 1)
-    order = rng.permutation(config.pairs)
-    part = lambda index: jax.tree.map(lambda leaf: leaf[jnp.asarray(index)], both)
-    return {"train": part(order[held:]), "validation": part(order[:held])}
+    # All pairs of one prompt are in one part.
+    apart = rng.permutation(np.unique(asked))
+    held = np.isin(np.concatenate([asked, asked])[: config.pairs], apart[: max(len(apart) // 10, 1)])
+    part = lambda which: jax.tree.map(lambda leaf: leaf[jnp.asarray(np.flatnonzero(which))], both)
+    return {"train": part(~held), "validation": part(held)}
 
 
 def reward_models(

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -41,6 +42,7 @@ from flowrl.rlhf.evaluation import CommandJudge
 from flowrl.runs import RunDirectory, save_checkpoint
 
 _PPO_INTERVAL = 10  # iterations between two checkpoints
+_AT_ONCE = 1024  # samples that are worked on together, which bounds the memory
 _MOST = 512  # N of the best-of-N that is drawn at VGF's cost at most
 
 
@@ -95,8 +97,10 @@ class Answers:
         key = key_of(self.config, purpose)
 
         def program(prompts: Prompt, part: int) -> Any:
-            drawn, _ = sample(self.task.sampler, model, prompts, count=count, key=jr.fold_in(key, part))
-            return drawn.tokens, drawn.mask, score(self.reward, prompts, drawn.tokens, drawn.mask)
+            at_once = max(_AT_ONCE // count, 1)
+            own = jr.fold_in(key, part)
+            drawn, _ = sample(self.task.sampler, model, prompts, count=count, key=own, at_once=at_once)
+            return drawn.tokens, drawn.mask, score(self.reward, prompts, drawn.tokens, drawn.mask, at_once)
 
         leaves, seconds = self.parts(("samples", count), batch, program)
         if not np.isfinite(leaves[2]).all():
@@ -130,13 +134,15 @@ class Answers:
         return self._best(method, model, {1: name, several: f"{name}, best-of-{several}"}, seconds)
 
     def _dpo(self, pairs: dict[str, Pairs]) -> list[Answer]:
-        config = self.config
+        config, begun = self.config, time.perf_counter()
         train, held = (with_reference(self.task.model, pairs[part]) for part in ("train", "validation"))
+        jax.block_until_ready((train, held))
+        before = time.perf_counter() - begun
         plan = Fit(config.dpo_steps, 64, 1e-3, weight_decay=0.0, interval=20, patience=3)
         loss, key = DPO(config.dpo_beta), key_of(config, "dpo")
         of = options_of(config)
         model, seconds = fitted(self.run, "dpo", self.task.model, loss, plan, key, train, held, self.show, of)
-        return self._policy("dpo", model, seconds)
+        return self._policy("dpo", model, before + seconds)
 
     def _ppo(self, pairs: Any) -> list[Answer]:
         del pairs

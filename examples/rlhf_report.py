@@ -127,6 +127,7 @@ def measure(
         "win_low": None,
         "win_high": None,
         "win_people": None,
+        "wins_people": "[]",
         "win_judged": None,
         "gold": None,
         "rating": None,
@@ -143,7 +144,8 @@ def measure(
         wins = (0.5 + 0.5 * np.sign(gold[:, None] - base.gold)).mean(axis=1)
         row |= {"win": estimate.value, "win_low": estimate.low, "win_high": estimate.high}
         if base.people is not None:
-            row["win_people"] = float((0.5 + 0.5 * np.sign(gold - base.people)).mean())
+            beside = 0.5 + 0.5 * np.sign(gold - base.people)
+            row |= {"win_people": float(beside.mean()), "wins_people": json.dumps(beside.tolist())}
         row |= {"gold": float(gold.mean()), "rating": float(rating.mean()), "fluency": float(fluency.mean())}
         row |= {"vader": float(np.mean(vader_scores(texts))), "judge_nll": float(-log_p.mean())}
     if judge is not None:

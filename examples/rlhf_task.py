@@ -130,7 +130,7 @@ def make_task(config: Config, cache: Path, report: Report) -> Task:
     films, products = _corpus(config)
     words = WordTokenizer.fit(films.texts, size=config.vocabulary)
     rng = np.random.default_rng(0)
-    order = rng.permutation(len(films))
+    order = rng.permutation(len(films))[::-1]
     held = min(3 * (config.prompts + config.validation_prompts) + 100, len(films) // 4)
     stop = held + min(_STOPPING, len(films) // 8)
     half = stop + (len(films) - stop) // 2
@@ -162,7 +162,7 @@ def make_task(config: Config, cache: Path, report: Report) -> Task:
 
     def batch(texts: tuple[list[str], list[str]], first: int, last: int | None) -> Batch:
         prompts, people = (part[first:last] for part in texts)
-        # A person's text is as long as an answer.
+        # A person's text is as long as an answer; what the judge does not know, it does not know of answers either.
         ends = tuple(words.decode(words.encode(text)[: config.length]) for text in people)
         return Batch(tuple(prompts), pack_prompts(tokenizer, prompts, prompt_length), ends)
 

@@ -92,6 +92,7 @@ def test_table_has_every_method_and_budget(whole):
     proxies = {row["name"]: float(row["proxy"]) for row in table}
     assert proxies["VGF, ε = 1, L = 2"] > proxies["VGF, L = 0"] > proxies["SFT"]
     assert (base / "run" / "curve.png").stat().st_size > 1000
+    assert {"code", "device", "matmul_precision"} < json.loads((base / "run" / "software.json").read_text()).keys()
     assert "held-out correlation" in out
 
 
@@ -122,6 +123,7 @@ def test_a_missing_package_is_named_before_anything_is_computed(monkeypatch, tmp
     [
         ({"steps": (2, 1)}, "increasing"),
         ({"step_sizes": (0.0,)}, "--step-sizes"),
+        ({"step_sizes": (1.0, 1.0)}, "--step-sizes"),
         ({"methods": ()}, "--methods"),
         ({"best_of": (0,)}, "--best-of"),
         ({"temperature": 1.0}, "svgd"),
@@ -143,7 +145,8 @@ def test_what_makes_no_sense_is_refused(change, message):
 def test_what_another_run_left_is_not_taken(tmp_path):
     mine = rlhf_learning.options_of(rlhf_config.Config())
     other = rlhf_learning.options_of(rlhf_config.Config(seed=1))
-    more_prompts = rlhf_learning.options_of(rlhf_config.Config(prompts=7, space="token", out=Path("elsewhere")))
+    assert rlhf_learning.options_of(rlhf_config.Config(prompts=7)) != mine  # the texts are split in another way
+    more_prompts = rlhf_learning.options_of(rlhf_config.Config(particles=3, space="token", out=Path("elsewhere")))
     template = jnp.zeros(2)
     save_checkpoint(tmp_path / "reward.npz", jnp.ones(2), {"of": mine, "seconds": 1.5})
     assert rlhf_learning.stored(tmp_path / "reward.npz", template, other) is None
@@ -252,13 +255,14 @@ def test_costs_are_those_by_hand():
     unit = 5 * 100
     best = ((2 + 4 * 3) * 100 + 4 * 5 * 20) / unit
     assert costs.best_of(4) == pytest.approx(best)
-    gradient = 3 * 5 * 20
+    samples, read, table = (2 + 4 * 3) * 100, 5 * 20, 3 * 5
+    # Two steps there and back, and the rewards of the particles at the end.
     by_space = {
-        "reference": (2 + 1) * (2 + 4 * 3) * 100 + 4 * 2 * (gradient + 3 * 5),
-        "logit": (2 + 4 * 3) * 100 + 4 * 2 * (gradient + 2 * 3 * 5),
-        "logit-reference": 3 * (2 + 4 * 3) * 100 + 4 * 2 * (gradient + 2 * 3 * 5),
-        "token": 4 * 2 * (gradient + 3 * 5),
-        "token-prior": (2 + 4 * 3) * 100 + 4 * 2 * (gradient + 3 * 5),
+        "reference": 4 * samples + 4 * (2 * (2 * read + table) + read),
+        "logit": samples + 4 * (2 * (2 * read + 2 * table) + read + table),
+        "logit-reference": 3 * samples + 4 * (2 * (2 * read + 2 * table) + read + table),
+        "token": 4 * (2 * (2 * read + table) + read + table),
+        "token-prior": samples + 4 * (2 * (2 * read + table) + read + table),
     }
     for space, more in by_space.items():
         assert costs.flow(space, 4, steps=2) == pytest.approx(best + more / unit), space

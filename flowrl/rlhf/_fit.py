@@ -134,6 +134,8 @@ def fit(
                 f"the loss is {float(mean)} within the {updates} updates before step {int(state.step)}; lower "
                 "learning_rate, or look for rows without any token."
             )
+        if held_out is not None and not np.isfinite(checked):
+            raise FloatingPointError(f"the validation loss is {float(checked)} at step {int(state.step)}.")
         if report is not None:
             report(state, {"step": int(state.step), "loss": float(mean), "validation": float(checked)})
     return state.model if plan.patience is None else state.best

@@ -67,9 +67,17 @@ def pack_pairs(
         length: T.
 
     Raises:
-        ValueError: a prompt without a token.
+        ValueError: a prompt without a token, a response without one, or two that are the same within T tokens.
     """
     prompts = [pair.prompt for pair in preferences]
+    for i, pair in enumerate(preferences):
+        cut = [tokenizer.encode(text)[:length] for text in (pair.chosen, pair.rejected)]
+        if not all(cut):
+            raise ValueError(f"pair {i} has a response without any token: {pair!r}.")
+        if cut[0] == cut[1]:
+            raise ValueError(
+                f"pair {i} has two responses that are the same within {length} tokens."
+            )
     chosen = _responses(tokenizer, prompts, [pair.chosen for pair in preferences], length)
     rejected = _responses(tokenizer, prompts, [pair.rejected for pair in preferences], length)
     return Pairs(pack_prompts(tokenizer, prompts, prompt_length), *chosen, *rejected)

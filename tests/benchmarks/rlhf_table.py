@@ -27,6 +27,8 @@ NUMBERS = (
     *("changed", "forwards", "train_seconds", "seconds"),
 )
 
+#: Methods that are set against what was chosen.
+RIVALS = ("sft", "bon", "dpo", "ppo")
 #: Rows that SmolLM2 judges, besides what was chosen and what costs as much.
 FLUENT = ("SFT", "best-of-8", "best-of-128", "DPO, best-of-8", "PPO, best-of-8")
 
@@ -77,6 +79,9 @@ def one_row(name: str, same: list[dict]) -> dict:
     row |= {"win": estimate.value, "win_low": estimate.low, "win_high": estimate.high}
     row |= {"wins_by_seed": json.dumps([round(float(w), 4) for w in wins.mean(axis=1)])}
     row |= {"distinct_2_by_seed": json.dumps([round(float(r["distinct_2"]), 3) for r in same])}
+    people = np.asarray([json.loads(r["wins_people"]) for r in same])
+    if people.size:
+        row["win_people_low"], row["win_people_high"] = mean_interval(people)[1:3]
     for key in NUMBERS:
         values = [float(r[key]) for r in same if r.get(key, "") != ""]
         row[key] = float(np.mean(values)) if values else ""
@@ -124,6 +129,20 @@ def add_fluency(tables: list[list[dict]], prompts: list[str]) -> None:
             row["smollm2_nll"] = float(np.mean(-np.asarray(total(packed)) / words))
 
 
+def differences(runs: tuple[Path, ...]) -> str:
+    """What was chosen minus each rival in gold wins, prompt by prompt, as Markdown."""
+    tables = [list(csv.DictReader((run / "results.csv").open())) for run in runs]
+    wins = lambda pick: np.asarray([json.loads(next(r for r in t if pick(r))["wins"]) for t in tables])
+    own = wins(lambda r: r["chosen"] == "True")
+    lines = ["| VGF, chosen, minus | gold wins, points (95 %) |", "|---|---|"]
+    rivals = {r["name"]: (lambda r, name=r["name"]: r["name"] == name) for r in tables[0] if r["method"] in RIVALS}
+    for name, pick in (rivals | {"best-of-N at the same cost": lambda r: r["method"] == "matched"}).items():
+        estimate = mean_interval(own - wins(pick))
+        low, high = (100 * x for x in estimate[1:3])
+        lines.append(f"| {name} | {100 * estimate.value:+.1f} [{low:+.1f}, {high:+.1f}] |")
+    return "\n".join(lines) + "\n"
+
+
 def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
     columns = ("method", "gold wins, %", "by seed", "against people", "gold", "VADER", "proxy, sd", "judge NLL")
@@ -133,7 +152,8 @@ def table(rows: list[dict]) -> str:
         show = lambda key, form, r=r: "-" if r[key] == "" else format(r[key], form)
         seeds = ", ".join(f"{100 * w:.0f}" for w in json.loads(r["wins_by_seed"]))
         cells = [r["name"], f"{100 * r['win']:.1f} [{100 * r['win_low']:.0f}, {100 * r['win_high']:.0f}]", seeds]
-        cells += ["-" if r["win_people"] == "" else f"{100 * r['win_people']:.0f}"]
+        people = [100 * r[key] for key in ("win_people", "win_people_low", "win_people_high") if r[key] != ""]
+        cells += ["{:.0f} [{:.0f}, {:.0f}]".format(*people) if people else "-"]
         cells += [
             show(k, ".2f") for k in ("gold", "vader", "proxy", "judge_nll", "smollm2_nll", "distinct_2", "changed")
         ]
@@ -175,6 +195,7 @@ def main(options: Options) -> None:
     (options.out / f"{options.name}.txt").write_text(table(shown))
     print(table(shown))
     if not options.apart:
+        (options.out / f"{options.name}_differences.txt").write_text(differences(options.runs))
         plot(rows, options.out / f"{options.name}.png")
 
 

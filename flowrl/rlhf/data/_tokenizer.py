@@ -16,8 +16,9 @@ from flowrl.runs._extras import require
 _SPECIAL = ("<pad>", "<unk>", "<end>")
 _PAD, _UNKNOWN, _END = range(3)
 _FORMAT = "flowrl.WordTokenizer"
-# Words with their apostrophes, numbers with their separators, the marks of several characters, any other character.
-_TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+(?:[.,]\d+)*|\.\.\.|--|[^\w\s]|_")
+# An unknown word that was decoded, words with their apostrophes, numbers with their separators, the marks of several
+# characters, any other character.
+_TOKEN = re.compile(r"<unk>|[^\W\d_]+(?:'[^\W\d_]+)*|\d+(?:[.,]\d+)*|\.\.\.|--|[^\w\s]|_")
 # How one mark is written in several ways.
 _SPELLINGS = (("’", "'"), ("‘", "'"), ("“", '"'), ("”", '"'), ("''", '"'), ("``", '"'), ("…", "..."), ("—", "--"))
 _TO_THE_LEFT = frozenset(".,;:!?)]}%'") | {"..."}
@@ -73,8 +74,8 @@ class AbstractTokenizer(abc.ABC):
 class WordTokenizer(AbstractTokenizer):
     """Lower-cased words and punctuation marks as tokens, for small models that are trained on the spot.
 
-    Ids 0, 1 and 2 are padding, the unknown word and the end of a text. `encode(decode(ids))` gives known words back;
-    white space, case and the kind of quotation marks are not kept.
+    Ids 0, 1 and 2 are padding, the unknown word and the end of a text. `encode(decode(ids))` gives words back, the
+    unknown one too; white space, case and the kind of quotation marks are not kept.
 
     Args:
         words: the words and marks in the order of their ids, which begin with 3; each as `encode` cuts texts.
