@@ -32,6 +32,20 @@ class Budget(eqx.Module):
         mmd_sigma: bandwidth of that discrepancy, an array `()`, or None.
         check_every: steps between two checks of `tolerance` and `max_mmd`.
         max_steps: static bound on a traced `steps`, or None.
+
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import flowrl
+
+        target, start = flowrl.Boltzmann(lambda x: -jnp.sum(x**2)), jnp.full((10, 2), 3.0)
+        capped = flowrl.Budget(100, 0.1, temperature=0.0, max_displacement=1.0)
+        assert flowrl.transport(target, start, capped).stats["displacement_max"] <= 1
+
+        # An array of steps: one compiled program for every L <= 20.
+        traced = flowrl.Budget(jnp.array(5), 0.1, max_steps=20)
+        assert int(flowrl.transport(target, start, traced).stats["steps"]) == 5
+        ```
     """
 
     step_size: Array
@@ -202,6 +216,16 @@ def spread(samples: ArrayLike, *, floor: float = 1e-3) -> Array:
 
     Raises:
         ValueError: fewer than two axes or fewer than two samples a state, or `floor` not positive.
+
+    Example:
+        ```python
+        import jax.random as jr
+        import flowrl
+
+        samples = 0.05 * jr.normal(jr.key(0), (32, 8, 3))  # 32 states, 8 actions each
+        budget = flowrl.Budget(3, 0.3, scale=flowrl.spread(samples))  # steps in spreads
+        assert budget.scale.shape == (3,)
+        ```
     """
     array = jnp.asarray(samples)
     if array.ndim < 2 or array.shape[-2] < 2:

@@ -45,6 +45,20 @@ def best_of_n(particles: Particles, values: Float[Array, " n"]) -> Selected:
     Raises:
         TypeError: particles are no arrays, or values no real numbers.
         ValueError: the shapes disagree.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import flowrl
+
+        actions, values = jnp.array([[0.1], [0.7], [0.4]]), jnp.array([1.0, jnp.nan, 2.0])
+        best = flowrl.best_of_n(actions, values)
+        assert best.particle == actions[2] and best.index == 2  # a NaN is never chosen
+
+        states = jax.vmap(flowrl.best_of_n)(jnp.stack([actions] * 5), jnp.stack([values] * 5))
+        assert states.particle.shape == (5, 1)
+        ```
     """
     values = _check(particles, values)
     return _take(particles, values, jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf)))
@@ -67,6 +81,17 @@ def softmax_select(
     Raises:
         TypeError: particles are no arrays, or values no real numbers.
         ValueError: the shapes disagree, or a concrete temperature is not positive.
+
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import jax.random as jr
+        import flowrl
+
+        actions, values = jnp.array([[0.1], [0.4]]), jnp.array([0.0, 50.0])
+        chosen = flowrl.softmax_select(actions, values, 1.0, key=jr.key(0))
+        assert chosen.index == 1  # the other has the odds exp(-50)
+        ```
     """
     temperature = concrete(selection_temperature)
     if temperature is not None and not (temperature > 0).all():

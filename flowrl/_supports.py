@@ -46,6 +46,15 @@ def supports(
 
     Raises:
         TypeError: a part is of another kind, or a class where an instance is meant.
+
+    Example:
+        ```python
+        import flowrl
+
+        assert flowrl.supports(flowrl.Ascent(), flowrl.JKO(), flowrl.Unbounded())
+        refused = flowrl.supports(flowrl.Langevin(), flowrl.Optax(), flowrl.Unbounded())
+        assert not refused and "use Euler()" in refused.reason
+        ```
     """
     for part, kind in ((flow, AbstractFlow), (solver, AbstractSolver), (domain, AbstractDomain)):
         if not isinstance(part, kind):

@@ -32,6 +32,14 @@ def displacement(budget: Budget, gradient_bound: ArrayLike, sigma: ArrayLike) ->
     Raises:
         TypeError: `budget` is none.
         ValueError: a concrete number is out of its range.
+
+    Example:
+        ```python
+        import flowrl
+
+        budget = flowrl.Budget(10, 0.1)  # α = 1
+        assert 1.6 < flowrl.bounds.displacement(budget, gradient_bound=1.0, sigma=1.0) < 1.61
+        ```
     """
     if not isinstance(budget, Budget):
         raise TypeError(f"budget must be a flowrl.Budget, got {type(budget).__name__}.")
@@ -61,6 +69,20 @@ def mmd_squared(budget: Budget, gradient_bound: ArrayLike, sigma: ArrayLike) -> 
     Raises:
         TypeError: `budget` is none.
         ValueError: a concrete number is out of its range.
+
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import jax.random as jr
+        import flowrl
+
+        kernel = flowrl.RBF(flowrl.FixedBandwidth(1.0))
+        target = flowrl.Boltzmann(lambda x: jnp.sum(jnp.tanh(x)))  # |∇V| <= 1 in one dimension
+        start, budget = jr.normal(jr.key(0), (100, 1)), flowrl.Budget(5, 0.1)
+        end = flowrl.transport(target, start, budget, flow=flowrl.SVGD(kernel)).particles
+        bound = flowrl.bounds.mmd_squared(budget, gradient_bound=1.0, sigma=1.0)
+        assert flowrl.diagnostics.mmd_squared(end, start, kernel) <= bound
+        ```
     """
     sigma = _positive("sigma", sigma)
     return 2 * displacement(budget, gradient_bound, sigma) / (sigma * jnp.sqrt(jnp.e))
@@ -77,6 +99,14 @@ def mmd_squared_from_displacement(max_displacement: ArrayLike, sigma: ArrayLike)
 
     Raises:
         ValueError: a concrete number is out of its range.
+
+    Example:
+        ```python
+        import flowrl
+
+        bound = flowrl.bounds.mmd_squared_from_displacement(max_displacement=0.1, sigma=1.0)
+        assert 0.0099 < bound < 0.01
+        ```
     """
     ratio = _at_least_zero("max_displacement", max_displacement) / _positive("sigma", sigma)
     return -2 * jnp.expm1(-0.5 * ratio**2)
@@ -90,6 +120,14 @@ def best_of_n_kl(n: ArrayLike) -> Float[Array, ""]:
 
     Raises:
         ValueError: a concrete n is below 1.
+
+    Example:
+        ```python
+        import flowrl
+
+        assert flowrl.bounds.best_of_n_kl(1) == 0
+        assert 1.20 < flowrl.bounds.best_of_n_kl(8) < 1.21
+        ```
 
     ??? cite "Source"
         Beirami et al., *Theoretical guarantees on the best-of-n alignment policy*, 2024.

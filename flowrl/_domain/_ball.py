@@ -30,6 +30,17 @@ class Ball(AbstractDomain):
         centre: c.
         radius: R, an array `()`.
         by: how particles are kept inside.
+
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import flowrl
+
+        target = flowrl.Boltzmann(lambda x: jnp.sum(x))  # it grows without bound
+        budget, ball = flowrl.Budget(20, 0.2), flowrl.Ball(radius=1.0)
+        moved = flowrl.transport(target, jnp.zeros((4, 2)), budget, flow=flowrl.Ascent(), domain=ball)
+        assert jnp.allclose(moved.particles, 0.5**0.5, atol=1e-5)  # on the circle, where the sum is largest
+        ```
     """
 
     centre: PyTree[Array]

@@ -181,5 +181,16 @@ def positive(by: Way = "bijector") -> Box:
 
     Args:
         by: "project", "reflect", "bijector" (x = log(1 + exp(y))) or "mirror" (x = exp(y)).
+
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import flowrl
+
+        target = flowrl.Density(lambda x: jnp.sum(2 * jnp.log(x) - x))  # Gamma(3, 1)
+        start = jnp.linspace(0.5, 5, 50)[:, None]
+        solution = flowrl.transport(target, start, flowrl.Budget(300, 0.3), domain=flowrl.positive())
+        assert solution.particles.min() > 0 and jnp.abs(solution.particles.mean() - 3) < 0.2
+        ```
     """
     return Box(0.0, jnp.inf, by)

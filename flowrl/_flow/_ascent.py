@@ -14,6 +14,17 @@ class Ascent(AbstractFlow):
 
     It is the α → 0 limit of the free energy, and what amortised VGF does.
 
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import flowrl
+
+        target = flowrl.Boltzmann(lambda x: -jnp.sum((x - 1) ** 2))
+        start, budget = jnp.zeros((4, 2)), flowrl.Budget(10, 0.05)
+        end = flowrl.transport(target, start, budget, flow=flowrl.Ascent()).particles
+        assert jnp.allclose(end, 1 - 0.9**10)  # each step goes a tenth of the way
+        ```
+
     ??? cite "Source"
         Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026.
     """

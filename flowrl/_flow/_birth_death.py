@@ -40,6 +40,24 @@ class BirthDeath(AbstractJumpFlow):
     Attributes:
         kernel: k of the density estimate; scalar and positive.
 
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import jax.random as jr
+        import flowrl
+
+
+        def log_prob(x):  # two modes of equal mass, far apart
+            return jnp.logaddexp(-0.5 * jnp.sum((x + 5) ** 2), -0.5 * jnp.sum((x - 5) ** 2))
+
+
+        start = jnp.where(jnp.arange(200) < 20, -5.0, 5.0)[:, None]  # one in ten on the left
+        flow = flowrl.Langevin() + flowrl.BirthDeath(flowrl.RBF(flowrl.FixedBandwidth(1.0)))
+        budget = flowrl.Budget(200, 0.05)
+        solution = flowrl.transport(flowrl.Density(log_prob), start, budget, flow=flow, key=jr.key(0))
+        assert 0.3 < jnp.mean(solution.particles < 0) < 0.7
+        ```
+
     ??? cite "Source"
         Lu, Lu and Nolen, *Accelerating Langevin sampling with birth-death*, 2019, arXiv:1905.09863.
     """

@@ -41,6 +41,18 @@ class Blob(AbstractFlow):
         kernel: k > 0; `RBF(LogNBandwidth())` by default, narrower than SVGD's. The energy holds the bandwidth fixed;
             with a rule that depends on the particles it is another functional at every step.
 
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import jax.random as jr
+        import flowrl
+
+        target = flowrl.Density(lambda x: -0.5 * jnp.sum(x**2))
+        start = 2 + jr.normal(jr.key(0), (100, 1))
+        solution = flowrl.transport(target, start, flowrl.Budget(300, 0.1), flow=flowrl.Blob())
+        assert jnp.abs(solution.particles.var() - 0.98) < 0.1
+        ```
+
     ??? cite "Source"
         Carrillo, Craig and Patacchini, *A blob method for diffusion*, Calculus of Variations and Partial Differential
         Equations 58, 2019.

@@ -37,6 +37,18 @@ class KSDDescent(AbstractFlow):
         kernel: k, scalar or matrix-valued; `RBF()` with the median bandwidth by default. The energy holds the bandwidth
             fixed; with a rule that depends on the particles it is another functional at every step.
 
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import jax.random as jr
+        import flowrl
+
+        target = flowrl.Density(lambda x: -0.5 * jnp.sum(x**2))
+        start, flow = 1 + jr.normal(jr.key(0), (30, 2)), flowrl.KSDDescent()
+        solution = flowrl.transport(target, start, flowrl.Budget(20, 1.0), flow=flow, solver=flowrl.JKO())
+        assert jnp.abs(solution.particles.mean(axis=0)).max() < 0.1
+        ```
+
     ??? cite "Source"
         Korba, Aubin-Frankowski, Majewski and Ablin, *Kernel Stein Discrepancy Descent*, ICML 2021.
     """

@@ -20,6 +20,19 @@ class SVGD(AbstractFlow):
     Attributes:
         kernel: k; `RBF()` with the median bandwidth by default.
 
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import jax.random as jr
+        import flowrl
+
+        target = flowrl.Density(lambda x: -0.5 * jnp.sum((x - 3) ** 2))  # N(3, I)
+        start = jr.normal(jr.key(0), (50, 2))
+        solution = flowrl.transport(target, start, flowrl.Budget(300, 0.5), flow=flowrl.SVGD())
+        assert jnp.abs(solution.particles.mean(axis=0) - 3).max() < 0.05
+        assert jnp.abs(solution.particles.var(axis=0) - 1).max() < 0.2
+        ```
+
     ??? cite "Source"
         Liu and Wang, *Stein Variational Gradient Descent: A General Purpose Bayesian Inference Algorithm*,
         NeurIPS 2016. Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026, eq. 7.

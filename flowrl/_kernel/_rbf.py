@@ -12,6 +12,15 @@ class RBF(AbstractScalarKernel):
 
     Attributes:
         bandwidth: rule for σ²; the median by default.
+
+    Example:
+        ```python
+        import flowrl
+
+        default = flowrl.SVGD(flowrl.RBF())  # the median rule
+        narrow = flowrl.SVGD(flowrl.RBF(flowrl.FixedBandwidth(0.5)))  # σ = 0.5
+        mixed = flowrl.SVGD(flowrl.RBF() + 0.1 * flowrl.IMQ())
+        ```
     """
 
     bandwidth: AbstractBandwidth = MedianBandwidth()

@@ -24,6 +24,20 @@ class Optax(AbstractStepSolver):
         optimiser: a complete optax optimiser of unit learning rate; the step size belongs to the budget. Make it once
             and keep it: one made anew for every call compiles anew.
 
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import optax
+        import flowrl
+
+        start, budget = jnp.zeros((4, 2)), flowrl.Budget(5, 0.1)
+        for steepness in (1.0, 1000.0):  # Adam's steps do not depend on it
+            target = flowrl.Boltzmann(lambda a, x: a * jnp.sum(x), steepness)
+            moved = flowrl.transport(target, start, budget, flow=flowrl.Ascent(), solver=flowrl.Optax())
+            assert jnp.allclose(moved.particles, 0.5, atol=1e-3)
+        adagrad = flowrl.Optax(optax.adagrad(1.0))
+        ```
+
     ??? cite "Source"
         The VGF authors' code moves its particles by Adam, with fresh moments for every batch.
     """

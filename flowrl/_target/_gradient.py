@@ -11,7 +11,24 @@ from flowrl._target._base import AbstractTarget, Knowledge, as_arguments, no_sam
 
 
 class Score(AbstractTarget):
-    """The law p whose score s(x) = ∇ log p(x) is given: ∇U = α s(x)."""
+    """The law p whose score s(x) = ∇ log p(x) is given: ∇U = α s(x).
+
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import jax.random as jr
+        import flowrl
+
+
+        def score(mean, x):  # of N(mean, I); a score network would be called like this too
+            return mean - x
+
+
+        start, target = jr.normal(jr.key(0), (50, 2)), flowrl.Score(score, jnp.array([3.0, -1.0]))
+        solution = flowrl.transport(target, start, flowrl.Budget(200, 0.5))
+        assert jnp.allclose(solution.particles.mean(axis=0), jnp.array([3.0, -1.0]), atol=0.1)
+        ```
+    """
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -78,6 +95,22 @@ class Score(AbstractTarget):
 
 class ValueGradient(AbstractTarget):
     """The law ∝ exp(V/α) whose ∇V is given, for instance by a network fitted to ∇Q (amortised VGF).
+
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import flowrl
+
+
+        def gradient(state, action):  # fitted to ∇_a Q(s, a)
+            return 2 * (state - action)
+
+
+        target = flowrl.ValueGradient(gradient, jnp.ones(2))
+        budget = flowrl.Budget(50, 0.1)
+        moved = flowrl.transport(target, jnp.zeros((8, 2)), budget, flow=flowrl.Ascent())
+        assert jnp.allclose(moved.particles, 1, atol=1e-3) and moved.values is None
+        ```
 
     ??? cite "Source"
         Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026: f(s, a) ≈ ∇_a Q(s, a).

@@ -100,6 +100,15 @@ def energy_distance(x: Particles, y: Particles) -> Scalar:
         TypeError: a set is none, or their dtypes differ.
         ValueError: the particles of the sets differ in shape, or a set is empty.
 
+    Example:
+        ```python
+        import jax.random as jr
+        from flowrl import diagnostics
+
+        x, y = jr.normal(jr.key(0), (100, 2)), jr.normal(jr.key(1), (100, 2))
+        assert diagnostics.energy_distance(x, y) < diagnostics.energy_distance(x, y + 1)
+        ```
+
     ??? cite "Source"
         Székely and Rizzo, *Energy statistics: a class of statistics based on distances*, Journal of Statistical
         Planning and Inference 2013.

@@ -31,6 +31,17 @@ def variance_ratio(particles: Particles, variance: Particles) -> Scalar:
     Raises:
         TypeError: `particles` is no set.
         ValueError: `variance` does not broadcast against one particle, or a concrete one is not positive.
+
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import jax.random as jr
+        from flowrl import diagnostics
+
+        samples = jr.normal(jr.key(0), (500, 10))
+        assert abs(diagnostics.variance_ratio(samples, 1.0) - 1) < 0.1
+        assert diagnostics.variance_ratio(jnp.zeros((500, 10)), 1.0) == 0  # collapsed
+        ```
     """
     x = as_matrix(particles, "particles")
     try:
@@ -67,6 +78,15 @@ def effective_sample_size(log_weights: Float[Array, " n"]) -> Scalar:
     Raises:
         TypeError: `log_weights` is no array.
         ValueError: its shape is not (n,) with n >= 1.
+
+    Example:
+        ```python
+        import jax.numpy as jnp
+        from flowrl import diagnostics
+
+        assert jnp.isclose(diagnostics.effective_sample_size(jnp.zeros(100)), 100)
+        assert jnp.isclose(diagnostics.effective_sample_size(jnp.array([0.0, -jnp.inf, -jnp.inf])), 1)
+        ```
 
     ??? cite "Source"
         Kish, *Survey Sampling*, Wiley 1965. Kong, Liu and Wong, *Sequential imputations and Bayesian missing data

@@ -170,6 +170,19 @@ def ksd_test(
         TypeError: `kernel` is no kernel or has no Stein kernel, or a set is none.
         ValueError: particles and scores differ in shape, there is one particle, or `bootstraps` is no int >= 1.
 
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import jax.random as jr
+        import flowrl
+        from flowrl import diagnostics
+
+        target = flowrl.Density(lambda x: -0.5 * jnp.sum(x**2))
+        shifted = 1 + jr.normal(jr.key(0), (100, 2))  # of another law
+        found = diagnostics.ksd_test(shifted, diagnostics.scores(target, shifted), key=jr.key(1))
+        assert found.p_value < 0.01
+        ```
+
     ??? cite "Source"
         Chwialkowski, Strathmann and Gretton, *A Kernel Test of Goodness of Fit*, ICML 2016. Liu, Lee and Jordan, *A
         kernelized Stein discrepancy for goodness-of-fit tests*, ICML 2016, with multinomial weights for signs.

@@ -88,6 +88,17 @@ def sliced_wasserstein(x: Particles, y: Particles, *, key: Key, projections: int
         TypeError: a set is none, or their dtypes differ.
         ValueError: the particles differ in shape, p < 1, or `projections` is no int >= 1.
 
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import jax.random as jr
+        from flowrl import diagnostics
+
+        x = jr.normal(jr.key(0), (100, 4))
+        distance = diagnostics.sliced_wasserstein(x, x + 1, key=jr.key(1), projections=1000)
+        assert jnp.abs(distance - 1) < 0.1  # |Δ| / √d = 2 / 2
+        ```
+
     ??? cite "Source"
         Bonneel, Rabin, Peyré and Pfister, *Sliced and Radon Wasserstein Barycenters of Measures*, Journal of
         Mathematical Imaging and Vision 2015.
