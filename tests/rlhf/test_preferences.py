@@ -179,6 +179,8 @@ def test_what_is_not_finite_ends_a_run():
     plan = Fit(40, 8, 0.02, interval=20)
     with pytest.raises(FloatingPointError, match="the loss is (inf|nan) within the 20 updates before step 20; lower"):
         fit(_noisy, plan, plan.start(_point(), key=jr.key(0)), rows)
+    with pytest.raises(FloatingPointError, match="the validation loss is (inf|nan) at step 20"):
+        fit(_noisy, plan, plan.start(_point(), key=jr.key(0)), _rows(1.0), rows)
 
 
 def test_runs_that_cannot_be_are_refused():
@@ -383,12 +385,18 @@ def test_responses_end_if_they_fit():
 
 
 def test_pairs_are_packed_side_by_side():
-    preferences = [Preference("a b", " b", " c c"), Preference("c", " a b c", " ")]
+    preferences = [Preference("a b", " b", " c c"), Preference("c", " a b c", " b")]
     pairs = pack_pairs(WORDS, preferences, 1, 3)
     np.testing.assert_array_equal(pairs.prompt.tokens, [[4], [5]])
     np.testing.assert_array_equal(pairs.chosen, [[4, 2, 0], [3, 4, 5]])
-    np.testing.assert_array_equal(pairs.rejected, [[5, 5, 2], [2, 0, 0]])
+    np.testing.assert_array_equal(pairs.rejected, [[5, 5, 2], [4, 2, 0]])
     np.testing.assert_array_equal(pairs.chosen_mask, pairs.chosen != 0)
     np.testing.assert_array_equal(pairs.rejected_mask, pairs.rejected != 0)
     with pytest.raises(ValueError, match="prompt 0 .* has no token"):
         pack_pairs(WORDS, [Preference("", "a", "b")], 1, 3)
+    fine = Preference("a", "a b c a", "a b c b")
+    pack_pairs(WORDS, [fine], 1, 4)
+    with pytest.raises(ValueError, match="pair 1 has two responses that are the same within 3 tokens"):
+        pack_pairs(WORDS, [Preference("a", "b", "a"), fine], 1, 3)
+    with pytest.raises(ValueError, match="pair 0 has a response without any token"):
+        pack_pairs(WORDS, [Preference("a", "b", "")], 1, 3)
