@@ -78,7 +78,7 @@ def main(config: Config) -> list[report.Row]:
     with RunDirectory(config.out, identity, resume=config.resume, free=free) as run, progress(console) as bars:
         dataset = treated(config, load_data(config, bar(bars, "data")))
         same_data(run, dataset.info.to_json() + "\n")
-        run.write("software.json", json.dumps(software(dataset.info.reward_transform.protocol), indent=2) + "\n")
+        run.write_software(protocol=protocol(dataset.info))
         title = f"{config.env}, {dataset.info.label} data, {dataset.info.rows:,} rows"
         console.print(title)
         for note in dataset.info.notes:
@@ -221,18 +221,10 @@ def _cost(name: str, learner: AbstractAlgorithm, updates: int) -> str:
     )
 
 
-def software(rewards: str) -> dict[str, str]:
-    """Say what a result depends on beside the options and the data."""
-    packages = {"flowrl": "flowrl-transport", "jax": "jax", "jaxlib": "jaxlib", "equinox": "equinox"}
-    device = jax.devices()[0]
-    return {
-        # Raise the number when the meaning of a result changes: which checkpoint, which episodes, which score.
-        "protocol": f"offline-1/last-checkpoint/paired-episodes/rewards-{rewards}/observations-standard",
-        **{name: importlib.metadata.version(package) for name, package in packages.items()},
-        "platform": device.platform,
-        "device": device.device_kind,
-        "matmul_precision": str(jax.config.jax_default_matmul_precision or "default"),  # pyright: ignore[reportAttributeAccessIssue]
-    }
+def protocol(info: data.DataInfo, kind: str = "offline-1") -> str:
+    """Name what a score means: raise the number when that changes: which checkpoint, which episodes, which score."""
+    rewards = info.reward_transform.protocol
+    return f"{kind}/last-checkpoint/paired-episodes/rewards-{rewards}/observations-standard"
 
 
 def _budget(config: Config, learner: Any, state: Any, validation: list[Replay]) -> ChosenBudget:

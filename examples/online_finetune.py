@@ -74,9 +74,7 @@ def main(config: Config) -> list[report.Row]:
         _same_as_offline(source, dataset)
         offline_rl.same_data(run, dataset.info.to_json() + "\n")
         run.write("offline.json", (source / "config.json").read_text())
-        software = offline_rl.software(dataset.info.reward_transform.protocol)
-        software["protocol"] = software["protocol"].replace("offline-1", f"online-1/{config.protocol}")
-        run.write("software.json", json.dumps(software, indent=2) + "\n")
+        run.write_software(protocol=offline_rl.protocol(dataset.info, f"online-1/{config.protocol}"))
 
         standardizer = Standardizer.fit(dataset.train.observations)
         # A data set that does not fit on the device is prepared on the host.

@@ -44,6 +44,7 @@ def main(config: Config) -> None:
     identity = {k: v for k, v in json.loads(json.dumps(dataclasses.asdict(config), default=str)).items()}
     identity = {k: v for k, v in identity.items() if k not in ("out", "resume", "data_dir", "samples")}
     with RunDirectory(config.out, identity, resume=config.resume) as run, progress(console) as bars:
+        run.write_software()
         show = _bars(bars)
         rows = _rows_so_far(run)
         task = make_task(config, _cache(config), show)

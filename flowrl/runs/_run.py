@@ -22,6 +22,7 @@ import numpy as np
 
 from flowrl.runs._checkpoint import load_checkpoint, save_checkpoint, write_text
 from flowrl.runs._files import DamagedError, fsync_dir, only_one, remove_halves
+from flowrl.runs._software import software
 
 T = TypeVar("T")
 
@@ -173,6 +174,30 @@ class RunDirectory:
         """
         write_text(self.path / name, text)
 
+    def write_software(self, **more: str) -> None:
+        """Write `software.json`: versions, a digest of flowrl's code, device, and precision of matrix products.
+
+        A run that goes on with other software may not end with the same bits. It goes on all the same, a warning says
+        what differs, and the entries that do become lists, of the first value to the last.
+
+        Args:
+            more: further entries, such as the protocol of an evaluation.
+        """
+        path, here = self.path / "software.json", {**more, **software()}
+        entries: dict[str, str | list[str]] = dict(here)
+        if path.exists() and any(checkpoint.exists() for checkpoint in self._checkpoints):
+            there = _read_object(path)
+            past = {k: v if isinstance(v, list) else [v] for k, v in there.items()}
+            past = {k: past.get(k, ["unknown"]) for k in here}
+            changed = [k for k, values in past.items() if values[-1] != here[k]]
+            entries = {k: [*v, here[k]] if k in changed else v if len(v) > 1 else v[0] for k, v in past.items()}
+            if changed:
+                differs = "; ".join(f"{k}: {past[k][-1]} there, {here[k]} here" for k in changed)
+                warnings.warn(
+                    f"{self.path} goes on with other software, so its bits may differ: {differs}.", stacklevel=2
+                )
+        self.write(path.name, json.dumps(entries, indent=2) + "\n")
+
     def append_timing(self, **row: Any) -> None:
         """Add a row to `timing.csv`.
 
@@ -209,13 +234,7 @@ class RunDirectory:
         self.write("metrics.csv", to_csv(self.rows))
 
     def _compare(self, config_path: Path) -> None:
-        try:
-            there = json.loads(config_path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{config_path} is not JSON ({error}); the directory is damaged or foreign.") from error
-        if not isinstance(there, dict):
-            raise ValueError(f"{config_path} holds no configuration; the directory is damaged or foreign.")
-        self._same(there, config_path)
+        self._same(_read_object(config_path), config_path)
 
     def _same(self, there: dict[str, Any], source: Path) -> None:
         """Refuse to go on with another configuration; `free` keys may differ."""
@@ -240,6 +259,16 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); the directory is damaged or foreign.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; the directory is damaged or foreign.")
+    return content
 
 
 def _link(source: Path, name: Path) -> None:

@@ -21,6 +21,7 @@ from flowrl.rl import (
     presets,
 )
 from flowrl.runs import RunDirectory, load_checkpoint, save_checkpoint, to_csv
+from flowrl.runs._software import code_digest, software
 
 
 def small(**changes):
@@ -127,7 +128,7 @@ def test_unwritable_directory(tmp_path):
         RunDirectory(tmp_path / "file" / "run", {})
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[]", "holds no configuration")])
+@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[]", "holds no JSON object")])
 def test_damaged_configuration(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -153,6 +154,46 @@ def test_free_keys_may_differ_and_the_checkpoint_must_fit(tmp_path):
         pytest.raises(ValueError, match="seed: 9 there, 1 here"),
     ):
         run.load({"a": jnp.zeros(1)})
+
+
+def test_a_run_says_which_software_made_it(tmp_path, monkeypatch):
+    """Other software is no reason to stop: it is said, and both are written down, the last one last."""
+    from flowrl.runs import _run
+
+    path = tmp_path / "software.json"
+    monkeypatch.setattr(_run, "software", lambda: {"jax": "1", "code": "a", "device": "cpu"})
+    with RunDirectory(tmp_path, {}) as run:
+        run.write_software(protocol="p")
+        run.write_software(protocol="q")  # nothing was made yet that depends on it
+        assert json.loads(path.read_text()) == {"protocol": "q", "jax": "1", "code": "a", "device": "cpu"}
+        run.save({"a": jnp.zeros(1)})
+        run.write_software(protocol="q")
+    for code, words in (("b", "code: a there, b here"), ("a", "code: b there, a here")):
+        monkeypatch.setattr(_run, "software", lambda code=code: {"jax": "1", "code": code, "device": "cpu"})
+        with RunDirectory(tmp_path, {}, resume=True) as run:
+            with pytest.warns(UserWarning, match=rf"other software.*: {words}\.$") as said:
+                run.write_software(protocol="q")
+            assert "\n" not in str(said[0].message)
+            run.write_software(protocol="q")
+    there = {"protocol": "q", "jax": "1", "code": ["a", "b", "a"], "device": "cpu"}
+    assert json.loads(path.read_text()) == there
+    path.write_text("{}")
+    with RunDirectory(tmp_path, {}, resume=True) as run, pytest.warns(UserWarning, match="jax: unknown there, 1 here"):
+        run.write_software()
+
+
+def test_the_digest_of_the_code_is_that_of_all_its_files(tmp_path):
+    (tmp_path / "inner").mkdir()
+    digests = set()
+    for name, text in (("a.py", "x = 1"), ("a.py", "x = 2"), ("inner/a.py", "x = 2"), ("inner/b.py", "x = 2")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / "notes.txt").write_text(name + text)
+        digests.add(code_digest(tmp_path))
+        assert code_digest(tmp_path) in digests
+    assert len(digests) == 4
+    found = software()
+    assert set(found) == {"flowrl", "jax", "jaxlib", "equinox", "code", "platform", "device", "matmul_precision"}
+    assert len(bytes.fromhex(found["code"])) == 6
 
 
 def test_timing_keeps_its_columns(tmp_path):
