@@ -32,6 +32,7 @@ from flowrl.rl._policy import Agent, Policy
 from flowrl.rl._train import train
 from flowrl.rl._windows import Rows
 from flowrl.runs._run import RunDirectory
+from flowrl.runs._stopping import stops_wait
 
 #: Folded into the state's key for the samples of a reference: a split of that key gives no such child.
 _TAG = 0x726F7773
@@ -89,7 +90,8 @@ def finetune(
 
     After every interval the metrics are added to `run.rows`, and networks, optimisers, keys, the ring of the buffer and
     the open episodes are saved. Started again on the same run, the loop ends with the same bits (same machine, same
-    versions), provided that an environment is determined by its seed and the actions.
+    versions), provided that an environment is determined by its seed and the actions. SIGINT and SIGTERM, where Python
+    handles them, wait until a round is done and saved; a second one does not.
 
     Args:
         plan: called as `plan(step)` before every round, with the environment steps so far; equal plans compile nothing
@@ -154,44 +156,50 @@ def finetune(
             arrays = {**buffer.ring(), **collector.arrays(), **tally.arrays(), "online/learned": np.asarray(learned)}
             run.save(state, arrays)
 
+    def save_unfinished() -> None:
+        # A checkpoint of networks that diverged would take the place of a good one.
+        refuse_failures("online", collector.steps, tally.means(), state)
+        save()
+
     @contextlib.contextmanager
-    def saved_if_it_fails() -> Iterator[None]:
+    def saved_if_it_fails(*errors: type[BaseException]) -> Iterator[None]:
         try:
             yield
-        except RuntimeError:
-            # A checkpoint of networks that diverged would take the place of a good one.
-            refuse_failures("online", collector.steps, tally.means(), state)
-            save()
+        except errors:
+            save_unfinished()
             raise
 
     while collector.steps < steps or tally.rounds:
         clock, made, first = _Clock(), 0, collector.steps
         while tally.rounds < interval // lanes:
-            now = plan(collector.steps)
-            clock.lap("other")
-            with saved_if_it_fails():
-                agent = Agent(now.algorithm, state, collector.standardizer)
-                asked = collector.start(agent, now.policy, now.exploration)
-            clock.lap("acting")
-            if collector.steps >= startup and not learned:
-                state, metrics = train(now.algorithm, state, buffer, updates)
-                tally.learn(jax.device_get(metrics))
-                made, learned = made + updates, True
-            clock.lap("updates")
-            with saved_if_it_fails():
-                rows, finished = collector.finish()
-            clock.lap("waiting for environments")
-            learned = False
-            tally.act(asked, finished)
-            if rows is not None:
-                buffer = buffer.insert(_completed(now.algorithm, state, rows, buffer, collector.steps))
-            clock.lap("inserting")
+            with stops_wait() as stop:
+                now = plan(collector.steps)
+                clock.lap("other")
+                with saved_if_it_fails(RuntimeError):
+                    agent = Agent(now.algorithm, state, collector.standardizer)
+                    asked = collector.start(agent, now.policy, now.exploration)
+                clock.lap("acting")
+                if collector.steps >= startup and not learned:
+                    state, metrics = train(now.algorithm, state, buffer, updates)
+                    tally.learn(jax.device_get(metrics))
+                    made, learned = made + updates, True
+                clock.lap("updates")
+                with saved_if_it_fails(RuntimeError):
+                    rows, finished = collector.finish()
+                clock.lap("waiting for environments")
+                learned = False
+                tally.act(asked, finished)
+                if rows is not None:
+                    buffer = buffer.insert(_completed(now.algorithm, state, rows, buffer, collector.steps))
+                clock.lap("inserting")
+                if stop():
+                    save_unfinished()
         means = tally.means()
         refuse_failures("online", collector.steps, means, state)
         row = {"phase": "online", "step": collector.steps, "updates": int(state.step), **tally.episodes(), **means}
         clock.lap("other")
         if evaluate is not None and collector.steps in evaluate_at:
-            with saved_if_it_fails():
+            with saved_if_it_fails(RuntimeError, KeyboardInterrupt):
                 row |= evaluate(state, collector.steps)
         clock.lap("evaluating")
         _record(row, run, log)

@@ -1,5 +1,6 @@
 """The training loop: pretraining, preparation and updates, in intervals that are one compiled call each."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from flowrl.rl._algorithm import AbstractAlgorithm, AbstractPretrained, Abstract
 from flowrl.rl._replay import Replay
 from flowrl.rl._train import Phase, train
 from flowrl.runs._run import RunDirectory
+from flowrl.runs._stopping import stops_wait
 
 #: A metric beyond it is a network on its way to infinity: the state is not saved, though it is still finite.
 _LIMIT = 1e15
@@ -54,7 +56,8 @@ def fit(
     """Train, or go on training, until the algorithm has had `updates` updates.
 
     After every interval the metrics are added to `run.rows` and the state is saved. Started again on the same run, the
-    loop goes on from the last checkpoint and ends with the same bits (same machine, same versions).
+    loop goes on from the last checkpoint and ends with the same bits (same machine, same versions). SIGINT and SIGTERM,
+    where Python handles them, wait until the interval is saved, unless an evaluation follows it; a second one does not.
 
     Args:
         algorithm: the algorithm.
@@ -90,6 +93,12 @@ def fit(
         state = run.load(state) or state
 
     def advance(state: AbstractState, replay: Replay, phase: Phase, total: int) -> AbstractState:
+        evaluated = evaluate is not None and phase == "main" and int(state.step) + interval in evaluate_at
+        # A compiled call cannot be stopped half-way: what it made is kept. An evaluation may take minutes more.
+        with contextlib.nullcontext() if run is None or evaluated else stops_wait():
+            return one_interval(state, replay, phase, total)
+
+    def one_interval(state: AbstractState, replay: Replay, phase: Phase, total: int) -> AbstractState:
         started = time.perf_counter()
         state, metrics = train(algorithm, state, replay, interval, phase)
         metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}

@@ -1,6 +1,8 @@
 """Acting and learning in turn: the order of things, exact resume, and environments that fail."""
 
 import dataclasses
+import os
+import signal
 
 import equinox as eqx
 import jax
@@ -410,3 +412,39 @@ def test_networks_that_the_last_update_ruined_are_not_saved(tmp_path, monkeypatc
         state = run.load(setting()[1])
     assert int(state.step) == 8
     assert all(np.isfinite(x).all() for x in leaves(state))
+
+
+@pytest.mark.parametrize("where", ["round", "evaluation"])
+def test_ctrl_c_loses_no_round(tmp_path, monkeypatch, where):
+    """It comes in the middle of an interval, or in the evaluation after it; taken up again, it is the same run."""
+    from flowrl.rl import _finetune
+
+    original, calls = _finetune.train, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        out = original(*arguments)
+        if len(calls) == 4 and where == "round":
+            os.kill(os.getpid(), signal.SIGINT)
+        return out
+
+    def evaluate(state, step):
+        if where == "evaluation" and len(calls) == 6:
+            calls.append(0)
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"score/x": float(step + int(state.step))}
+
+    points = {"evaluate": evaluate, "evaluate_at": (12,), "interval": 12}
+    go(tmp_path / "whole", **points)
+    calls.clear()
+    monkeypatch.setattr(_finetune, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "run", **points)
+    rounds = 4 if where == "round" else 6
+    with RunDirectory(tmp_path / "run", {"a": 1}, resume=True) as run:
+        assert int(run.load(setting()[1]).step) == 2 * rounds
+        assert run.rows == []
+        assert len(run.arrays["tally/steps"]) == rounds
+    go(tmp_path / "run", resume=True, **points)
+    assert len(calls) == 12 + (where == "evaluation")  # no round was played twice
+    assert same_run(tmp_path / "run", tmp_path / "whole")

@@ -1,9 +1,12 @@
 """Checkpoints and run directories: exact resume, and errors that say what to do."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import equinox as eqx
@@ -22,6 +25,7 @@ from flowrl.rl import (
 )
 from flowrl.runs import RunDirectory, load_checkpoint, save_checkpoint, to_csv
 from flowrl.runs._software import code_digest, software
+from flowrl.runs._stopping import stops_wait
 
 
 def small(**changes):
@@ -72,6 +76,65 @@ def test_a_reference_trained_along_resumes_exactly_too(tmp_path):
     assert rows[-1]["reference_loss"] < rows[0]["reference_loss"]
     for name in ("metrics.csv", "checkpoint.npz"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+@pytest.mark.parametrize("signals", [1, 2])
+def test_ctrl_c_loses_no_interval_that_was_computed(tmp_path, monkeypatch, evaluated, signals):
+    """It comes while the fourth call runs; a second one, or an evaluation that would follow, makes it end at once."""
+    from flowrl.rl import _fit
+
+    original, calls = _fit.train, []
+    points = {"evaluate": lambda *_: {"score": 1.0}, "evaluate_at": (40,)} if evaluated else {}
+
+    def interrupted(*arguments):
+        out = original(*arguments)
+        calls.append(1)
+        for _ in range(signals if len(calls) == 4 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return out
+
+    with RunDirectory(tmp_path / "whole", {}) as run:
+        train(run, **points)
+    monkeypatch.setattr(_fit, "train", interrupted)
+    with RunDirectory(tmp_path / "cut", {}) as run, pytest.raises(KeyboardInterrupt):
+        train(run, **points)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with RunDirectory(tmp_path / "cut", {}, resume=True) as run:
+        state = run.load(train(None))
+        assert [int(row["step"]) for row in run.rows] == (
+            [20, 40, 20] if evaluated or signals > 1 else [20, 40, 20, 40]
+        )
+        assert int(state.step) == run.rows[-1]["step"]
+        train(run, **points)
+    for name in ("metrics.csv", "checkpoint.npz"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_signals_that_nothing_waits_for_are_as_ever():
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    with stops_wait() as stop:
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert not stop()
+    seen = []
+
+    def fails():
+        with stops_wait() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop()
+            raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match="of its own"):
+        fails()
+
+    def elsewhere():
+        with stops_wait() as stop:
+            seen.append((stop(), signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [(False, signal.default_int_handler)]
 
 
 @pytest.mark.slow
