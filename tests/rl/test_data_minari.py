@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+import time
 import warnings
 
 import jax.random as jr
@@ -249,6 +251,25 @@ def test_downloads_are_minaris_and_are_recorded(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(minari, "download_dataset", fail)
     with pytest.raises(OSError, match="test/none-v0: Minari could not download it: ConnectionError: no route"):
         data.download("minari:test/none-v0", tmp_path)
+
+
+def test_who_wants_what_another_downloads_waits_for_it(tmp_path, monkeypatch):
+    name, calls, found = "minari:test/wanted-v0", [], []
+    other = threading.Thread(target=lambda: found.append(data.download(name, tmp_path)))
+
+    def download(identifier):
+        calls.append(identifier)
+        if len(calls) == 1:
+            other.start()
+            time.sleep(0.3)
+            assert found == []
+            _collect("FlowrlGoals-v0", f"minari:{identifier}", 2, 3)
+
+    monkeypatch.setattr(minari, "download_dataset", download)
+    path = data.download(name, tmp_path)
+    other.join(30)
+    assert calls == ["test/wanted-v0"]
+    assert found == [path]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -108,24 +109,28 @@ def download(name: str, data_dir: Path, /, *, mirrors: tuple[str, ...], progress
         raise ValueError(f"{name}: Minari chooses its server itself; set MINARI_REMOTE instead of mirrors.")
     require("minari", "h5py")
     import minari
+    from minari.storage import get_dataset_path
 
-    identifier = _identifier(name)
-    if identifier not in _local_names():
-        try:
-            # It reports to standard output, which is the caller's.
-            with contextlib.redirect_stdout(io.StringIO()):
-                minari.download_dataset(identifier)
-        except ImportError as error:
-            raise ImportError(f'{name}: {error} (pip install "minari[all]")', name=error.name) from error
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        except Exception as error:  # whatever its clients raise
-            raise OSError(f"{name}: Minari could not download it: {type(error).__name__}: {error}") from error
-        files = _all_files(_open(name))
-        path = _record(data_dir, name)
-        _files.make_dir(path.parent)
-        with _files.atomic_write(path) as stream:
-            stream.write((json.dumps({"name": name, "sha256": _digest(files)}) + "\n").encode())
+    identifier, root = _identifier(name), get_dataset_path()
+    # Nothing is downloaded to a folder that cannot be written to. What Minari is still writing looks complete.
+    writable = os.access(root, os.W_OK)
+    with _files.lock(root / ".flowrl.lock") if writable else contextlib.nullcontext():
+        if identifier not in _local_names():
+            try:
+                # It reports to standard output, which is the caller's.
+                with contextlib.redirect_stdout(io.StringIO()):
+                    minari.download_dataset(identifier)
+            except ImportError as error:
+                raise ImportError(f'{name}: {error} (pip install "minari[all]")', name=error.name) from error
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            except Exception as error:  # whatever its clients raise
+                raise OSError(f"{name}: Minari could not download it: {type(error).__name__}: {error}") from error
+            files = _all_files(_open(name))
+            path = _record(data_dir, name)
+            _files.make_dir(path.parent)
+            with _files.atomic_write(path) as stream:
+                stream.write((json.dumps({"name": name, "sha256": _digest(files)}) + "\n").encode())
     return Path(_open(name).spec.data_path).parent
 
 
