@@ -29,6 +29,7 @@ from rlhf_methods import Answers
 from rlhf_report import COLUMNS, describe_row, plot_curve
 from rlhf_task import Task, make_task, real_reward
 
+from flowrl._distribution import install
 from flowrl.runs import RunDirectory, to_csv
 
 
@@ -38,7 +39,7 @@ def main(config: Config) -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         # Some are first used after minutes.
-        raise SystemExit(f'{", ".join(missing)} cannot be imported: pip install "flowrl-transport[rlhf]"')
+        raise SystemExit(f"{', '.join(missing)} cannot be imported: {install('rlhf')}")
     console = Console()
     begun = time.perf_counter()
     identity = {k: v for k, v in json.loads(json.dumps(dataclasses.asdict(config), default=str)).items()}

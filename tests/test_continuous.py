@@ -59,7 +59,9 @@ def test_euler_jko_and_tsit5_meet_at_their_orders():
 # Diffusions
 
 
-@pytest.mark.parametrize("solver", [diffrax.Euler(), diffrax.ShARK()], ids=["Euler", "ShARK"])
+@pytest.mark.parametrize(
+    "solver", [diffrax.Euler(), pytest.param(diffrax.ShARK(), marks=pytest.mark.slow)], ids=["Euler", "ShARK"]
+)
 def test_langevin_by_diffrax_has_the_moments_of_ornstein_and_uhlenbeck(solver, key):
     n, alpha, times = 8000, 0.5, (0.25, 1.0, 2.0)
     target, start = flowrl.Boltzmann(quadratic, jnp.ones(1, FLOAT)), jnp.full((n, 1), 3.0, FLOAT)

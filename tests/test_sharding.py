@@ -168,6 +168,7 @@ def test_seeds_over_eight_devices_learn_the_same(eight):
     assert eight["seeds of a device"] == [1] * 8
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="sockets of loopback")
 def test_two_processes_move_one_set():
     with socket.socket() as free:

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from flowrl import _distribution
+
 
 class Tracker:
     """Sends rows of metrics to one tracker. A context manager.
@@ -35,7 +37,7 @@ class Tracker:
         try:
             package: Any = importlib.import_module("tensorboard.summary" if kind == "tensorboard" else kind)
         except ImportError as error:
-            message = f'{kind} is not installed: pip install "flowrl-transport[tracking]"'
+            message = f"{kind} is not installed: {_distribution.install('tracking')}"
             raise ImportError(message, name=kind) from error
         if kind == "tensorboard":
             self._writer = package.Writer(str(path))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from flowrl import _distribution
 from flowrl.rl._policy import Agent, Policy, PolicyTable, act
 from flowrl.rl.data import make_env
 from flowrl.runs._files import atomic_write
@@ -54,7 +55,7 @@ def record_video(
     try:
         from PIL import Image
     except ImportError as error:
-        message = 'videos need Pillow, which comes with matplotlib: pip install "flowrl-transport[plot]"'
+        message = f"videos need Pillow, which comes with matplotlib: {_distribution.install('plot')}"
         raise ImportError(message, name="PIL") from error
 
     table, key, zero = PolicyTable((policy,), 1), jr.key(seed), jnp.zeros(1, jnp.int32)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from flowrl import _distribution
 from flowrl.rl._evaluate import Evaluation
 from flowrl.rl._policy import Policy
 from flowrl.rl.data import Reference
@@ -208,6 +209,6 @@ def _figure(size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure  # not pyplot: the user's backend and figures stay as they are
     except ImportError as error:
-        message = 'plots need matplotlib: pip install "flowrl-transport[plot]"'
+        message = f"plots need matplotlib: {_distribution.install('plot')}"
         raise ImportError(message, name="matplotlib") from error
     return Figure(figsize=size, layout="constrained")
