@@ -4,12 +4,14 @@ Arrays are placed, programs stay as they are: XLA divides what is independent al
 one set of particles need a word, `Sharded`. Several processes (`jax.distributed.initialize`) are one larger mesh.
 """
 
+import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -38,10 +40,9 @@ def mesh(**axes: int) -> Mesh:
         ```
     """
     sizes = tuple(axes.values())
-    try:
-        return jax.make_mesh(sizes, tuple(axes), axis_types=(AxisType.Auto,) * len(sizes))
-    except ValueError as error:
-        raise ValueError(f"a mesh of {axes} does not fit {jax.device_count()} devices: {error}") from error
+    if math.prod(sizes) != jax.device_count():  # fewer would leave devices, and with them processes, without work
+        raise ValueError(f"a mesh of {axes} does not fit {jax.device_count()} devices.")
+    return jax.make_mesh(sizes, tuple(axes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def split(tree: _T, devices: Mesh, axis: str = "particles") -> _T:
@@ -58,7 +59,7 @@ def split(tree: _T, devices: Mesh, axis: str = "particles") -> _T:
         ValueError: the mesh has no such axis, or a leading axis is no multiple of its size.
     """
     size = _size(devices, axis)
-    for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array_like)):
+    for leaf in jax.tree.leaves(eqx.filter(tree, _is_array)):
         if jnp.ndim(leaf) == 0 or leaf.shape[0] % size:
             raise ValueError(
                 f"an array of shape {jnp.shape(leaf)} cannot be split over {size} devices: its leading axis must be a "
@@ -199,5 +200,9 @@ def _size(devices: Mesh, axis: str) -> int:
     return devices.shape[axis]
 
 
+def _is_array(x: Any) -> bool:
+    return eqx.is_array(x) or isinstance(x, np.ndarray)
+
+
 def _placed(tree: _T, sharding: NamedSharding) -> _T:
-    return jax.tree.map(lambda x: jax.device_put(x, sharding) if eqx.is_array_like(x) else x, tree)
+    return jax.tree.map(lambda x: jax.device_put(x, sharding) if _is_array(x) else x, tree)

@@ -196,6 +196,9 @@ def test_what_cannot_be_divided_is_refused():
     one = sharding.mesh(particles=1)
     with pytest.raises(ValueError, match="does not fit"):
         sharding.mesh(particles=1000)
+    with pytest.raises(ValueError, match="does not fit"):
+        sharding.mesh(particles=0)
+    assert sharding.replicate((2, "name"), one) == (2, "name")  # what is no array is left as it is
     with pytest.raises(ValueError, match="axes"):
         sharding.split(jnp.ones((4, 2)), one, "states")
     with pytest.raises(TypeError, match="kernel"):

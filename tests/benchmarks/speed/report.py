@@ -161,7 +161,7 @@ def _bars():
         row = rows.get(key)
         if row:
             body.append(
-                [f"update, {key[0]}, L = {key[1]}: {key[2]}", f"{bar}×", _bound(row), float(row["ratio"]) >= bar]
+                [f"update, {key[0]}, L = {key[1]}: {key[2]}", f"{bar}×", _bound(row), float(row["lower90"]) >= bar]
             )
     for name, what, bar in (("evaluation", "evaluation", 4), ("train", "training and evaluation", 1.5)):
         for row in read(name):

@@ -59,7 +59,7 @@ def timing(measured, steps=1):
     }
 
 
-def ratio(slow, fast, share=1.0):
+def ratio(slow, fast):
     """Give how many times faster: the median over rounds of the ratio, and its lower 90 % bound.
 
     The bound is an order statistic of the rounds' ratios: by the binomial law it lies below their median with
@@ -68,9 +68,8 @@ def ratio(slow, fast, share=1.0):
     Args:
         slow: what `rounds` gave for the rival.
         fast: what it gave for us.
-        share: steps of ours over steps of theirs in one call.
     """
-    ratios = sorted(share * a / b for a, b in zip(slow[1], fast[1], strict=True))
+    ratios = sorted(a / b for a, b in zip(slow[1], fast[1], strict=True))
     n, below, order = len(ratios), 0.0, 0
     while order < n and below + math.comb(n, order) / 2**n <= 0.1:
         below += math.comb(n, order) / 2**n

@@ -35,10 +35,9 @@ def load(reference, packages):
     return agents
 
 
-def config(agents, name, **changes):
+def config(name, **changes):
     """Give the authors' configuration with changes."""
     module = sys.modules[{"vgf": "agents.vgf", "avgf": "agents.a_vgf"}[name]]
-    del agents
     values = module.get_config()
     values.update(changes)
     return values
@@ -48,7 +47,7 @@ def agent(agents, name, width, layers, steps, **changes):
     """Make the authors' agent."""
     hidden = (width,) * layers
     sizes = {"value_hidden_dims": hidden, "actor_hidden_dims": hidden, "train_vgf_steps": steps, "bc_flow_steps": 10}
-    settings = config(agents, name, **sizes, **changes)
+    settings = config(name, **sizes, **changes)
     example = np.zeros((1, OBSERVATION), np.float32), np.zeros((1, ACTION), np.float32)
     return agents.agents[name].create(0, *example, copy.deepcopy(settings))
 
