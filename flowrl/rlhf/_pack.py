@@ -75,9 +75,7 @@ def pack_pairs(
         if not all(cut):
             raise ValueError(f"pair {i} has a response without any token: {pair!r}.")
         if cut[0] == cut[1]:
-            raise ValueError(
-                f"pair {i} has two responses that are the same within {length} tokens."
-            )
+            raise ValueError(f"pair {i} has two responses that are the same within {length} tokens.")
     chosen = _responses(tokenizer, prompts, [pair.chosen for pair in preferences], length)
     rejected = _responses(tokenizer, prompts, [pair.rejected for pair in preferences], length)
     return Pairs(pack_prompts(tokenizer, prompts, prompt_length), *chosen, *rejected)
