@@ -160,9 +160,9 @@ def _bars():
     for key, bar in UPDATES:
         row = rows.get(key)
         if row:
-            body.append(
-                [f"update, {key[0]}, L = {key[1]}: {key[2]}", f"{bar}×", _bound(row), float(row["lower90"]) >= bar]
-            )
+            # Too few rounds have no bound.
+            reached = row["lower90"] != "" and float(row["lower90"]) >= bar
+            body.append([f"update, {key[0]}, L = {key[1]}: {key[2]}", f"{bar}×", _bound(row), reached])
     for name, what, bar in (("evaluation", "evaluation", 4), ("train", "training and evaluation", 1.5)):
         for row in read(name):
             if row["method"] == "flowrl":
