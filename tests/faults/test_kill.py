@@ -34,6 +34,14 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c():
+    """A process that was started in the background may ignore Ctrl-C, and so would all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Victim:
     """A program with a run that nothing disturbed, and what that run says of the moments at which one can die."""
 

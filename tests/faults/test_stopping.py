@@ -8,10 +8,15 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _handler():
-    before = signal.getsignal(signal.SIGTERM)
+def _handlers():
+    """Those of a program at a terminal: one that was started in the background may ignore Ctrl-C."""
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler))
+    }
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def send(number):

@@ -78,6 +78,15 @@ def test_a_reference_trained_along_resumes_exactly_too(tmp_path):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+@pytest.fixture
+def ctrl_c():
+    """What Ctrl-C does in a program at a terminal: one that was started in the background may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("evaluated", [False, True])
 @pytest.mark.parametrize("signals", [1, 2])
 def test_ctrl_c_loses_no_interval_that_was_computed(tmp_path, monkeypatch, evaluated, signals):
@@ -111,6 +120,7 @@ def test_ctrl_c_loses_no_interval_that_was_computed(tmp_path, monkeypatch, evalu
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_signals_that_nothing_waits_for_are_as_ever():
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     with stops_wait() as stop:
