@@ -98,7 +98,8 @@ def measure(options: Options) -> dict:
     passes = options.prompt + count * length  # sampling: encoding, decoding
     texts = count * (options.prompt + length)
     table = 4 * count * options.steps * length * VOCABULARY * config.width
-    row["logit_tflop"] = (2 * weights * (2 * passes + texts + 3 * options.steps * texts) + table) / 1e12
+    # Two encodings and a decoding; rewards of texts and of particles, and each step there and back.
+    row["logit_tflop"] = (2 * weights * (3 * passes + (2 + 2 * options.steps) * texts) + table) / 1e12
     row["logit_gflops"] = 1e3 * row["logit_tflop"] / row["logit_seconds"]
     return row | {"cores": len(os.sched_getaffinity(0)), "jax": jax.__version__}
 
