@@ -69,6 +69,7 @@ def pack_pairs(
     Raises:
         ValueError: a prompt without a token, a response without one, or two that are the same within T tokens.
     """
+    check_count("length", length)
     prompts = [pair.prompt for pair in preferences]
     for i, pair in enumerate(preferences):
         cut = [tokenizer.encode(text)[:length] for text in (pair.chosen, pair.rejected)]

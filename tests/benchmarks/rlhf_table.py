@@ -147,7 +147,7 @@ def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
     columns = ("method", "gold wins, %", "by seed", "against people", "gold", "VADER", "proxy, sd", "judge NLL")
     more = ("SmolLM2 NLL", "distinct-2", "changed", "forwards", "s to begin", "s")
-    lines = ["| " + " | ".join((*columns, *more)) + " |", "|---" * len((*columns, *more)) + "|"]
+    body = [[*columns, *more]]
     for r in rows:
         show = lambda key, form, r=r: "-" if r[key] == "" else format(r[key], form)
         seeds = ", ".join(f"{100 * w:.0f}" for w in json.loads(r["wins_by_seed"]))
@@ -158,8 +158,11 @@ def table(rows: list[dict]) -> str:
             show(k, ".2f") for k in ("gold", "vader", "proxy", "judge_nll", "smollm2_nll", "distinct_2", "changed")
         ]
         cells += [show("forwards", ".0f"), show("train_seconds", ".0f"), show("seconds", ".1f")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        body.append(cells)
+    # A column that no run has filled is left out.
+    kept = [i for i in range(len(body[0])) if any(cells[i] != "-" for cells in body[1:])]
+    lines = ["| " + " | ".join(cells[i] for i in kept) + " |" for cells in body]
+    return "\n".join([lines[0], "|---" * len(kept) + "|", *lines[1:]]) + "\n"
 
 
 def plot(rows: list[dict], path: Path) -> None:
