@@ -132,11 +132,20 @@ def preferences(config: Config, task: Task, run: RunDirectory) -> dict[str, Pair
         sides = (drawn.tokens[at, best], drawn.mask[at, best], drawn.tokens[at, worst], drawn.mask[at, worst])
         halves.append(Pairs(some.prompt, *sides))
     both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: config.pairs], *halves)
-    # All pairs of one prompt are in one part.
-    apart = rng.permutation(np.unique(asked))
-    held = np.isin(np.concatenate([asked, asked])[: config.pairs], apart[: max(len(apart) // 10, 1)])
+    held = held_out(np.concatenate([asked, asked])[: config.pairs], rng)
     part = lambda which: jax.tree.map(lambda leaf: leaf[jnp.asarray(np.flatnonzero(which))], both)
     return {"train": part(~held), "validation": part(held)}
+
+
+def held_out(asked: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mark the pairs of a tenth of the prompts: all pairs of one prompt are in one part.
+
+    Args:
+        asked: the prompt of each pair, (pairs,).
+        rng: randomness.
+    """
+    prompts = rng.permutation(np.unique(asked))
+    return np.isin(asked, prompts[: max(len(prompts) // 10, 1)])
 
 
 def reward_models(

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 import rlhf
@@ -254,6 +255,19 @@ def test_a_reward_that_is_no_number_is_named(tmp_path):
     weights["score.weight"] = np.full_like(weights["score.weight"], 3e38)  # finite, its sums are not
     numpy_files.save_file(weights, file)
     assert "FloatingPointError: the reward model gives no finite number for 'w" in run(*options, fails=True)
+
+
+def test_preferences_of_one_prompt_are_in_one_part():
+    asked = np.random.default_rng(0).integers(0, 50, 400)
+    held = rlhf_learning.held_out(asked, np.random.default_rng(1))
+    assert not set(asked[held]) & set(asked[~held])
+    assert len(set(asked[held])) == 5
+
+
+def test_every_purpose_and_seed_has_a_key_of_its_own():
+    purposes = ("test", "validation", "comparison", "preferences", "dpo", "ppo")
+    keys = [rlhf_config.key_of(rlhf_config.Config(seed=seed), purpose) for seed in range(3) for purpose in purposes]
+    assert len({tuple(jr.key_data(key).tolist()) for key in keys}) == len(keys)
 
 
 def test_costs_are_those_by_hand():

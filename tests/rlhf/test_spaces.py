@@ -343,6 +343,7 @@ def test_steps_buy_reward_and_zero_steps_are_best_of_n(name):
             np.testing.assert_array_equal(tokens[row], result.tokens[k, row, best])
             np.testing.assert_array_equal(mask[row], result.mask[k, row, best])
     assert not np.any(result.nonfinite)
+    assert not np.any(result.displacement[0])
     assert np.min(result.displacement[-1]) > 0
     if name != "latent":  # there the start is another text than the sample
         mean = [np.mean(c) for c in counts]
