@@ -28,12 +28,22 @@ def _moved(device, flow, n):
         return flowrl.transport(target, x, flowrl.Budget(5, 0.3), flow=flow).particles
 
 
-@pytest.mark.parametrize("n", [64, 3000])
+@pytest.mark.parametrize("n", [64, 3000, 9000])
 def test_svgd_on_a_gpu_is_that_of_the_processor(n):
     flow = flowrl.SVGD()
     there, here = _moved(_gpus()[0], flow, n), _moved(jax.devices("cpu")[0], flow, n)
     assert next(iter(there.devices())).platform == "gpu"
     np.testing.assert_allclose(np.asarray(there), np.asarray(here), atol=1e-4)
+
+
+def test_the_median_of_a_gpu_is_exact():
+    x = np.random.default_rng(0).normal(size=(301, 3)).astype(np.float32)
+    alive = np.arange(301) % 5 > 0
+    kept = x[alive].astype(np.float64)
+    squared = ((kept[:, None] - kept[None]) ** 2).sum(-1)[np.triu_indices(len(kept), 1)]
+    with jax.default_matmul_precision("highest"):
+        got = jax.jit(flowrl.MedianBandwidth())(jnp.asarray(x), jnp.asarray(alive))
+    np.testing.assert_allclose(float(got), np.median(squared), rtol=1e-5)
 
 
 def test_particles_over_all_gpus():

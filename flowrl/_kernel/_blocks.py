@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 ENTRIES = 2**21
-"""About how many entries of an n × m matrix are held at a time (8 MB in float32)."""
+"""About how many entries of an n × m matrix are held at a time on a processor (8 MB in float32)."""
+
+ON_ACCELERATORS = 32
+"""Times as many there (256 MB): caches play no part, and each tile is a few launches."""
+
+
+def _entries() -> int:
+    return ENTRIES if jax.default_backend() == "cpu" else ENTRIES * ON_ACCELERATORS
 
 
 def by_rows(function: Callable[..., Any], rows: Any, columns: int) -> Any:
@@ -20,14 +27,14 @@ def by_rows(function: Callable[..., Any], rows: Any, columns: int) -> Any:
         rows: PyTree of arrays (n, ...).
         columns: m, how many entries one row of the function's matrices has.
     """
-    block = max(1, ENTRIES // max(columns, 1))
+    block = max(1, _entries() // max(columns, 1))
     return function(rows) if _length(rows) <= block else _mapped(function, rows, block)
 
 
 def by_tiles(function: Callable[..., Any], rows: Any, columns: Any) -> Any:
     """Apply a function that is a sum over columns, by square tiles.
 
-    A tile has half of `ENTRIES`: large enough for matrix products, small enough to stay in a cache.
+    A tile has half of the entries: large enough for matrix products, small enough to stay in a cache.
 
     Args:
         function: maps PyTrees of blocks (b, ...) and (c, ...) to one of results (b, ...): for each row a sum of terms,
@@ -35,7 +42,7 @@ def by_tiles(function: Callable[..., Any], rows: Any, columns: Any) -> Any:
         rows: PyTree of arrays (n, ...).
         columns: PyTree of arrays (m, ...).
     """
-    if _length(rows) * _length(columns) <= ENTRIES:
+    if _length(rows) * _length(columns) <= _entries():
         return function(rows, columns)
     height, width = _side(_length(rows)), _side(_length(columns))
     tiles = jax.tree.map(lambda x: _cut(x, width, jnp.zeros_like(x[-1:])), columns)
@@ -65,7 +72,7 @@ def _cut(x: Array, block: int, padding: Array) -> Array:
 
 
 def _side(length: int) -> int:
-    most = max(1, math.isqrt(ENTRIES // 2))
+    most = max(1, math.isqrt(_entries() // 2))
     # Evenly, so that little is padded.
     return -(-length // -(-length // most))
 

@@ -62,23 +62,34 @@ def pair_distances(x: Float[Array, "n d"], alive: Mask) -> tuple[Float[Array, "m
 def masked_median(values: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
     """Give the exact median of the non-negative entries under the mask, 0 if there is none.
 
-    Non-negative floats are ordered as their bit patterns, so the lower of the two middle order statistics is found by
-    bisecting the bits: 31 (float32) or 63 counts instead of a sort, which is slow in XLA and worse under vmap. Counts
-    are summed in float32, which processors do faster than in integers; they are exact up to 2²⁴ along the first axis.
+    XLA's sort is slow on processors, and worse under vmap, so there it is found by counting; a GPU sorts faster than it
+    counts.
 
     Args:
         values: non-negative, any shape.
         mask: same shape; entries that count.
     """
-    bits, word = (63, jnp.uint64) if values.dtype == jnp.float64 else (31, jnp.uint32)
     wide = values if values.dtype == jnp.float64 else values.astype(jnp.float32)
-    infinity = jnp.asarray(jnp.inf, wide.dtype)
-    kept = jnp.where(mask, wide, infinity)
+    kept = jnp.where(mask, wide, jnp.asarray(jnp.inf, wide.dtype))
     total = jnp.sum(mask.astype(jnp.int32))
+    # XLA's stable sort ends at this many.
+    others = _middle_by_sorting if kept.size < 2**31 else _middle_by_counting
+    lower, upper = jax.lax.platform_dependent(kept, total, cpu=_middle_by_counting, default=others)
+    return jnp.where(total > 0, 0.5 * (lower + upper), 0).astype(values.dtype)
+
+
+def _middle_by_counting(kept: Array, total: Array) -> tuple[Array, Array]:
+    """Give both middle order statistics of the first `total` in order, by bisecting bits.
+
+    Non-negative floats are ordered as their bit patterns, so the lower one is found by 31 (float32) or 63 counts. They
+    are summed in float32, which processors do faster than in integers; they are exact up to 2²⁴ along the first axis.
+    """
+    bits, word = (63, jnp.uint64) if kept.dtype == jnp.float64 else (31, jnp.uint32)
+    infinity = jnp.asarray(jnp.inf, kept.dtype)
     top = jax.lax.bitcast_convert_type(infinity, word)
 
     def number(code: Array) -> Array:
-        return jax.lax.bitcast_convert_type(code, wide.dtype)
+        return jax.lax.bitcast_convert_type(code, kept.dtype)
 
     def below(bound: Array) -> Array:
         return jnp.sum(jnp.sum((kept < bound).astype(jnp.float32), axis=0).astype(jnp.int32))
@@ -90,5 +101,10 @@ def masked_median(values: Float[Array, "..."], mask: Bool[Array, "..."]) -> Floa
 
     lower = number(jax.lax.fori_loop(0, bits, refine, jnp.zeros((), word)))
     repeated = below(jnp.nextafter(lower, infinity)) > total // 2
-    upper = jnp.where(repeated, lower, jnp.min(jnp.where(kept > lower, kept, infinity)))
-    return jnp.where(total > 0, 0.5 * (lower + upper), 0).astype(values.dtype)
+    return lower, jnp.where(repeated, lower, jnp.min(jnp.where(kept > lower, kept, infinity)))
+
+
+def _middle_by_sorting(kept: Array, total: Array) -> tuple[Array, Array]:
+    """Give the same by a sort."""
+    ordered = jnp.sort(kept.ravel())
+    return ordered[jnp.maximum(total - 1, 0) // 2], ordered[total // 2]

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/rlhf_scaling.py --out docs/results/rlhf/scaling.csv
 
-Every size runs in a process of its own, whose peak memory is the system's count. What a model of another size needs
-follows from the flops: time is flops over the measured rate, memory is weights twice plus what the particles take.
+Every size runs in a process of its own; peak memory is the system's count, or the accelerator's. What a model of
+another size needs follows from the flops: time is flops over the measured rate, memory is weights twice plus what the
+particles take.
 """
 
 import csv
@@ -101,7 +102,7 @@ def measure(options: Options) -> dict:
     # Two encodings and a decoding; rewards of texts and of particles, and each step there and back.
     row["logit_tflop"] = (2 * weights * (3 * passes + (2 + 2 * options.steps) * texts) + table) / 1e12
     row["logit_gflops"] = 1e3 * row["logit_tflop"] / row["logit_seconds"]
-    return row | {"cores": len(os.sched_getaffinity(0)), "jax": jax.__version__}
+    return row | {"device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__}
 
 
 def timed(run):
@@ -113,7 +114,10 @@ def timed(run):
 
 
 def peak() -> float:
-    """Peak memory of this process in GB."""
+    """Peak memory in GB: of the accelerator, or of this process where there is none."""
+    accelerator = jax.devices()[0].memory_stats()
+    if accelerator:
+        return accelerator["peak_bytes_in_use"] / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 

@@ -13,6 +13,7 @@ import pathlib
 
 import precision
 import report
+import rounds
 import svgd
 import vgf
 import waiting
@@ -27,10 +28,15 @@ def size(text):
 def main():
     """Run a part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, help="folder of rows and tables (default: that of the docs)")
     parts = parser.add_subparsers(dest="part", required=True)
     part = parts.add_parser("svgd", help="one step of SVGD at a grid of sizes, beside the peers")
     part.add_argument("--rounds", type=int, default=9)
     part.add_argument("--sizes", type=size, nargs="*", default=svgd.SIZES)
+    part = parts.add_parser("large", help="one step of large sets, by precision of products")
+    part.add_argument("--rounds", type=int, default=5)
+    part.add_argument("--sizes", type=size, nargs="*", default=[(100_000, 50)])
+    part.add_argument("--precisions", nargs="*", default=["default"])
     part = parts.add_parser("accuracy", help="seconds to equal accuracy on two targets, beside the peers")
     part.add_argument("--rounds", type=int, default=7)
     rival = argparse.ArgumentParser(add_help=False)
@@ -40,6 +46,8 @@ def main():
     part.add_argument("--rounds", type=int, default=9)
     part.add_argument("--cases", nargs="*", choices=vgf.CASES, default=list(vgf.CASES))
     part.add_argument("--steps", type=int, nargs="*", default=[1, 5], help="L")
+    part.add_argument("--updates", type=int, help="a call (default: 5, 20 or 50, by the case)")
+    part.add_argument("--seeds", type=int, default=0, help="measure so many runs at once, too")
     part = parts.add_parser("pieces", help="where one update spends its time")
     part.add_argument("--rounds", type=int, default=9)
     for name, words in (("evaluate", "an evaluation of four budgets"), ("train", "training and one evaluation")):
@@ -56,8 +64,11 @@ def main():
     parts.add_parser("precision", help="what products in bfloat16 do to SVGD")
     parts.add_parser("report", help="plots and tables from what was measured")
     options = parser.parse_args()
+    rounds.OUT = options.out or rounds.OUT
     if options.part == "svgd":
         svgd.grid(options.rounds, options.sizes)
+    elif options.part == "large":
+        svgd.large(options.rounds, options.sizes, options.precisions)
     elif options.part == "accuracy":
         svgd.accuracy(options.rounds)
     elif options.part == "pieces":
@@ -65,11 +76,11 @@ def main():
     elif options.part == "precision":
         precision.precision()
     elif options.part == "report":
-        report.write()
+        report.write(here=options.out is None)
     else:
         theirs = options.vgf_reference, options.vgf_packages
         if options.part == "update":
-            vgf.update(*theirs, options.rounds, options.cases, options.steps)
+            vgf.update(*theirs, options.rounds, options.cases, options.steps, options.updates, options.seeds)
         elif options.part == "evaluate":
             vgf.evaluation(*theirs, options.episodes, options.width, options.lanes)
         elif options.part == "train":

@@ -1,4 +1,4 @@
-"""What products in bfloat16 do to SVGD: the error of one direction, and where particles come to rest."""
+"""What products of fewer digits do to SVGD: the error of one direction, and where particles come to rest."""
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +13,24 @@ def _float64(a, b):
 def _rounded(a, b):
     """Give what a product of bfloat16 factors with float32 sums is."""
     near = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)  # noqa: E731
-    return near(a) @ near(b)
+    return _set("float32")[0](near(a), near(b))
 
 
-def _set(a, b):
-    with jax.default_matmul_precision("bfloat16"):
-        return a @ b
+def _set(precision):
+    def product(a, b):
+        with jax.default_matmul_precision(precision):
+            return a @ b
+
+    return product, product
 
 
 PRODUCTS = {
-    "float32": (jnp.matmul, jnp.matmul),
-    "`default_matmul_precision('bfloat16')` here": (_set, _set),
+    "`'float32'`": _set("float32"),
+    "the default here": (jnp.matmul, jnp.matmul),
+    "`'tensorfloat32'` here": _set("tensorfloat32"),
+    "`'bfloat16'` here": _set("bfloat16"),
     "both products rounded to bfloat16": (_rounded, _rounded),
-    "distances in float32, sums rounded to bfloat16": (jnp.matmul, _rounded),
+    "distances in float32, sums rounded to bfloat16": (_set("float32")[0], _rounded),
 }
 
 

@@ -2,7 +2,8 @@
 
 import json
 
-from rounds import OUT, read
+import rounds
+from rounds import read
 
 
 def _table(head, rows):
@@ -11,24 +12,31 @@ def _table(head, rows):
 
 
 def _save(name, text):
-    (OUT / f"{name}.md").write_text(text)
+    (rounds.OUT / f"{name}.md").write_text(text)
     print(f"wrote {name}.md")
 
 
 def _when(rows):
     """Say what machine and load the rows are from."""
-    runs = json.loads((OUT / "runs.json").read_text())
-    used = sorted({row["run"] for row in rows})
-    if not used:
-        return "Not measured.\n"
-    m = runs[used[-1]]
-    loads = sorted(float(row["load"]) for row in rows)
-    versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-    return (
-        f"\nMeasured between {used[0]} and {used[-1]} on {m['cores']} cores of an {m['processor']}, {m['backend']}, "
-        f"matmul precision {m['matmul_precision']}; load {loads[0]:g} to {loads[-1]:g}, "
-        f"largest resident memory {max(int(row['peak_mb']) for row in rows)} MB; {versions}.\n"
-    )
+    runs = json.loads((rounds.OUT / "runs.json").read_text())
+    alike = {}
+    for row in rows:
+        alike.setdefault(json.dumps(runs[row["run"]]), []).append(row)
+    words = []
+    for text, found in alike.items():
+        m, used = json.loads(text), sorted(row["run"] for row in found)
+        loads = sorted(float(row["load"]) for row in found)
+        versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+        part = "Measured" if len(alike) == 1 else f"{len(found)} of {len(rows)} rows measured"
+        place = f"{m['cores']} cores of an {m['processor']}"
+        if m["backend"] != "cpu":
+            place = f"one {m['device']} beside {place}"
+        words.append(
+            f"{part} between {used[0]} and {used[-1]} on {place}, "
+            f"matmul precision {m['matmul_precision']}; load {loads[0]:g} to {loads[-1]:g}, "
+            f"largest resident memory {max(int(row['peak_mb']) for row in found)} MB; {versions}."
+        )
+    return "\n" + "\n".join(words) + "\n"
 
 
 def _bound(row):
@@ -47,7 +55,7 @@ BARS = [
 ]
 
 
-def _svgd():
+def _svgd(here):
     rows = read("svgd")
     cells = {(int(r["N"]), int(r["d"]), r["method"], r["rule"], r["peer"]): r for r in rows}
     sizes = sorted({key[:2] for key in cells})
@@ -64,6 +72,8 @@ def _svgd():
         *(f"{m}, {'fixed' if r == 'fixed' else 'default rule' if r == 'default' else 'median'}" for m, r, _ in columns),
     ]
     _save("svgd", _table(head, body) + _when(rows))
+    if not here:
+        return
     body = []
     for size, method, theirs, own, bar in BARS:
         row = cells.get((*size, method, theirs, own))
@@ -111,7 +121,7 @@ def _plot(cells, sizes):
     axes[0][0].set_ylabel("ms a step")
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(OUT / "svgd.png", dpi=130)
+    figure.savefig(rounds.OUT / "svgd.png", dpi=130)
     plt.close(figure)
 
 
@@ -180,26 +190,37 @@ def _bars():
 
 def _plain(name, columns):
     rows = read(name)
-    if not rows:
-        _save(name, "Not measured yet.\n")
-    else:
+    if rows:
         body = [[r[key] if r[key] != "" else "–" for key in columns] for r in rows]
         _save(name, _table(list(columns.values()), body) + _when(rows))
 
 
-def write():
-    """Write everything that has been measured."""
-    for name, make in (("svgd", _svgd), ("accuracy", _accuracy), ("vgf", _update), ("pieces", _pieces)):
-        if (OUT / f"{name}.csv").exists():
+def write(here):
+    """Write everything that has been measured.
+
+    Args:
+        here: on the machine that the bars are for; otherwise there are tables only.
+    """
+    for name, make in (
+        ("svgd", lambda: _svgd(here)),
+        ("accuracy", _accuracy),
+        ("vgf", _update),
+        ("pieces", _pieces),
+    ):
+        if (rounds.OUT / f"{name}.csv").exists():
             make()
-        else:
-            _save(name, "Not measured yet.\n")
+    _plain(
+        "large",
+        {"N": "N", "d": "d", "precision": "precision of products", "median_ms": "ms a step", "model_ms": "model, ms"}
+        | {"product_gflops": "product, GFLOP/s", "gexp": "exp, 10⁹/s", "device_mb": "most of the device's memory, MB"},
+    )
     _plain(
         "precision",
         {"N": "N", "d": "d", "case": "products", "error": "error of a direction"}
         | {"variance": "variance at rest", "mean": "largest mean"},
     )
-    _bars()
+    if here:
+        _bars()
     _plain(
         "evaluation",
         {"episodes": "episodes × 4 budgets", "width": "width", "method": "method"}

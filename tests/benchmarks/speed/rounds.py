@@ -10,12 +10,16 @@ import pathlib
 import platform
 import re
 import statistics
+import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 OUT = pathlib.Path(__file__).resolve().parents[3] / "docs" / "results" / "performance"
+"""Where rows and tables go; `--out` names another folder, such as that of another machine."""
+
 PACKAGES = ("jax", "jaxlib", "numpy", "equinox", "optax", "blackjax", "numpyro", "msvgd", "flax", "ogbench")
 RUN = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
@@ -36,6 +40,7 @@ def rounds(calls, count, budget=120.0):
         begun = time.perf_counter()
         jax.block_until_ready(call())
         first[name] = time.perf_counter() - begun
+        print(f"    {name}: {first[name]:.1f} s with compilation", file=sys.stderr, flush=True)
     begun = time.perf_counter()
     for done in range(count):
         if done >= 3 and time.perf_counter() - begun > budget:
@@ -83,6 +88,27 @@ def peak_megabytes():
     return int(re.search(r"VmHWM:\s*(\d+) kB", pathlib.Path("/proc/self/status").read_text()).group(1)) // 1024
 
 
+def device_megabytes():
+    """Give the largest memory of the accelerator in use so far; nothing on a processor."""
+    found = jax.devices()[0].memory_stats()
+    return found["peak_bytes_in_use"] // 2**20 if found else ""
+
+
+def rates(sides):
+    """Give two calls that measure the machine: a square product and exponentials, with what each call does.
+
+    Args:
+        sides: of the product and of the matrix of exponentials.
+    """
+    a, b = (
+        jax.random.normal(jax.random.key(1), (sides[0],) * 2),
+        -jax.random.uniform(jax.random.key(2), (sides[1],) * 2),
+    )
+    product, exponential = jax.jit(lambda a: a @ a), jax.jit(jnp.exp)
+    calls = {("rate", "product"): lambda: product(a), ("rate", "exp"): lambda: exponential(b)}
+    return calls, {"product": 2 * sides[0] ** 3, "exp": sides[1] ** 2}
+
+
 def append(name, rows):
     """Add rows to a CSV, and what machine they are from to `runs.json`.
 
@@ -120,7 +146,23 @@ def read(name):
     return list(newest.values())
 
 
-KEYS = ("case", "N", "d", "L", "method", "rule", "target", "peer", "width", "batch", "episodes", "what", "piece")
+KEYS = (
+    "case",
+    "precision",
+    "seeds",
+    "N",
+    "d",
+    "L",
+    "method",
+    "rule",
+    "target",
+    "peer",
+    "width",
+    "batch",
+    "episodes",
+    "what",
+    "piece",
+)
 """Columns that say what was measured."""
 
 
@@ -139,6 +181,7 @@ def machine():
         "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**30,
         "python": platform.python_version(),
         "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
         "matmul_precision": str(jax.config.jax_default_matmul_precision or "default (float32 on a processor)"),
         "x64": bool(jax.config.jax_enable_x64),
         "versions": versions,

@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from rounds import append, ratio, rounds, timing
+from rounds import append, device_megabytes, rates, ratio, rounds, timing
 
 import flowrl
 
 SIZES = [(n, d) for n in (100, 1000, 5000, 20000) for d in (10, 50, 200)]
-STEPS = {100: 50, 1000: 5, 5000: 1, 20000: 1}
+# Pairs a call, on a processor and on an accelerator: enough that dispatch is not what is measured.
+PAIRS = {"cpu": 5e6, "gpu": 5e9}
+# Sides of the product and the exponentials that measure the machine.
+SIDES = {"cpu": (2048, 1024), "gpu": (8192, 16384)}
 # Beyond these sizes a step of a rival takes minutes or more memory than there is: n² pairs, sorted.
 MOST = {"blackjax": 5000 * 5000 * 50, "numpyro": 1000 * 1000 * 200, "msvgd": 5000 * 5000 * 200}
 RATE = 0.5
@@ -125,11 +128,16 @@ def msvgd(log_prob, steps):
     return lambda x, steps=steps: run(x, steps)
 
 
+def steps_a_call(n):
+    """Give how many steps a call makes."""
+    return max(1, min(50, int(PAIRS[jax.default_backend()] / n**2)))
+
+
 def grid(count, sizes):
     """Measure one step at every size."""
     needed("blackjax", "numpyro", "msvgd")
     for n, d in sizes:
-        x, steps = jr.normal(jr.key(0), (n, d)), STEPS[n]
+        x, steps = jr.normal(jr.key(0), (n, d)), steps_a_call(n)
         sigma = float(jnp.sqrt(RULES["default"](x, jnp.ones(n, bool))))
         rules = RULES | {"fixed": flowrl.FixedBandwidth(sigma)}
         functions = {("flowrl", rule): ours(rules[rule], log_normal, steps) for rule in rules}
@@ -142,14 +150,10 @@ def grid(count, sizes):
         peers = {name: make for name, make in peers.items() if n * n * d <= MOST[name[0]]}
         functions |= {name: make() for name, make in peers.items()}
         calls = {name: lambda f=f, x=x: f(x) for name, f in functions.items()}
-        rates = {"product": jr.normal(jr.key(1), (2048, 2048)), "exp": -jr.uniform(jr.key(2), (1024, 1024))}
-        product, exponential = jax.jit(lambda a: a @ a), jax.jit(jnp.exp)
-        calls[("rate", "product")] = lambda f=product, a=rates["product"]: f(a)
-        calls[("rate", "exp")] = lambda f=exponential, a=rates["exp"]: f(a)
-        measured = rounds(calls, count)
+        standards, done = rates(SIDES[jax.default_backend()])
+        measured = rounds(calls | standards, count)
         # The fastest of both, as the fastest step is held against them: another load must not excuse ours.
-        flops = 2 * 2048**3 / min(measured[("rate", "product")][1])
-        exps = 1024**2 / min(measured[("rate", "exp")][1])
+        flops, exps = (done[what] / min(measured["rate", what][1]) for what in ("product", "exp"))
         model = (2 * n * n * d + 2 * n * n * (d + 1)) / flops + n * n / exps
         rows = []
         for name in functions:
@@ -161,6 +165,24 @@ def grid(count, sizes):
                 row |= {"model_ms": round(1e3 * model, 3), "gflops": round(flops / 1e9), "gexp": round(exps / 1e9, 2)}
                 rows.append(row)
         append("svgd", rows)
+
+
+def large(count, sizes, precisions):
+    """Measure one step of large sets by every precision of products, and the memory of the accelerator."""
+    for n, d in sizes:
+        x = jr.normal(jr.key(0), (n, d))
+        for precision in precisions:
+            with jax.default_matmul_precision(precision):
+                step = ours(RULES["default"], log_normal, 1)
+                standards, done = rates(SIDES[jax.default_backend()])
+                measured = rounds({"step": lambda f=step, x=x: f(x)} | standards, count)
+            row = {"N": n, "d": d, "precision": precision} | timing(measured["step"])
+            products = 2 * n * n * d + 2 * n * n * (d + 1)
+            row["product_gflops"], row["gexp"] = (
+                round(done[what] / min(measured["rate", what][1]) / 1e9, 1) for what in ("product", "exp")
+            )
+            row["model_ms"] = round(1e-6 * (products / row["product_gflops"] + n * n / row["gexp"]), 3)
+            append("large", [row | {"device_mb": device_megabytes()}])
 
 
 # Seconds to equal accuracy.

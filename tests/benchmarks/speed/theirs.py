@@ -103,9 +103,9 @@ def quiet():
         yield
 
 
-def fresh(algorithm, seed=0):
+def fresh(algorithm, key=None):
     """Give a state of ours before the first update."""
-    return algorithm.init(OBSERVATION, ACTION, key=jr.key(seed))
+    return algorithm.init(OBSERVATION, ACTION, key=jr.key(0) if key is None else key)
 
 
 def arrays(tree):

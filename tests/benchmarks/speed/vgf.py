@@ -31,8 +31,8 @@ def algorithms(width, batch, steps):
     }
 
 
-def update(reference, packages, count, cases, lengths):
-    """Measure one update."""
+def update(reference, packages, count, cases, lengths, together, seeds):
+    """Measure one update; `together` updates a call instead of a case's own, and so many seeds at once beside it."""
     agents = theirs.load(reference, packages)
     from utils.datasets import Dataset
 
@@ -42,6 +42,7 @@ def update(reference, packages, count, cases, lengths):
     data_set = Dataset.create(**fields)
     for case in cases:
         width, batch, updates = CASES[case]
+        updates = together or updates
         for steps in lengths:
             states, calls = {}, {}
 
@@ -58,6 +59,18 @@ def update(reference, packages, count, cases, lengths):
             for name, algorithm in algorithms(width, batch, steps).items():
                 states[name] = theirs.fresh(algorithm)
                 calls[name] = lambda name=name, algorithm=algorithm, ours=ours: ours(name, algorithm)
+            if seeds:
+                name, algorithm = f"flowrl, {seeds} seeds at once", algorithms(width, batch, steps)["flowrl"]
+                states[name] = eqx.filter_vmap(lambda key, algorithm=algorithm: theirs.fresh(algorithm, key))(
+                    jr.split(jr.key(0), seeds)
+                )
+
+                def many(name=name, algorithm=algorithm, updates=updates, states=states):
+                    one = lambda state: train(algorithm, state, replay, updates)
+                    states[name], metrics = eqx.filter_vmap(one)(states[name])
+                    return metrics
+
+                calls[name] = many
             for name, kind in (("authors", "vgf"), ("authors, amortised", "avgf")):
                 states[name] = theirs.agent(agents, kind, width, 4, steps, vgf_particles=10)
                 calls[name] = lambda name=name, rivals=rivals: rivals(name)
@@ -67,7 +80,11 @@ def update(reference, packages, count, cases, lengths):
                 rival = "authors" if name.startswith("flowrl") else ""
                 bars = ratio(measured[rival], measured[name]) if rival else {"ratio": "", "lower90": ""}
                 row = {"case": case, "width": width, "batch": batch, "L": steps, "method": name}
-                rows.append(row | timing(measured[name], updates) | bars)
+                at_once = seeds if "at once" in name else 1
+                measured_ = timing(measured[name], updates * at_once)
+                if at_once > 1 and bars["ratio"]:
+                    bars = {key: value and value * at_once for key, value in bars.items()}
+                rows.append(row | measured_ | bars)
             append("vgf", rows)
 
 
