@@ -17,7 +17,7 @@ PAIRS = {"cpu": 5e6, "gpu": 5e9}
 # Sides of the product and the exponentials that measure the machine.
 SIDES = {"cpu": (2048, 1024), "gpu": (8192, 16384)}
 # Beyond these sizes a step of a rival takes minutes or more memory than there is: n² pairs, sorted.
-MOST = {"blackjax": 5000 * 5000 * 50, "numpyro": 1000 * 1000 * 200, "msvgd": 5000 * 5000 * 200}
+MOST = {"blackjax": (5000, 50 * 5000**2), "numpyro": (1000, 200 * 1000**2), "msvgd": (5000, 200 * 5000**2)}
 RATE = 0.5
 
 
@@ -147,7 +147,7 @@ def grid(count, sizes):
             ("msvgd", "the peers' median"): lambda s=steps: msvgd(log_normal, s),
             ("numpyro", "the peers' median"): lambda s=steps, x=x: numpyro(log_normal, s, x),
         }
-        peers = {name: make for name, make in peers.items() if n * n * d <= MOST[name[0]]}
+        peers = {name: make for name, make in peers.items() if n <= MOST[name[0]][0] and n * n * d <= MOST[name[0]][1]}
         functions |= {name: make() for name, make in peers.items()}
         calls = {name: lambda f=f, x=x: f(x) for name, f in functions.items()}
         standards, done = rates(SIDES[jax.default_backend()])
