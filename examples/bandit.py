@@ -23,6 +23,7 @@ import numpy as np
 import optax
 import scipy.stats
 import tyro
+from console import end_well
 from jaxtyping import Array, Float, PRNGKeyArray
 from rich.console import Console
 from rich.table import Table
@@ -295,4 +296,5 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    config = tyro.cli(Config)
+    end_well(lambda: main(config), verb="start again")

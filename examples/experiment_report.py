@@ -13,6 +13,12 @@ from flowrl.runs import statistics
 #: The way to act whose mean return is the unit over environments.
 UNIT = "vgf/base: BC (one random particle)"
 #: What must be equal in rows that are compared.
+#: What is drawn of a run: a heading, and the first of these columns that it logged.
+_CURVES = {
+    "TD loss (of IQL: of its value)": ("td_loss", "value_loss"),
+    "the same on held-out data": ("held_out/td_loss", "held_out/value_loss"),
+    "value of the targets": ("value",),
+}
 _SHARED = ("metric", "data_sha256", "rows", "eval_seed", "episodes", "protocol", "step")
 
 
@@ -194,6 +200,43 @@ def write_report(paths: tuple[Path, ...], out: Path, baseline: str, *, normalise
     text = "\n".join(parts)
     (out / "tables.md").write_text(text)
     return text
+
+
+def plot_curves(paths: tuple[Path, ...], path: Path) -> None:
+    """Draw losses and values of every run over its updates, a row of panels an environment, a colour an algorithm.
+
+    Args:
+        paths: files of curves.
+        path: of the image.
+
+    Raises:
+        ValueError: there are no curves.
+    """
+    runs: dict[str, dict[tuple[str, str, str], dict[str, list[tuple[int, float]]]]] = {}
+    for row in (row for source in paths for row in csv.DictReader(source.read_text().splitlines())):
+        if row["phase"] == "main":
+            run = runs.setdefault(row["env"], {}).setdefault((row["algorithm"], row["variant"], row["seed"]), {})
+            run.setdefault(row["what"], []).append((int(row["step"]), float(row["value"])))
+    if not runs:
+        raise ValueError(f"no curves in {', '.join(map(str, paths))}.")
+    figure = Figure(figsize=(12, 2.8 * len(runs)), layout="constrained")
+    grid = figure.subplots(len(runs), len(_CURVES), squeeze=False)
+    labels = sorted({f"{algorithm}/{variant}" for cells in runs.values() for algorithm, variant, _ in cells})
+    for panels, (env, cells) in zip(grid, runs.items(), strict=True):
+        for axes, (heading, names) in zip(panels, _CURVES.items(), strict=True):
+            for (algorithm, variant, _), run in cells.items():
+                label = f"{algorithm}/{variant}"
+                points = next((run[name] for name in names if name in run), [])
+                axes.plot(
+                    *zip(*points, strict=True), color=f"C{labels.index(label)}", lw=1, label=label
+                ) if points else None
+            axes.set_title(f"{env}: {heading}" if axes is panels[0] else heading, fontsize="small")
+            axes.set_yscale("symlog" if "value" in heading else "log")
+    for axes in grid[-1]:
+        axes.set_xlabel("updates")
+    every = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(every.values(), every.keys(), loc="outside right upper", fontsize="x-small")
+    figure.savefig(path, dpi=110)
 
 
 def _plot_scores(results: dict[str, dict[str, Results]], metrics: dict[str, str], path: Path) -> None:

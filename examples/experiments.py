@@ -5,8 +5,9 @@ r"""Experiments as a tool: a matrix of training runs, resumable cell by cell, an
     python examples/experiments.py report runs/matrix/rows.csv --out runs/matrix/report
 
 A cell is one run of `offline_rl.py`: an environment, an algorithm, a variant (named options) and a seed. `run` may be
-stopped and started again: finished cells are kept, half-done ones go on from their checkpoint, and `rows.csv` holds one
-row for every evaluation of every finished cell. `report` needs that file alone.
+stopped and started again: finished cells are kept, half-done ones go on from their checkpoint, `rows.csv` holds one row
+for every evaluation of every finished cell, and `curves.csv` what was logged on the way. `report` needs these files
+alone.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 from console import end_well
-from experiment_report import write_report
+from experiment_report import plot_curves, write_report
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -81,6 +82,8 @@ class Report:
 
     rows: tyro.conf.Positional[tuple[Path, ...]]
     """One or more rows.csv."""
+    curves: tuple[Path, ...] = ()
+    """One or more curves.csv, for curves.png: losses and values of every run."""
     out: Path = Path("runs/report")
     """Where tables.md and the plots go."""
     baseline: str = "vgf/base: best-of-8 (L=0)"
@@ -217,13 +220,28 @@ def _work_off(waiting: list[Cell], matrix: Run, total: int, console: Console) ->
 
 
 def gather(out: Path) -> list[dict[str, Any]]:
-    """Write rows.csv and rows.jsonl: a row for every evaluation of every finished cell, in order of their names."""
-    rows = [row for path in sorted((out / "cells").glob("*/*/*/seed*/results.csv")) for row in _rows(path.parent)]
+    """Write rows.csv, rows.jsonl and curves.csv of all finished cells, in order of their names; give the rows."""
+    done = [path.parent for path in sorted((out / "cells").glob("*/*/*/seed*/results.csv"))]
+    rows = [row for path in done for row in _rows(path)]
     out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("rows.csv", to_csv(rows)), ("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))):
+    files = {
+        "rows.csv": to_csv(rows),
+        "rows.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+        "curves.csv": to_csv([row for path in done for row in _curves(path)]),
+    }
+    for name, text in files.items():
         with atomic_write(out / name) as file:
             file.write(text.encode())
     return rows
+
+
+def _curves(path: Path) -> Iterator[dict[str, Any]]:
+    """Give what one run logged on the way: a row for every number."""
+    env, algorithm, variant, seed = path.parts[-4:]
+    cell = {"env": env, "algorithm": algorithm, "variant": variant, "seed": int(seed.removeprefix("seed"))}
+    for row in csv.DictReader((path / "metrics.csv").read_text().splitlines()):
+        place = cell | {"phase": row.pop("phase"), "step": int(row.pop("step"))}
+        yield from (place | {"what": name, "value": f"{float(text):.5g}"} for name, text in row.items() if text)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -327,6 +345,8 @@ def main(arguments: list[str]) -> int:
     if passed_on:
         raise ValueError("options after -- are for run.")
     write_report(command.rows, command.out, command.baseline, normalise=command.normalise == "bc")
+    if command.curves:
+        plot_curves(command.curves, command.out / "curves.png")
     return 0
 
 

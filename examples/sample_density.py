@@ -20,6 +20,7 @@ import numpy as np
 import optax
 import plane
 import tyro
+from console import end_well
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -272,4 +273,5 @@ def report(config: Config, rows: list[dict[str, Any]], seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    config = tyro.cli(Config)
+    end_well(lambda: main(config), verb="start again")

@@ -35,6 +35,8 @@ metric = "return" if dense else "success"
 (out / "data.json").write_text(json.dumps({"sha256": "ab" * 32, "metric": metric, "rows": 5}))
 (out / "software.json").write_text(json.dumps({"protocol": "fake-1", "jax": "0"}))
 (out / "timing.csv").write_text("phase,step,seconds,updates_per_second\\nmain,10,2.5,4\\nevaluation,10,1.5,0\\n")
+numbers = [f"reference,5,0.5,,", *(f"main,{step},,{seed / step},{step}" for step in (5, 10))]
+(out / "metrics.csv").write_text("\\n".join(["phase,step,loss,td_loss,value", *numbers]) + "\\n")
 lines = ["policy,episode,return,success,length,displacement,steps"]
 names = ["BC (one random particle)", "best-of-8 (L=0)", "VGF L=1"] if vgf else ["iql"]
 for p, name in enumerate(names):
@@ -174,6 +176,21 @@ def test_the_report_needs_the_rows_alone(fake, tmp_path):
     assert line.endswith("| 1.00 | [1.00, 1.00] |")
     for name in ("scores.png", "aggregate.png", "profiles.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_was_logged_on_the_way_is_gathered_and_drawn(fake, tmp_path):
+    experiments.run(matrix(fake, envs=("sparse",)), ())
+    rows = list(csv.DictReader((fake / "curves.csv").read_text().splitlines()))
+    assert len(rows) == 4 * 5  # cells; one number of the reference, two twice of the rest
+    mine = [row for row in rows if (row["algorithm"], row["seed"], row["what"]) == ("iql", "2", "td_loss")]
+    assert [(row["phase"], row["step"], row["value"]) for row in mine] == [("main", "5", "0.4"), ("main", "10", "0.2")]
+    words = ["report", str(fake / "rows.csv"), "--curves", str(fake / "curves.csv"), "--out", str(tmp_path)]
+    assert experiments.main(words) == 0
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    empty = tmp_path / "empty.csv"
+    empty.write_text("env,phase\n")
+    with pytest.raises(ValueError, match=r"no curves in .*empty\.csv"):
+        experiment_report.plot_curves((empty,), tmp_path / "none.png")
 
 
 def test_rows_that_are_no_comparison_are_refused(fake, tmp_path):
