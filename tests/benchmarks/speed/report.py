@@ -28,12 +28,14 @@ def _when(rows):
         loads = sorted(float(row["load"]) for row in found)
         versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
         part = "Measured" if len(alike) == 1 else f"{len(found)} of {len(rows)} rows measured"
+        time = f"at {used[0]}" if used[0] == used[-1] else f"between {used[0]} and {used[-1]}"
+        precision = m["matmul_precision"]
         place = f"{m['cores']} cores of an {m['processor']}"
         if m["backend"] != "cpu":
             place = f"one {m['device']} beside {place}"
+            precision = precision.partition(" (")[0]  # what follows is of processors
         words.append(
-            f"{part} between {used[0]} and {used[-1]} on {place}, "
-            f"matmul precision {m['matmul_precision']}; load {loads[0]:g} to {loads[-1]:g}, "
+            f"{part} {time} on {place}, matmul precision {precision}; load {loads[0]:g} to {loads[-1]:g}, "
             f"largest resident memory {max(int(row['peak_mb']) for row in found)} MB; {versions}."
         )
     return "\n" + "\n".join(words) + "\n"
