@@ -69,6 +69,8 @@ def test_a_value_without_a_gradient_is_climbed():
         flowrl.transport(*arguments, flow=flowrl.Ascent())
     # The law of the robust mean: the outlier at 9 hardly moves it.
     assert abs(float(program["robust"].particles[:, 0].mean()) - 0.3) < 0.1
+    np.testing.assert_array_equal(program["as_a_class"].particles, program["robust"].particles)
+    np.testing.assert_array_equal(program["as_a_class"].values, program["robust"].values)
 
 
 def test_a_flow_a_solver_and_a_domain_of_ones_own():

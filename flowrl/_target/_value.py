@@ -14,7 +14,19 @@ from flowrl._target._function import as_function, scalar
 
 
 class AbstractValueTarget(AbstractTarget):
-    """A target given by a scalar function of a particle; its gradient is taken by autodiff."""
+    """A target given by a scalar function of a particle; its gradient is taken by autodiff.
+
+    A subclass writes `value` and `potential`, and declares `vanishes_when_cold`; the rest is given here.
+
+    Attributes:
+        knows: "value" and "gradient".
+        stochastic: False; a value that draws at random subclasses `AbstractTarget`.
+        vanishes_when_cold: to be declared: True if the potential is α × a log density, which is zero at α = 0; False if
+            it is a value, whatever α.
+    """
+
+    knows: ClassVar[frozenset[Knowledge]] = frozenset({"value", "gradient"})
+    stochastic: ClassVar[bool] = False
 
     @abc.abstractmethod
     def value(self, particle: Particle) -> Float[Array, ""]:
@@ -74,8 +86,6 @@ class Boltzmann(AbstractValueTarget):
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    knows: ClassVar[frozenset[Knowledge]] = frozenset({"value", "gradient"})
-    stochastic: ClassVar[bool] = False
     vanishes_when_cold: ClassVar[bool] = False
 
     def __init__(self, value: Any, *args: Any):
@@ -130,8 +140,6 @@ class Density(AbstractValueTarget):
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    knows: ClassVar[frozenset[Knowledge]] = frozenset({"value", "gradient"})
-    stochastic: ClassVar[bool] = False
     vanishes_when_cold: ClassVar[bool] = True
 
     def __init__(self, log_prob: Any, *args: Any):

@@ -16,8 +16,8 @@ class Smoothed(flowrl.AbstractTarget):
     """V_σ(x) = E[V(x + σu)], u standard normal: its gradient is E[u V(x + σu)] / σ, which asks for values alone."""
 
     function: Callable = eqx.field(static=True)  # part of the program: another function compiles anew
-    args: tuple  # arrays: new ones do not
-    sigma: jax.Array
+    args: tuple  # of arrays: new ones do not
+    sigma: jax.Array = eqx.field(converter=jnp.asarray)  # an array, so that a new number does not compile anew
     pairs: int = eqx.field(static=True, default=16)
 
     knows: ClassVar[frozenset] = frozenset({"value", "gradient"})
@@ -55,7 +55,7 @@ def score(goal, x):  # a staircase: its gradient is zero wherever it exists
 goal, start = jnp.array([1.0, -2.0]), jr.normal(jr.key(0), (50, 2))
 budget = flowrl.Budget(steps=200, step_size=0.05)
 blind = flowrl.transport(flowrl.Boltzmann(score, goal), start, budget, flow=flowrl.Ascent())
-target = Smoothed(score, (goal,), jnp.asarray(0.3))
+target = Smoothed(score, (goal,), 0.3)
 solution = flowrl.transport(target, start, budget, flow=flowrl.Ascent(), key=jr.key(1))
 
 
@@ -70,3 +70,24 @@ def log_prob(data, x):  # Student's t for noise, a normal prior
 data = jnp.array([0.1, 0.3, 0.2, 9.0])
 robust = flowrl.transport(flowrl.Density(log_prob, data), start, flowrl.Budget(500, 0.1))
 # --8<-- [end:function]
+
+
+# --8<-- [start:density]
+class Robust(flowrl.AbstractValueTarget):
+    """The same law as a class; gradient, samples and two of the declarations are inherited."""
+
+    data: jax.Array = eqx.field(converter=jnp.asarray)  # an array: new data do not compile anew
+    vanishes_when_cold: ClassVar[bool] = True  # the potential below is zero at α = 0
+
+    def value(self, particle):
+        """Log p(x), up to a constant."""
+        return log_prob(self.data, particle)
+
+    def potential(self, particle, temperature, *, key):
+        """U(x, α) = α log p(x), as for Density; of a value it would be the value itself, as for Boltzmann."""
+        del key
+        return temperature * self.value(particle)
+
+
+as_a_class = flowrl.transport(Robust(data), start, flowrl.Budget(500, 0.1))
+# --8<-- [end:density]
