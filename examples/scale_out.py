@@ -1,7 +1,6 @@
 """One set of particles over several devices and processes, and seeds of a training over devices: what each holds.
 
-Without an accelerator the devices are made of the processor. They share its cores, so nothing is faster there; the
-program is the one that runs on eight GPUs.
+Without an accelerator the devices are made of the processor. They share its cores, so nothing is faster there.
 
     python examples/scale_out.py
     python examples/scale_out.py --processes 2 --seeds 8
@@ -17,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tyro
@@ -39,12 +38,12 @@ class Config:
     """With 2 or more, also divide the set over that many processes. Without --process they are started here, talk over
     loopback and make their devices of the processor: with 8 devices and 2 processes, 4 each."""
     process: int | None = None
-    """Number of this process, from 0: be one of several that other shells or hosts start, with the same options. Such a
-    process uses the accelerators that it sees, prints its row as JSON, and writes nothing."""
+    """Number of this process, from 0: be one of several that shells or hosts start with the same options. It uses all
+    accelerators that it sees, prints its row as JSON, and writes nothing."""
     address: str | None = None
     """HOST:PORT of process 0, with --process."""
     seeds: int = 0
-    """Also train that many seeds of VGF on made-up data, divided over the devices; a multiple of them. 0: none."""
+    """Also train that many seeds of VGF on made-up data, a multiple of the devices. 0: none."""
     updates: int = 100
     """Updates of each seed."""
     out: pathlib.Path = pathlib.Path("runs/scale_out")
@@ -82,7 +81,7 @@ CHOSEN = begin() if __name__ == "__main__" else Config()
 import equinox as eqx
 import jax
 
-if CHOSEN.process is not None:  # before anything else of JAX
+if CHOSEN.process is not None:  # before anything else of JAX: importing flowrl.rl makes arrays
     jax.distributed.initialize(CHOSEN.address, CHOSEN.processes, CHOSEN.process, initialization_timeout=60)
 # --8<-- [end:force]
 import jax.numpy as jnp
@@ -120,16 +119,18 @@ def move(config: Config, devices: Mesh) -> tuple[Any, dict[str, Any]]:
 # --8<-- [end:move]
 # --8<-- [start:measure]
 def measure(name: str, function: Callable[[Any], Any], placed: Any, devices: Mesh) -> tuple[Any, dict[str, Any]]:
-    """Compile for these devices, call twice; give the result, and a row of seconds and bytes of one device."""
+    """Compile for these devices and call; give the result, and a row of seconds and bytes of one device."""
     compiled = jax.jit(function).lower(placed).compile()
     memory: Any = compiled.memory_analysis()
-    jax.block_until_ready(compiled(placed))  # the first call also opens connections between devices
-    begun = time.perf_counter()
-    result = jax.block_until_ready(compiled(placed))
+    result, seconds = jax.block_until_ready(compiled(placed)), []  # not timed: it opens connections between devices
+    for _ in range(3):
+        begun = time.perf_counter()
+        jax.block_until_ready(compiled(placed))
+        seconds.append(time.perf_counter() - begun)
     row = {
         "what": name,
         "devices": devices.size,
-        "seconds": time.perf_counter() - begun,
+        "seconds": min(seconds),  # what other programs of the machine take only adds
         "mb_in_and_out": (memory.argument_size_in_bytes + memory.output_size_in_bytes) / 1e6,
         "mb_else": memory.temp_size_in_bytes / 1e6,
     }
@@ -148,9 +149,9 @@ def difference(divided: Any, alone: Any) -> float:
 # --8<-- [start:processes]
 def join(config: Config) -> dict[str, Any]:
     """Move the set as one of several processes, whose devices are one mesh; compare the own part with one device's."""
-    alone, _ = move(config, first(1, "particles"))
+    alone, _ = move(config, some(1, "particles"))
     divided, row = move(config, sharding.mesh(particles=jax.device_count()))
-    what = f"{row['what']}, process {config.process} with {jax.local_device_count()} devices"
+    what = f"{row['what']}, process {config.process}"
     return row | {"what": what, "difference": difference(divided, alone)}
 
 
@@ -158,25 +159,26 @@ def start_processes(config: Config) -> list[dict[str, Any]]:
     """Start this program once for each process, on one machine; give their rows."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    words = [sys.executable, __file__, "--address", address]
+        words = [sys.executable, __file__, "--address", f"127.0.0.1:{free.getsockname()[1]}"]
     for name in ("devices", "particles", "dimension", "steps", "processes"):
         words += [f"--{name}", str(getattr(config, name))]
-    # Host devices: two processes cannot share one GPU. Sessions of their own: Ctrl-C comes here, and ends them below.
-    pipe, environment = subprocess.PIPE, os.environ | {"JAX_PLATFORMS": "cpu"}
-    apart: Any = {"env": environment, "stdout": pipe, "stderr": pipe, "text": True, "start_new_session": True}
+    # Host devices, since two processes cannot share a GPU. Sessions of their own, so that Ctrl-C comes here alone.
+    apart: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     commands = [[*words, "--process", str(number)] for number in range(config.processes)]
-    running = [subprocess.Popen(command, **apart) for command in commands]
+    running = [subprocess.Popen(words, env=os.environ | {"JAX_PLATFORMS": "cpu"}, **apart) for words in commands]
+    rows = []
     try:
-        answers = [process.communicate() for process in running]
+        for number, process in enumerate(running):
+            out, error = process.communicate()
+            if process.returncode:
+                reason = (error.strip().splitlines() or [f"status {process.returncode}"])[-1]
+                raise RuntimeError(f"process {number} failed: {reason}")
+            rows.append(json.loads(out.splitlines()[-1]))
     finally:
         for process in running:
             process.kill()
-            process.wait()
-    for process, (_, error) in zip(running, answers, strict=True):
-        if process.returncode:
-            raise RuntimeError(f"a process ended with status {process.returncode}: {error.strip().splitlines()[-1:]}")
-    return [json.loads(out.splitlines()[-1]) for out, _ in answers]
+            process.communicate()
+    return rows
 
 
 # --8<-- [end:processes]
@@ -205,26 +207,38 @@ def train_seeds(config: Config, devices: Mesh) -> tuple[Any, dict[str, Any]]:
 
 
 # --8<-- [end:seeds]
-def first(count: int, axis: str) -> Mesh:
-    """Make a mesh of the first devices of this process; `sharding.mesh` takes all, as a program of its own would."""
+def some(count: int, axis: str) -> Mesh:
+    """Make a mesh of some devices of this process, for the table; `sharding.mesh` always takes all of them."""
     return Mesh(np.array(jax.local_devices()[:count]), (axis,))
+
+
+def measurements(config: Config) -> Iterator[dict[str, Any]]:
+    """Give a row for each number of devices, then one for each process."""
+    most = min(config.devices, jax.local_device_count())
+    sizes = [count for count in range(1, most + 1) if most % count == 0]
+    ends = sorted({1, most}) if config.seeds else []
+    for part, axis, counts in ((move, "particles", sizes), (train_seeds, "seeds", ends)):
+        alone = None
+        for count in counts:
+            result, row = part(config, some(count, axis))
+            alone = result if alone is None else alone
+            yield row | {"difference": difference(result, alone)}
+    if config.processes > 1:
+        yield from start_processes(config)
 
 
 def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Draw bytes and seconds against the number of devices."""
     from matplotlib.figure import Figure  # here, so that --help is quick
 
+    rows = [row for row in rows if row["what"] == rows[0]["what"]]
+    devices = [row["devices"] for row in rows]
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     held, spent = figure.subplots(1, 2)
-    devices = [row["devices"] for row in rows]
-    total = [row["mb_in_and_out"] + row["mb_else"] for row in rows]
-    held.loglog(devices, total, "o-", base=2, label="measured")
-    held.loglog(devices, [total[0] / count for count in devices], "k:", base=2, label="1 / devices")
-    held.legend()
+    held.plot(devices, [row["mb_in_and_out"] + row["mb_else"] for row in rows], "o-")
     spent.plot(devices, [row["seconds"] for row in rows], "o-")
-    spent.set_ylim(bottom=0)
-    for ax, label in ((held, "MB of each device"), (spent, "seconds")):
-        ax.set(xlabel="devices", ylabel=label, xticks=devices, xticklabels=devices)
+    for ax, label in ((held, "MB of a device"), (spent, "seconds")):
+        ax.set(xlabel="devices", ylabel=label, xticks=devices, ylim=(0, None))
     figure.savefig(path, dpi=100)
 
 
@@ -234,44 +248,24 @@ def main(config: Config) -> list[dict[str, Any]]:
         print(json.dumps(join(config)))
         return []
     config.out.mkdir(parents=True, exist_ok=True)
-    most = min(config.devices, jax.local_device_count())
-    counts = [count for count in range(1, most + 1) if most % count == 0]
-    parts: list[tuple[str, Any, list[int]]] = [("particles", move, counts)]
-    if config.seeds:
-        parts.append(("seeds", train_seeds, sorted({1, most})))
-    rows = []
-    with Console(stderr=True).status("") as status:
-        for axis, part, sizes in parts:
-            alone = None
-            for count in sizes:
-                status.update(f"{axis} over {count} of {most} devices")
-                result, row = part(config, first(count, axis))
-                alone = result if alone is None else alone
-                rows.append(row | {"difference": difference(result, alone)})
-        if config.processes > 1:
-            status.update(f"particles over {config.processes} processes")
-            rows += start_processes(config)
+    rows, device = [], jax.devices()[0]
+    table = Table("what", title=f"{device.device_kind}: seconds, MB of each device, largest difference to one device")
+    for head in ("devices", "seconds", "in and out", "everything else", "difference"):
+        table.add_column(head, justify="right")
+    with Console(stderr=True).status("compiling and running") as status:
+        for row in measurements(config):
+            rows.append(row)
+            sizes = (f"{row[name]:.1f}" for name in ("mb_in_and_out", "mb_else"))
+            table.add_row(row["what"], f"{row['devices']}", f"{row['seconds']:.2f}", *sizes, f"{row['difference']:.0e}")
+            status.update(f"measured: {row['what']} on {row['devices']} devices")
     with open(config.out / "results.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    draw(rows[: len(counts)], config.out / "scale_out.png")
-    report(config, rows)
+    draw(rows, config.out / "scale_out.png")
+    honest = f"These devices are one processor and share its {os.cpu_count()} cores: more of them are not faster."
+    Console(width=120).print(table, *[honest] * (device.platform == "cpu"), f"files in {config.out}", sep="\n")
     return rows
-
-
-def report(config: Config, rows: list[dict[str, Any]]) -> None:
-    """Print the table, and what its seconds are worth."""
-    device = jax.devices()[0]
-    table = Table("what", title=f"{device.device_kind} ({device.platform}), bytes of each device")
-    for head in ("devices", "seconds", "in and out, MB", "everything else, MB", "largest difference to one"):
-        table.add_column(head, justify="right")
-    for row in rows:
-        numbers = (f"{row['seconds']:.2f}", f"{row['mb_in_and_out']:.1f}", f"{row['mb_else']:.1f}")
-        table.add_row(row["what"], str(row["devices"]), *numbers, f"{row['difference']:.1g}")
-    shared = f"These devices are made of one processor and share its {os.cpu_count()} cores: seconds do not fall here."
-    said = [shared] if device.platform == "cpu" else []
-    Console(width=120).print(table, *said, f"files in {config.out}", sep="\n")
 
 
 if __name__ == "__main__":
