@@ -90,7 +90,8 @@ class Budget(eqx.Module):
                 a PyTree of such. The flow runs in z = x / scale, so an Euler step moves x by scale² ε ∇V, an Adam
                 step by scale · ε. See `flowrl.spread`. None means 1.
             tolerance: speed >= 0 at which the set counts as at rest: it stops once the root mean square over particles
-                of |Δx| / ε is at most this, in units of `scale` per unit time. Refused for diffusions and jumps.
+                of |Δx| / ε is at most this, in units of `scale` per unit time. Refused for diffusions and jumps. A
+                random velocity or gradient (traits that say `random`, minibatches) counts as it was drawn.
             max_mmd: cap >= 0 on the maximum mean discrepancy between the set and its start, Gaussian kernel, in
                 units of `scale`. A set found beyond it goes back to where the last check left it, and stops. In
                 float32 a cap below about 1e-3 is decided by rounding, on the safe side.

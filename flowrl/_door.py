@@ -42,6 +42,8 @@ def check(
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, or the parts do not go together.
     """
+    if isinstance(target, type):
+        raise TypeError(f"target is the class {target.__name__}; did you mean an instance, {target.__name__}(...)?")
     if not isinstance(target, AbstractTarget):
         raise TypeError(
             f"target must be a flowrl target, got {type(target).__name__}. Wrap a value as Boltzmann(value), a log "
@@ -105,7 +107,7 @@ def _check_samples(target: AbstractTarget, particles: Particles, domain: Abstrac
 
 
 def check_key(flow: AbstractFlow, target: AbstractTarget, key: Key | None) -> None:
-    """Refuse a missing key.
+    """Refuse a missing key, and what is none.
 
     Args:
         flow: the velocity field.
@@ -113,8 +115,16 @@ def check_key(flow: AbstractFlow, target: AbstractTarget, key: Key | None) -> No
         key: randomness, or None.
 
     Raises:
-        ValueError: the flow or the target is stochastic and there is no key.
+        TypeError: the key is a number or another array.
+        ValueError: the flow or the target is stochastic and there is no key, or there are several.
     """
+    if key is not None:
+        dtype, shape = getattr(key, "dtype", None), np.shape(key)
+        typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+        if not typed and dtype != np.uint32:
+            raise TypeError(f"key must be a key of JAX such as jax.random.key(0), got {key!r}.")
+        if len(shape) != (0 if typed else 1):
+            raise ValueError(f"key must be one key, got an array of them, {shape}; take one, or vmap over all.")
     if key is None and (flow.traits.stochastic or target.stochastic):
         names = f"{type(flow).__name__} toward {type(target).__name__}"
         raise ValueError(f"{names} is stochastic: pass key=jax.random.key(seed).")

@@ -20,7 +20,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]  (Eq
     """
 
     nonfinite_score = (
-        "The score (the gradient of the target) was non-finite at every particle, so none is left to transport. "
+        "The score (the gradient of the target), or the flow's velocity, was non-finite at every particle, so none is "
+        "left to transport. "
         "Check the target at the starting particles, lower `step_size`, or use float64."
     )
     invalid_budget = (

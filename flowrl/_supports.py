@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from flowrl._domain import AbstractDomain
-from flowrl._flow import AbstractFlow
+from flowrl._flow import AbstractFlow, AbstractJumpFlow, AbstractStochasticFlow
 from flowrl._solver import AbstractSolver
 from flowrl._target import AbstractTarget
 
@@ -45,7 +45,8 @@ def supports(
         A `Support`, true or false, with the reason.
 
     Raises:
-        TypeError: a part is of another kind, or a class where an instance is meant.
+        TypeError: a part is of another kind, or a class where an instance is meant; or the flow lacks a method that
+            its traits announce.
 
     Example:
         ```python
@@ -61,6 +62,14 @@ def supports(
             raise TypeError(f"expected an instance of {kind.__name__}, got {part!r}.")
     traits, name = flow.traits, type(flow).__name__
     names = f"{name} with {type(solver).__name__}"
+    for trait, kind, method in (
+        ("diffuses", AbstractStochasticFlow, "noise"),
+        ("jumps", AbstractJumpFlow, "ancestors"),
+    ):
+        if getattr(traits, trait) and not isinstance(flow, kind):
+            raise TypeError(
+                f"the traits of {name} say {trait}=True; then subclass {kind.__name__} and write {method}()."
+            )
     if traits.diffuses and solver.handles_noise == "none":
         return _no(f"{names}: this solver cannot march a stochastic flow (it would rescale its noise); use Euler().")
     if traits.diffuses and solver.handles_noise == "additive" and not traits.additive:

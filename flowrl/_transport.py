@@ -14,11 +14,11 @@ from flowrl._custom_types import Key, Mask, Particles
 from flowrl._domain import AbstractDomain, Unbounded
 from flowrl._door import check, check_key, resolve
 from flowrl._flow import SVGD, AbstractFlow, Field
-from flowrl._misc import ravel
+from flowrl._misc import concrete, ravel
 from flowrl._solution import RESULTS, Solution, is_okay
 from flowrl._solver import AbstractSolver, Euler, March, Problem
 from flowrl._supports import supports
-from flowrl._target import AbstractTarget
+from flowrl._target import AbstractTarget, scalar
 
 _EXAMPLES = {"flow": "SVGD()", "solver": "Euler() or Optax(optax.adam(1.0))", "domain": "Box(-1, 1)"}
 
@@ -88,7 +88,15 @@ class Transport(eqx.Module):
         save = tuple(np.asarray(save).tolist()) if isinstance(save, Sequence | np.ndarray | jax.Array) else save
         solution = _run(self, target, particles, resolve(budget, particles), key, save)
         if throw:
-            solution = solution.result.error_if(solution, ~is_okay(solution.result))
+            failed = ~is_okay(solution.result)
+            known = concrete(failed)
+            if known is None:
+                return solution.result.error_if(solution, failed)
+            # On the host: an error from within a compiled program names the line that compiled it first.
+            if known.any():
+                raise RuntimeError(
+                    f"{RESULTS[solution.result]} With throw=False, print(solution) says how far it came."
+                )
         return solution
 
 
@@ -121,7 +129,8 @@ def transport(
         domain: where particles may be; they must start there.
         key: randomness; may be None if the flow and the target are deterministic.
         save: where to record the trajectory. Step solvers take increasing step counts, e.g. `save=(0, 1, 3)`;
-            `Diffrax` takes increasing times.
+            `Diffrax` takes increasing times. They are Python numbers and part of the compiled program, so within
+            `jax.jit` they are no argument of the jitted function, unless a static one.
         throw: raise when no finite particle is left or a traced argument was invalid. Use False inside `jax.jit` loops
             and `jax.vmap` (one bad set would raise for all) and read `solution.result`.
 
@@ -224,5 +233,5 @@ def conclude(problem: Problem, march: March, *, taken: Bool[Array, ""], valued: 
 
 
 def _values(target: AbstractTarget, particles: Particles, alive: Mask) -> Float[Array, " n"]:
-    values = jax.vmap(target.value)(particles)
+    values = jax.vmap(lambda x: scalar(target.value(x), f"{type(target).__name__}.value"))(particles)
     return jnp.where(alive & jnp.isfinite(values), values, jnp.nan)

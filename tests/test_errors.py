@@ -41,6 +41,62 @@ class Values(flowrl.AbstractFlow):
     traits = flowrl.Traits(needs=frozenset({"value"}))
     velocity = fitted = energy = lambda self, *args: None
 
+class Silent(flowrl.AbstractFlow):
+    traits = flowrl.Traits(diffuses=True)
+    velocity = fitted = energy = lambda self, *args: None
+
+class Unmoved(flowrl.AbstractFlow):
+    traits = flowrl.Traits(jumps=True)
+    velocity = fitted = energy = lambda self, *args: None
+
+class UnitAscent(flowrl.AbstractFlow):
+    traits = flowrl.Traits()
+    fitted = energy = lambda self, *args: None
+    def velocity(self, field, positions, alive):
+        gradient, alive = field.gradient(positions, alive)
+        return jnp.linalg.norm(gradient, axis=1, keepdims=True), alive
+
+class Alone(UnitAscent):
+    velocity = lambda self, field, positions, alive: positions
+
+class Maskless(UnitAscent):
+    velocity = lambda self, field, positions, alive: (positions, alive[:, None])
+
+class Undeclared(UnitAscent):
+    velocity = lambda self, field, positions, alive: (jax.random.normal(field.flow_key, positions.shape), alive)
+
+class OneNoise(flowrl.AbstractStochasticFlow):
+    traits = flowrl.Traits(diffuses=True)
+    velocity = lambda self, field, positions, alive: (positions, alive)
+    noise = lambda self, field, positions, alive, white: white[:, :1]
+    fitted = energy = lambda self, *args: None
+
+class OneMove(flowrl.AbstractStepSolver):
+    handles_noise = "none"
+    handles_jumps = needs_energy = False
+    handles_restriction = True
+    init = lambda self, positions: None
+    step = lambda self, flow, field, z, alive, state, size, key: (z[:, :1], state, alive, flowrl.RESULTS.successful)
+
+class VectorValue(flowrl.AbstractValueTarget):
+    vanishes_when_cold = False
+    value = lambda self, x: x
+    potential = lambda self, x, temperature, *, key: x
+
+class OwnGradient(flowrl.AbstractTarget):
+    knows = frozenset({"gradient", "value"})
+    stochastic = vanishes_when_cold = False
+    gradient = lambda self, x, temperature, *, key: -x
+    value = lambda self, x: x
+    potential = lambda self, x, temperature, *, key: x
+    samples = lambda self: None
+
+class SumGradient(OwnGradient):
+    gradient = lambda self, x, temperature, *, key: jnp.sum(x)
+
+class Misspelt(OwnGradient):
+    knows = frozenset({"grad"})
+
 class Adaptive(flowrl.AbstractSolver):
     handles_noise = "none"
     handles_jumps = False
@@ -97,6 +153,28 @@ CASES = {
         ["value_gradient", "(3,)", "(2,)"],
     ),
     "score structure": ("transport(Score(lambda x: x['a']), {'a': x}, budget)", ValueError, ["score", "must be equal"]),
+    "target class": ("transport(VectorValue, x, budget)", TypeError, ["class VectorValue", "VectorValue(...)"]),
+    "vector of a target of ones own": (
+        "transport(VectorValue(), x, budget)",
+        ValueError,
+        ["VectorValue.potential", "(2,)", "one scalar", "sum over"],
+    ),
+    "vector values of a target of ones own": (
+        "transport(OwnGradient(), x, budget)",
+        ValueError,
+        ["OwnGradient.value", "(2,)", "one scalar"],
+    ),
+    "vector potential of a target of ones own": (
+        "transport(OwnGradient(), x, Budget(2, temperature=1.0), flow=flowrl.Consensus(), key=jax.random.key(0))",
+        ValueError,
+        ["OwnGradient.potential", "(2,)", "one scalar"],
+    ),
+    "gradient of one number": (
+        "transport(SumGradient(), x, budget)",
+        ValueError,
+        ["SumGradient.gradient", "1 numbers", "particle of 2"],
+    ),
+    "knowledge misspelt": ("Misspelt()", ValueError, ["Misspelt.knows", "'grad'", "'gradient'", "'samples'"]),
     "value of a score": ("Score(jnp.negative).value(x[0])", TypeError, ["only a gradient", "Density(log_prob)"]),
     "value of a gradient": (
         "ValueGradient(jnp.negative).potential(x[0], 1.0, key=None)",
@@ -325,6 +403,81 @@ CASES = {
         "transport(normal, x, budget, solver=Adaptive(), domain=Box(-1, 1))",
         ValueError,
         ["Adaptive in Box", "not an ordinary differential equation", "Euler()"],
+    ),
+    "needs misspelt": (
+        "flowrl.Traits(needs=frozenset({'gradiant'}))",
+        ValueError,
+        ["needs", "'gradiant'", "'value', 'gradient', 'samples'"],
+    ),
+    "needs a word": ("flowrl.Traits(needs='gradient')", ValueError, ["needs", 'frozenset({"gradient"})']),
+    "energy needs misspelt": ("flowrl.Traits(energy_needs=frozenset({'V'}))", ValueError, ["energy_needs", "'V'"]),
+    "temperature misspelt": ("flowrl.Traits(temperature='non')", ValueError, ["'non'", "'none', 'any', 'positive'"]),
+    "velocity of one column": (
+        "transport(normal, x, budget, flow=UnitAscent())",
+        ValueError,
+        ["UnitAscent.velocity gave shape (4, 1); expected (4, 2)"],
+    ),
+    "velocity of one column by optax": (
+        "transport(normal, x, budget, flow=UnitAscent(), solver=flowrl.Optax())",
+        ValueError,
+        ["UnitAscent.velocity gave shape (4, 1); expected (4, 2)"],
+    ),
+    "velocity of one column by diffrax": (
+        "transport(normal, x, budget, flow=UnitAscent(), solver=flowrl.Diffrax())",
+        ValueError,
+        ["UnitAscent.velocity gave shape (4, 1); expected (4, 2)"],
+    ),
+    "velocity of one column in a sum": (
+        "transport(normal, x, budget, flow=UnitAscent() + flowrl.SVGD())",
+        ValueError,
+        ["UnitAscent.velocity gave shape (4, 1); expected (4, 2)"],
+    ),
+    "velocity alone": (
+        "transport(normal, x, budget, flow=Alone())",
+        TypeError,
+        ["Alone.velocity", "who is still alive"],
+    ),
+    "mask of another shape": (
+        "transport(normal, x, budget, flow=Maskless())",
+        ValueError,
+        ["Maskless.velocity", "(4, 1)", "alive", "(4,)"],
+    ),
+    "noise of one column": (
+        "transport(normal, x, budget, flow=OneNoise(), key=jax.random.key(0))",
+        ValueError,
+        ["OneNoise.noise gave shape (4, 1); expected (4, 2)"],
+    ),
+    "move of one column": (
+        "transport(normal, x, budget, flow=Ascent(), solver=OneMove())",
+        ValueError,
+        ["OneMove.step", "(4, 1)", "expected (4, 2)"],
+    ),
+    "randomness undeclared": (
+        "transport(normal, x, budget, flow=Undeclared(), key=jax.random.key(0))",
+        ValueError,
+        ["flow_key", "Traits(random=True)"],
+    ),
+    "noise without a method": (
+        "transport(normal, x, budget, flow=Silent(), key=jax.random.key(0))",
+        TypeError,
+        ["Silent", "diffuses=True", "AbstractStochasticFlow", "noise()"],
+    ),
+    "jumps without a method": (
+        "flowrl.Transport(Unmoved())",
+        TypeError,
+        ["Unmoved", "jumps=True", "AbstractJumpFlow", "ancestors()"],
+    ),
+    "a number for a key": ("transport(normal, x, budget, key=0)", TypeError, ["key", "jax.random.key(0)", "got 0"]),
+    "an array for a key": ("transport(normal, x, budget, key=x)", TypeError, ["key", "jax.random.key(0)"]),
+    "several keys": (
+        "transport(normal, x, budget, key=jax.random.split(jax.random.key(0), 3))",
+        ValueError,
+        ["one key", "(3,)", "vmap"],
+    ),
+    "no finite particle": (
+        "transport(Density(lambda x: jnp.sum(jnp.sqrt(x - 9))), x, budget)",
+        RuntimeError,
+        ["score", "or the flow's velocity", "throw=False"],
     ),
     "no energy to descend": (
         "transport(normal, x, budget, solver=Proximal())",

@@ -307,6 +307,18 @@ def test_random_flows_of_a_sum_have_randomness_of_their_own(key):
     assert two.var() == pytest.approx(2, abs=0.3)  # 4 if they shared it
 
 
+class Undeclared(Shaken):
+    """The same, but its traits are silent about it."""
+
+    traits: ClassVar[flowrl.Traits] = flowrl.Traits(temperature="none", entropic=False)
+
+
+@pytest.mark.parametrize("flow", [Undeclared(), Undeclared() + Shaken(), 2.0 * Undeclared()])
+def test_randomness_is_given_to_those_alone_who_declare_it(flow, key):
+    with pytest.raises(ValueError, match="random=True"):
+        _run(flow, jnp.zeros((3, 1), FLOAT), flowrl.Budget(1, 1.0), key=key)
+
+
 def test_what_one_flow_freezes_rests_in_all(key):
     start = draw(12, (9, 2)).at[4, 0].set(6.0)
     for flow in (flowrl.SVGD() + 0.5 * JUMPS, Shaken() + flowrl.Ascent()):

@@ -55,6 +55,14 @@ def test_speed_is_measured_in_the_unit_of_the_budget_and_only_over_the_living():
     assert int(solution.stats["nonfinite"]) == 1
 
 
+def test_a_random_velocity_rests_where_what_it_draws_is_small(key):
+    target, start = flowrl.Empirical(draw(3, (40, 2))), draw(4, (40, 2)) + 1
+    budget, flow = flowrl.Budget(1000, 1.0, tolerance=5e-3), flowrl.MMDFlow(noise=0.1)
+    solution = flowrl.transport(target, start, budget, flow=flow, key=key)
+    assert solution.result == flowrl.RESULTS.stationary
+    assert 0.5 < float(solution.stats["displacement_rms"]) < 3
+
+
 def test_zero_step_sizes_are_not_rest():
     particles = draw(2, (5, 2))
     sizes = np.array([0.0, 0.0, 0.2, 0.2])

@@ -7,6 +7,8 @@ from flowrl._flow._base import (
     AbstractJumpFlow as AbstractJumpFlow,
     AbstractStochasticFlow as AbstractStochasticFlow,
     Traits as Traits,
+    noise_of as noise_of,
+    velocity_of as velocity_of,
 )
 from flowrl._flow._birth_death import BirthDeath as BirthDeath
 from flowrl._flow._blob import Blob as Blob

@@ -1,7 +1,8 @@
 """What a flow is: a velocity for every particle, and the energy it descends where one exists."""
 
 import abc
-from typing import Any, Literal, NamedTuple
+import dataclasses
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,10 +11,13 @@ from jaxtyping import Array, Int
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
 from flowrl._flow._field import Field
-from flowrl._target import Knowledge
+from flowrl._target import Knowledge, check_knowledge
+
+_Temperature = Literal["none", "any", "positive"]
 
 
-class Traits(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Traits:
     """What a flow asks of the other parts: its row of the compatibility table.
 
     Attributes:
@@ -25,16 +29,28 @@ class Traits(NamedTuple):
         diffuses: the flow is an `AbstractStochasticFlow` with noise.
         additive: that noise is the white noise times numbers that do not depend on the particles.
         jumps: the flow is an `AbstractJumpFlow` with jumps.
+
+    Raises:
+        ValueError: a word is none of those above.
     """
 
     needs: frozenset[Knowledge] = frozenset({"gradient"})
-    temperature: Literal["none", "any", "positive"] = "any"
+    temperature: _Temperature = "any"
     entropic: bool = True
     energy_needs: frozenset[Knowledge] | None = None
     random: bool = False
     diffuses: bool = False
     additive: bool = False
     jumps: bool = False
+
+    def __post_init__(self):
+        check_knowledge("Traits.needs", self.needs)
+        check_knowledge("Traits.energy_needs", self.energy_needs or ())
+        allowed = get_args(_Temperature)
+        if self.temperature not in allowed:
+            raise ValueError(
+                f"Traits.temperature is {self.temperature!r}; expected one of {', '.join(map(repr, allowed))}."
+            )
 
     @property
     def stochastic(self) -> bool:
@@ -150,3 +166,51 @@ class AbstractJumpFlow(AbstractFlow):
             time: length of the step in the flow's time.
             key: randomness of this step.
         """
+
+
+def velocity_of(flow: AbstractFlow, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+    """Ask a flow for its velocity and see that it is one: (n, 1) would be broadcast to (n, d) without a word.
+
+    Args:
+        flow: the velocity field.
+        field: the target at this step's temperature.
+        positions: z, (n, d).
+        alive: particles that are not frozen.
+
+    Raises:
+        TypeError: it gave something else than a velocity and a mask.
+        ValueError: one of them has another shape.
+    """
+    given = flow.velocity(field, positions, alive)
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise TypeError(
+            f"{type(flow).__name__}.velocity gave a {type(given).__name__}; expected two things, the velocity (n, d) "
+            "and who is still alive (n,)."
+        )
+    velocity, alive = given
+    _expect(flow, "velocity", velocity, positions.shape)
+    _expect(flow, "velocity", alive, positions.shape[:1], " for who is alive")
+    return velocity, alive
+
+
+def noise_of(flow: Any, field: Field, positions: Positions, alive: Mask, white: Positions) -> Positions:
+    """Ask a flow for its noise and see that it has the shape of the particles.
+
+    Args:
+        flow: an `AbstractStochasticFlow`.
+        field: the target at this step's temperature.
+        positions: z, (n, d).
+        alive: particles that are not frozen.
+        white: independent standard normal numbers, (n, d).
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    noise = flow.noise(field, positions, alive, white)
+    _expect(flow, "noise", noise, positions.shape)
+    return noise
+
+
+def _expect(flow: AbstractFlow, method: str, given: Any, shape: tuple[int, ...], what: str = "") -> None:
+    if jnp.shape(given) != shape:
+        raise ValueError(f"{type(flow).__name__}.{method} gave shape {jnp.shape(given)}{what}; expected {shape}.")

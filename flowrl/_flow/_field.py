@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key, Mask, Particle, Particles, PerParticle, Positions, Scalar
 from flowrl._domain import AbstractDomain
-from flowrl._target import AbstractTarget
+from flowrl._target import AbstractTarget, scalar
 
 
 class Field(eqx.Module):
@@ -22,7 +22,7 @@ class Field(eqx.Module):
     Attributes:
         temperature: α of this step.
         key: randomness of the target at this step, or None.
-        flow_key: randomness of the flow's velocity at this step, or None.
+        velocity_key: what `flow_key` gives; None if there is none.
         target: the density.
         domain: gives x = T(y).
         scale: unit of length of each coordinate.
@@ -32,12 +32,26 @@ class Field(eqx.Module):
 
     temperature: Scalar
     key: Key | None
-    flow_key: Key | None
+    velocity_key: Key | None
     target: AbstractTarget
     domain: AbstractDomain
     scale: Float[Array, "1 d"]
     entropic: bool = eqx.field(static=True)
     unravel: Callable[[Positions], Particles] = eqx.field(static=True)
+
+    @property
+    def flow_key(self) -> Key:
+        """Randomness of the flow's velocity at this step.
+
+        Raises:
+            ValueError: the flow's traits do not say `random=True`, or the field was made without a key.
+        """
+        if self.velocity_key is None:
+            raise ValueError(
+                "the field has no flow_key: a flow whose velocity is random says so by Traits(random=True), and then "
+                "transport asks for a key."
+            )
+        return self.velocity_key
 
     def gradient(self, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give ∇_z U at every particle.
@@ -51,7 +65,13 @@ class Field(eqx.Module):
         """
         particles = self.unravel(positions * self.scale)
         gradient = jax.vmap(self._mapped_gradient if self.domain.maps else self._gradient)(particles)
-        flat = jax.vmap(lambda g: jax.flatten_util.ravel_pytree(g)[0])(gradient) * self.scale
+        flat = jax.vmap(lambda g: jax.flatten_util.ravel_pytree(g)[0])(gradient)
+        if flat.shape != positions.shape:
+            raise ValueError(
+                f"{type(self.target).__name__}.gradient gave {flat.shape[1]} numbers for one particle of "
+                f"{positions.shape[1]}; expected the structure and shapes of the particle."
+            )
+        flat = flat * self.scale
         alive = alive & jnp.all(jnp.isfinite(flat), axis=1)
         return jnp.where(alive[:, None], flat, 0), alive
 
@@ -99,7 +119,9 @@ class Field(eqx.Module):
         return jax.tree.map(lambda g, v: g + self.temperature * v, gradient, volume)
 
     def _potential(self, particle: Particle) -> Scalar:
-        if not self.domain.maps:
-            return self.target.potential(particle, self.temperature, key=self.key)
-        potential = self.target.potential(self.domain.forward(particle), self.temperature, key=self.key)
-        return potential + self.temperature * self.domain.log_det_jacobian(particle) if self.entropic else potential
+        x = self.domain.forward(particle) if self.domain.maps else particle
+        potential = self.target.potential(x, self.temperature, key=self.key)
+        potential = scalar(potential, f"{type(self.target).__name__}.potential")
+        if self.domain.maps and self.entropic:
+            return potential + self.temperature * self.domain.log_det_jacobian(particle)
+        return potential

@@ -95,7 +95,6 @@ class MMDFlow(AbstractFlow):
         weight = alive.astype(x.dtype)
         at = x
         if self.noise is not None:
-            assert field.flow_key is not None  # the door of `transport` has seen to it
             at = x + self.noise.astype(x.dtype) * jr.normal(field.flow_key, x.shape, x.dtype)
         apart = kernel.gradient(at, x, weight) / jnp.maximum(jnp.sum(weight), 1)
         toward = kernel.gradient(at, y, jnp.full(y.shape[0], 1 / y.shape[0], y.dtype))

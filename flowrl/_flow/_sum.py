@@ -10,7 +10,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
-from flowrl._flow._base import AbstractFlow, AbstractJumpFlow, AbstractStochasticFlow, Traits
+from flowrl._flow._base import AbstractFlow, AbstractJumpFlow, AbstractStochasticFlow, Traits, noise_of, velocity_of
 from flowrl._flow._field import Field
 from flowrl._misc import concrete
 
@@ -113,7 +113,7 @@ class SumFlow(AbstractStochasticFlow, AbstractJumpFlow):
         """
         velocities = []
         for flow, seen in zip(self.flows, self._fields(field), strict=True):
-            velocity, alive = flow.velocity(seen, positions, alive)
+            velocity, alive = velocity_of(flow, seen, positions, alive)
             velocities.append(velocity)
         weights = self.weights.astype(positions.dtype)
         velocity = reduce(jnp.add, [w * v for w, v in zip(weights, velocities, strict=True)])
@@ -130,8 +130,7 @@ class SumFlow(AbstractStochasticFlow, AbstractJumpFlow):
         """
         for weight, flow in zip(self.weights.astype(positions.dtype), self.flows, strict=True):
             if flow.traits.diffuses:
-                noise = cast(AbstractStochasticFlow, flow).noise(field, positions, alive, white)
-                return jnp.sqrt(weight) * noise
+                return jnp.sqrt(weight) * noise_of(flow, field, positions, alive, white)
         return jnp.zeros_like(positions)
 
     def ancestors(self, field: Field, positions: Positions, alive: Mask, time: Scalar, key: Key) -> Int[Array, " n"]:
@@ -180,11 +179,15 @@ class SumFlow(AbstractStochasticFlow, AbstractJumpFlow):
         return reduce(jnp.add, energies)
 
     def _fields(self, field: Field) -> list[Field]:
-        """Give each flow the field, with randomness of its own where several ask for it."""
-        if field.flow_key is None or sum(flow.traits.random for flow in self.flows) < 2:
+        """Give each flow the field, with randomness of its own where several ask for it, and none where none is."""
+        if field.velocity_key is None:
             return [field] * len(self.flows)
-        keys = jr.split(field.flow_key, len(self.flows))
-        return [eqx.tree_at(lambda f: f.flow_key, field, key) for key in keys]
+        random = [flow.traits.random for flow in self.flows]
+        keys = jr.split(field.velocity_key, len(self.flows)) if sum(random) > 1 else [field.velocity_key] * len(random)
+        return [
+            eqx.tree_at(lambda f: f.velocity_key, field, key if draws else None)
+            for key, draws in zip(keys, random, strict=True)
+        ]
 
 
 def _named(flows: tuple[AbstractFlow, ...], ask: Callable[[Traits], bool]) -> list[str]:

@@ -49,10 +49,11 @@ class Problem(eqx.Module):
         target_key = flow_key = solver_key = None
         if self.key is not None:
             target_key, flow_key, solver_key = jr.split(jr.fold_in(self.key, step), 3)
-        if not self.field.target.stochastic:
-            target_key = None
+        # Randomness goes to who declares it: what works with a key at hand would fail without.
+        target_key = target_key if self.field.target.stochastic else None
+        flow_key = flow_key if self.flow.traits.random else None
         field = eqx.tree_at(
-            lambda f: (f.temperature, f.key, f.flow_key),
+            lambda f: (f.temperature, f.key, f.velocity_key),
             self.field,
             (temperature, target_key, flow_key),
             is_leaf=lambda x: x is None,

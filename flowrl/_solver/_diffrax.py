@@ -14,7 +14,7 @@ import optimistix as optx
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
-from flowrl._flow import AbstractStochasticFlow
+from flowrl._flow import AbstractStochasticFlow, noise_of, velocity_of
 from flowrl._misc import check_count, row_norm
 from flowrl._solution import RESULTS
 from flowrl._solver._base import AbstractSolver, March, Problem
@@ -156,7 +156,7 @@ class Diffrax(AbstractSolver):
         end = solution.ys[0][-1].astype(start.dtype)
         finite = present & jnp.all(jnp.isfinite(end), axis=1)
         end = problem.restrict(jnp.where(finite[:, None], end, given) * scale)[0] / scale
-        _, alive = problem.flow.velocity(_at_time(problem, total), end, finite)
+        _, alive = velocity_of(problem.flow, _at_time(problem, total), end, finite)
         result = RESULTS.promote(solution.result)
         landed = solution.result == diffrax.RESULTS.event_occurred
         for mask, reason in zip(solution.event_mask or (), reasons, strict=True):
@@ -223,7 +223,7 @@ def _at_time(problem: Problem, t: Scalar):
 
 def _velocity(everyone: Mask) -> Callable[[Any, Positions, Problem], Positions]:
     def velocity(t: Any, z: Positions, problem: Problem) -> Positions:
-        return problem.flow.velocity(_at_time(problem, t), z, everyone)[0]
+        return velocity_of(problem.flow, _at_time(problem, t), z, everyone)[0]
 
     return velocity
 
@@ -233,8 +233,8 @@ def _diffusion(everyone: Mask, shape: jax.ShapeDtypeStruct) -> Callable[[Any, Po
         flow, field = problem.flow, _at_time(problem, t)
         assert isinstance(flow, AbstractStochasticFlow)
         if flow.traits.additive:
-            return lx.DiagonalLinearOperator(flow.noise(field, z, everyone, jnp.ones(shape.shape, shape.dtype)))
-        return lx.FunctionLinearOperator(lambda white: flow.noise(field, z, everyone, white), shape)
+            return lx.DiagonalLinearOperator(noise_of(flow, field, z, everyone, jnp.ones(shape.shape, shape.dtype)))
+        return lx.FunctionLinearOperator(lambda white: noise_of(flow, field, z, everyone, white), shape)
 
     return diffusion
 

@@ -7,7 +7,7 @@ import jax.random as jr
 from jaxtyping import PyTree
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
-from flowrl._flow import AbstractFlow, AbstractJumpFlow, AbstractStochasticFlow, Field
+from flowrl._flow import AbstractFlow, AbstractJumpFlow, Field, noise_of, velocity_of
 from flowrl._solution import RESULTS
 from flowrl._solver._step import AbstractStepSolver
 
@@ -52,7 +52,7 @@ class Euler(AbstractStepSolver):
             step_size: ε.
             key: randomness of this step for stochastic flows, else None.
         """
-        velocity, alive = flow.velocity(field, positions, alive)
+        velocity, alive = velocity_of(flow, field, positions, alive)
         move = step_size * velocity
         if not flow.traits.diffuses and not flow.traits.jumps:
             return move, state, alive, RESULTS.successful
@@ -60,7 +60,7 @@ class Euler(AbstractStepSolver):
         noise_key, jump_key = jr.split(key)
         if flow.traits.diffuses:
             white = jr.normal(noise_key, positions.shape, positions.dtype)
-            move = move + jnp.sqrt(step_size) * cast(AbstractStochasticFlow, flow).noise(field, positions, alive, white)
+            move = move + jnp.sqrt(step_size) * noise_of(flow, field, positions, alive, white)
         if flow.traits.jumps:
             moved = positions + move
             parents = cast(AbstractJumpFlow, flow).ancestors(field, moved, alive, step_size, jump_key)

@@ -9,7 +9,7 @@ import optimistix as optx
 from jaxtyping import PyTree
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
-from flowrl._flow import AbstractFlow, Field
+from flowrl._flow import AbstractFlow, Field, velocity_of
 from flowrl._misc import check_count
 from flowrl._solution import RESULTS
 from flowrl._solver._step import AbstractStepSolver
@@ -95,7 +95,7 @@ class JKO(AbstractStepSolver):
             key: unused.
         """
         del key
-        _, alive = flow.velocity(field, positions, alive)
+        _, alive = velocity_of(flow, field, positions, alive)
         fixed = flow.fitted(field, positions, alive)
         count = jnp.maximum(jnp.sum(alive.astype(positions.dtype)), 1)
         # Zero has no proximal pull to divide by; such a step stays where it is.
@@ -114,5 +114,5 @@ class JKO(AbstractStepSolver):
         move = jnp.where(step_size > 0, found.value.astype(positions.dtype), 0)
         result: Any = RESULTS
         result = result.where(step_size > 0, RESULTS.promote(found.result), result.successful)
-        _, still = flow.velocity(field, positions + move, alive)
+        _, still = velocity_of(flow, field, positions + move, alive)
         return move, state, still, result

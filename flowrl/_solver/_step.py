@@ -89,6 +89,10 @@ class AbstractStepSolver(AbstractSolver):
         move, state, alive, result = self.step(
             problem.flow, field, before / scale, progress.alive, progress.state, step_size, key
         )
+        if jnp.shape(move) != before.shape:
+            raise ValueError(
+                f"{type(self).__name__}.step proposed a move of shape {jnp.shape(move)}; expected {before.shape}."
+            )
         proposed = before + scale * move
         # Asked before the domain is: a projection would turn an overflow into a point on a face.
         alive = alive & jnp.all(jnp.isfinite(proposed), axis=1)

@@ -1,7 +1,12 @@
 """Targets: what particles move toward."""
 
-from flowrl._target._base import AbstractTarget as AbstractTarget, Knowledge as Knowledge
+from flowrl._target._base import (
+    AbstractTarget as AbstractTarget,
+    Knowledge as Knowledge,
+    check_knowledge as check_knowledge,
+)
 from flowrl._target._empirical import Empirical as Empirical
+from flowrl._target._function import scalar as scalar
 from flowrl._target._gradient import Score as Score, ValueGradient as ValueGradient
 from flowrl._target._posterior import Posterior as Posterior
 from flowrl._target._tilted import Tilted as Tilted

@@ -5,7 +5,8 @@ everywhere: `Boltzmann` has U = V(x), law ∝ exp(V/α); `Density` has U = α lo
 """
 
 import abc
-from typing import Any, Literal, NoReturn, TypeAlias
+from collections.abc import Iterable
+from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -30,6 +31,9 @@ class AbstractTarget(eqx.Module):
     knows: AbstractVar[frozenset[Knowledge]]
     stochastic: AbstractVar[bool]
     vanishes_when_cold: AbstractVar[bool]
+
+    def __check_init__(self):
+        check_knowledge(f"{type(self).__name__}.knows", self.knows)
 
     @abc.abstractmethod
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
@@ -78,6 +82,25 @@ class AbstractTarget(eqx.Module):
         Raises:
             TypeError: the target has no samples.
         """
+
+
+def check_knowledge(name: str, words: Iterable[str]) -> None:
+    """Refuse words that name nothing that can be known of a target.
+
+    Args:
+        name: what holds them, for the message.
+        words: such as {"gradient"}.
+
+    Raises:
+        ValueError: a word is not a `Knowledge`.
+    """
+    allowed = get_args(Knowledge)
+    unknown = sorted(set(words) - set(allowed))
+    if unknown:
+        raise ValueError(
+            f"{name} has {', '.join(map(repr, unknown))}; expected a set of {', '.join(map(repr, allowed))}, such as "
+            'frozenset({"gradient"}).'
+        )
 
 
 def as_arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -46,7 +46,10 @@ class AbstractValueTarget(AbstractTarget):
             temperature: α >= 0.
             key: unused, the target is deterministic.
         """
-        potential, gradient = jax.value_and_grad(lambda x: self.potential(x, temperature, key=key))(particle)
+        name = f"{type(self).__name__}.potential"
+        potential, gradient = jax.value_and_grad(lambda x: scalar(self.potential(x, temperature, key=key), name))(
+            particle
+        )
         return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(potential), leaf, jnp.nan), gradient)
 
     def samples(self) -> NoReturn:
