@@ -25,10 +25,10 @@ class Crowd(flowrl.AbstractFlow):
     def velocity(self, field, positions, alive):
         """∇V(x_i) + (α/n) Σ_j k_ij (x_i − x_j)/w²: −n times the slope of the energy."""
         gradient, alive = field.gradient(positions, alive)  # zero for whoever is not alive; may freeze more
-        kernel, count = self._kernel(positions, alive)
+        kernel, centred, count = self._kernel(positions, alive)
         width = self.width.astype(positions.dtype)
         # Two matrix products in the place of an array (n, n, d).
-        repulsion = (jnp.sum(kernel, axis=1, keepdims=True) * positions - kernel @ positions) / width**2
+        repulsion = (jnp.sum(kernel, axis=1, keepdims=True) * centred - kernel @ centred) / width**2
         return gradient + field.temperature * repulsion / count, alive
 
     def fitted(self, field, positions, alive):
@@ -39,19 +39,19 @@ class Crowd(flowrl.AbstractFlow):
     def energy(self, field, positions, alive):
         """One number for the whole set."""
         potential, alive = field.potential(positions, alive)
-        kernel, count = self._kernel(positions, alive)
+        kernel, _, count = self._kernel(positions, alive)
         return -jnp.sum(potential) / count + field.temperature * jnp.sum(kernel) / (2 * count**2)
 
     def _kernel(self, positions, alive):
-        """k between the living, zero for the others; and how many live."""
+        """k between the living, zero for the others; the positions around their mean; and how many live."""
         weight = alive.astype(positions.dtype)
         count = jnp.maximum(jnp.sum(weight), 1)
-        mean = jnp.sum(weight[:, None] * positions, axis=0, keepdims=True) / count
+        mean = jnp.sum(jnp.where(alive[:, None], positions, 0), axis=0, keepdims=True) / count
         centred = jnp.where(alive[:, None], positions - mean, 0)  # an offset would cost the digits of small distances
         squares = jnp.sum(centred**2, axis=1)
         distances = jnp.maximum(squares[:, None] + squares[None] - 2 * centred @ centred.T, 0)
         kernel = jnp.exp(-distances / (2 * self.width.astype(positions.dtype) ** 2))
-        return kernel * weight[:, None] * weight[None], count
+        return kernel * weight[:, None] * weight[None], centred, count
 
 
 # --8<-- [end:flow]
@@ -74,8 +74,16 @@ boxed = flowrl.transport(target, start, flowrl.Budget(200, 0.1, 4.0), flow=flow,
 def slope_error(flow, target, positions, temperature):
     """How far velocity is from −n ∇energy, on a set of which one particle is frozen."""
     alive = jnp.arange(len(positions)) > 0
-    alpha, unit = jnp.asarray(temperature, positions.dtype), jnp.ones_like(positions[:1])
-    field = flowrl.Field(alpha, None, None, target, flowrl.Unbounded(), unit, flow.traits.entropic, lambda z: z)
+    field = flowrl.Field(
+        temperature=jnp.asarray(temperature, positions.dtype),
+        key=None,  # of the target, if it is stochastic
+        velocity_key=jr.key(0) if flow.traits.random else None,
+        target=target,
+        domain=flowrl.Unbounded(),
+        scale=jnp.ones_like(positions[:1]),
+        entropic=flow.traits.entropic,
+        unravel=lambda z: z,
+    )
     velocity, _ = flow.velocity(field, positions, alive)
     slope = jax.grad(lambda x: flow.energy(field, x, alive))(positions)
     return jnp.max(jnp.abs(velocity + jnp.sum(alive).astype(positions.dtype) * slope))
