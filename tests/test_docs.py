@@ -2,16 +2,21 @@
 
 import ast
 import collections
+import os
 import pathlib
 import re
 import runpy
+import subprocess
+import sys
 import textwrap
 
+import jax
 import numpy as np
 import pytest
 from problems import X64
 
 import flowrl
+from flowrl._solution import is_okay
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -52,6 +57,31 @@ def test_every_fence_is_found():
         assert found[path] == fences, f"{path.relative_to(ROOT)}: {fences} fences, of which {found[path]} are run"
 
 
+def test_the_home_page_shows_what_its_program_prints():
+    """In single precision, as a reader runs it; digits may differ a little from machine to machine."""
+    page = (ROOT / "docs" / "index.md").read_text()
+    code = FENCE.search(page).group(2)
+    printed = re.search(r"<!-- printed: quick start -->\n\n```text\n(.*?)```", page, re.DOTALL).group(1)
+    left, right = map(int, re.search(r"Of the 100 particles (\d+) end in the left Gaussian and (\d+)", page).groups())
+    program = code + "\nprint(int((solution.particles[:, 0] < 0).sum()))"
+    environment = os.environ | {"JAX_ENABLE_X64": "0"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    *lines, count = done.stdout.splitlines()
+    number = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+    got, shown = "\n".join(lines), printed.strip()
+    assert number.sub("#", got) == number.sub("#", shown), f"docs/index.md should show\n{got}"
+    assert list(map(float, number.findall(got))) == pytest.approx(list(map(float, number.findall(shown))), rel=0.02)
+    assert abs(int(count) - left) <= 2
+    assert left + right == 100
+
+
+def test_every_result_is_in_the_table_and_those_that_are_raised_are_said_to_be():
+    rows = re.findall(r"^\| (`.*?) \| (yes|no) \|", (ROOT / "docs" / "api" / "solution.md").read_text(), re.MULTILINE)
+    told = {name: raised == "yes" for names, raised in rows for name in re.findall(r"`(\w+)`", names)}
+    members = flowrl.RESULTS._name_to_item
+    assert told == {name: not bool(is_okay(member)) for name, member in members.items()}
+
+
 # The tutorials on writing parts
 
 
@@ -87,6 +117,14 @@ def test_a_flow_a_solver_and_a_domain_of_ones_own():
     assert np.abs(program["boxed"].particles).max() <= np.asarray(0.3, program["start"].dtype)
     error = program["slope_error"](program["flow"], program["target"], program["start"], 4.0)
     assert float(error) < (1e-14 if X64 else 1e-5)
+
+    # A start that is not finite, which the door cannot see, freezes itself alone.
+    @jax.jit
+    def hidden(start):
+        budget = flowrl.Budget(5, 0.1, 4.0)
+        return flowrl.transport(program["target"], start, budget, flow=program["flow"], throw=False)
+
+    assert int(hidden(program["start"].at[3, 0].set(np.nan)).stats["nonfinite"]) == 1
     above = program["above"].particles
     assert float(above.min()) > 1
     assert float(above.mean()) == pytest.approx(4, abs=0.02)
