@@ -36,6 +36,12 @@ def test_svgd_on_a_gpu_is_that_of_the_processor(n):
     np.testing.assert_allclose(np.asarray(there), np.asarray(here), atol=1e-4)
 
 
+def test_points_that_coincide_are_not_apart_as_products_come():
+    x = 10 * jax.device_put(jax.random.normal(jax.random.key(0), (300, 5), jnp.float32), _gpus()[0])
+    gram = flowrl.Matern(flowrl.FixedBandwidth(1.0)).gram(x, x)
+    np.testing.assert_array_equal(np.diag(np.asarray(gram)), 1)
+
+
 def test_the_median_of_a_gpu_is_exact():
     x = np.random.default_rng(0).normal(size=(301, 3)).astype(np.float32)
     alive = np.arange(301) % 5 > 0

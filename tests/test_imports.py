@@ -222,3 +222,10 @@ def test_import_needs_no_optional_package():
     assert done.returncode == 0, done.stderr
     loaded = {name.split(".")[0] for name in json.loads(done.stdout)}
     assert not loaded & (optional - {"filelock"})  # which JAX itself imports where it is installed
+
+
+@pytest.mark.parametrize("module", ["flowrl", "flowrl.rl", "flowrl.rlhf", "flowrl.sharding"])
+def test_no_import_starts_a_device(module):
+    """`jax.distributed.initialize`, and flags of XLA, must come before the first array."""
+    words = f"import {module}; from jax._src import xla_bridge; raise SystemExit(len(xla_bridge._backends))"
+    assert subprocess.run([sys.executable, "-c", words], check=False, timeout=120).returncode == 0

@@ -166,7 +166,7 @@ def test_two_particles_repel_by_the_formula():
     np.testing.assert_allclose(velocity, [[-push], [push]], rtol=tolerance(1e-12, 1e-5))
 
 
-# The median without a sort
+# The exact median
 
 _values = st.one_of(
     st.just(0.0), st.just(1.0), st.sampled_from([0.25, 0.5, 3.0]), st.floats(0, 1e6, allow_subnormal=False, width=32)
@@ -194,6 +194,21 @@ def test_the_median_of_gpus_is_that_of_processors(values, total):
     counted, sorted_ = (way(kept, jnp.asarray(total)) for way in (_by_counting, _by_sorting))
     if total:  # by bits zero is as good as any number that a processor flushes to zero
         np.testing.assert_allclose(counted, sorted_, rtol=0, atol=2e-38)
+
+
+def test_a_median_over_more_pairs_than_can_be_counted_is_refused():
+    many = jax.ShapeDtypeStruct((65_537, 1), FLOAT), jax.ShapeDtypeStruct((65_537,), bool)
+    with pytest.raises(ValueError, match="median of all pairs of 65537 particles"):
+        jax.eval_shape(flowrl.MedianBandwidth(most=None), *many)
+    assert jax.eval_shape(flowrl.MedianBandwidth(), *many).shape == ()
+
+
+def test_distances_have_all_digits_whatever_products_have():
+    # On a processor the setting changes nothing, so the program is asked.
+    with jax.default_matmul_precision("bfloat16"):
+        program = str(jax.make_jaxpr(lambda x: flowrl.RBF(flowrl.FixedBandwidth(1.0)).gram(x, x))(jnp.zeros((3, 2))))
+    assert program.count("dot_general") == 1
+    assert "HIGHEST" in program
 
 
 def test_the_median_can_be_interpreted():

@@ -68,7 +68,7 @@ class MedianBandwidth(AbstractBandwidth):
 
     Attributes:
         most: above this many particles the median is that of a fixed subset of as many; None for all, which takes half
-            a matrix of n² distances.
+            a matrix of n² distances and is refused from 65 537 particles on.
     """
 
     most: int | None = eqx.field(static=True, default=_MOST)
@@ -208,11 +208,14 @@ def _check_most(most: Any) -> None:
 
 
 def _median(positions: Positions, alive: Mask, most: int | None) -> Scalar:
-    n = positions.shape[0]
+    # Before the median, so that nothing differentiates through a sort.
+    n, positions = positions.shape[0], jax.lax.stop_gradient(positions)
     if most is not None and n > most:
         # Chosen when tracing, from n alone: the same subset every step, whatever the order of clusters in the array.
         subset = np.sort(np.random.default_rng(n).choice(n, most, replace=False))
         positions, alive = positions[subset], alive[subset]
+    if (count := positions.shape[0]) * (count - 1) // 2 >= 2**31:
+        raise ValueError(f"the median of all pairs of {n} particles is over 2³¹ numbers or more; give most=512, say.")
     squared, counted = pair_distances(positions, alive)
     median = masked_median(squared, counted)
     mean = jnp.sum(jnp.where(counted, squared, 0)) / jnp.maximum(jnp.sum(counted.astype(squared.dtype)), 1)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._kernel._blocks import by_tiles
-from flowrl._kernel._distance import centre
+from flowrl._kernel._distance import centre, inner_products
 
 
 class Pairs(NamedTuple):
@@ -278,8 +278,8 @@ class AbstractScalarKernel(AbstractKernel):
             )
         own_x, own_y = jnp.sum(score_x * x, axis=1)[:, None], jnp.sum(score_y * y, axis=1)[None, :]
         # s_x·(x − y) and s_y·(x − y) at all pairs.
-        along_x, along_y = own_x - score_x @ y.T, x @ score_y.T - own_y
-        gram = (score_x @ score_y.T) * jet.value + jet.radial * (along_y - along_x) + jet.trace
+        along_x, along_y = own_x - inner_products(score_x, y), inner_products(x, score_y) - own_y
+        gram = inner_products(score_x, score_y) * jet.value + jet.radial * (along_y - along_x) + jet.trace
         return gram if jet.linear is None else gram + jet.linear * (own_x + own_y)
 
     def _ready(
@@ -294,5 +294,5 @@ class AbstractScalarKernel(AbstractKernel):
 
 def _pairs(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Pairs:
     squared_x, squared_y = jnp.sum(x * x, axis=1)[:, None], jnp.sum(y * y, axis=1)[None, :]
-    inner = x @ y.T
+    inner = inner_products(x, y)
     return Pairs(jnp.maximum(squared_x + squared_y - 2 * inner, 0), inner, squared_x, squared_y, x.shape[1])

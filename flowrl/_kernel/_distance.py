@@ -1,4 +1,4 @@
-"""Squared distances by one matrix product, safe in float32, and the exact median without a sort."""
+"""Squared distances by one matrix product, safe in float32, and the exact median."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,20 @@ def squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[A
         y: (m, d).
     """
     squared_x, squared_y = jnp.sum(x * x, axis=1), jnp.sum(y * y, axis=1)
-    return jnp.maximum(squared_x[:, None] + squared_y[None, :] - 2 * (x @ y.T), 0)
+    return jnp.maximum(squared_x[:, None] + squared_y[None, :] - 2 * inner_products(x, y), 0)
+
+
+def inner_products(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """Give x_i·y_j with all digits of the dtype, whatever precision products have elsewhere.
+
+    What is left of |x|² + |y|² − 2xy between near points is the difference of large numbers: rounded to the 10 bits of
+    TF32, which GPUs multiply by, points that coincide would be apart.
+
+    Args:
+        x: (n, d).
+        y: (m, d).
+    """
+    return jnp.matmul(x, y.T, precision="highest")
 
 
 def pair_distances(x: Float[Array, "n d"], alive: Mask) -> tuple[Float[Array, "m n"], Bool[Array, "m n"]]:
@@ -72,9 +85,7 @@ def masked_median(values: Float[Array, "..."], mask: Bool[Array, "..."]) -> Floa
     wide = values if values.dtype == jnp.float64 else values.astype(jnp.float32)
     kept = jnp.where(mask, wide, jnp.asarray(jnp.inf, wide.dtype))
     total = jnp.sum(mask.astype(jnp.int32))
-    # XLA's stable sort ends at this many.
-    others = _middle_by_sorting if kept.size < 2**31 else _middle_by_counting
-    lower, upper = jax.lax.platform_dependent(kept, total, cpu=_middle_by_counting, default=others)
+    lower, upper = jax.lax.platform_dependent(kept, total, cpu=_middle_by_counting, default=_middle_by_sorting)
     return jnp.where(total > 0, 0.5 * (lower + upper), 0).astype(values.dtype)
 
 

@@ -13,7 +13,6 @@ from flowrl.rl._authors import AuthorsSVGD
 from flowrl.rl._critic import Mean, Minimum
 from flowrl.rl._vgf import VGF
 
-_ACTIONS = Box(-1.0, 1.0)
 # Made once: an optimiser made anew would compile anew. Plain Adam, as the authors have it.
 _ADAM = optax.adam(1.0)
 _CLIPPED_ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1.0))
@@ -31,7 +30,8 @@ def default(steps: int = 0, step_size: float = 0.1, **changes: object) -> VGF:
     """
     samples = {"samples": max(8, int(changes.get("particles", 8)))}  # pyright: ignore[reportArgumentType]
     return _changed(
-        VGF(transport=Transport(Ascent(), Optax(), _ACTIONS), train_budget=Budget(steps, step_size)), samples | changes
+        VGF(transport=Transport(Ascent(), Optax(), _actions()), train_budget=Budget(steps, step_size)),
+        samples | changes,
     )
 
 
@@ -47,7 +47,7 @@ def paper(steps: int = 1, step_size: float = 0.1, **changes: object) -> VGF:
         Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026.
     """
     vgf = VGF(
-        transport=Transport(SVGD(), Euler(), _ACTIONS),
+        transport=Transport(SVGD(), Euler(), _actions()),
         train_budget=Budget(steps, step_size, 0.0),
         relative=False,
         particles=5,
@@ -79,7 +79,7 @@ def reference(
         github.com/ryanxhr/vgf at 3ec8f9b, defaults of its offline scripts.
     """
     vgf = VGF(
-        transport=Transport(AuthorsSVGD(through_bandwidth), Optax(_ADAM), _ACTIONS),
+        transport=Transport(AuthorsSVGD(through_bandwidth), Optax(_ADAM), _actions()),
         train_budget=Budget(steps, step_size, temperature),
         relative=False,
         particles=10,
@@ -112,7 +112,7 @@ def amortized(steps: int = 5, step_size: float = 0.1, **changes: object) -> VGF:
         github.com/ryanxhr/vgf at 3ec8f9b, agents/a_vgf.py.
     """
     vgf = VGF(
-        transport=Transport(Ascent(), Optax(_CLIPPED_ADAM), _ACTIONS),
+        transport=Transport(Ascent(), Optax(_CLIPPED_ADAM), _actions()),
         train_budget=Budget(steps, step_size),
         relative=False,
         particles=5,
@@ -133,3 +133,8 @@ def _changed(vgf: VGF, changes: dict[str, object]) -> VGF:
     if unknown:
         raise TypeError(f"VGF has no fields {sorted(unknown)}; it has {[f.name for f in dataclasses.fields(vgf)]}.")
     return dataclasses.replace(vgf, **changes)
+
+
+def _actions() -> Box:
+    """Give the box of standardised actions; no array is made when this module is imported."""
+    return Box(-1.0, 1.0)

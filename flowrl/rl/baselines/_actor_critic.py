@@ -1,5 +1,6 @@
 """What the baselines with a critic share: a batch, the critic's update and values, and the flow along it in test."""
 
+import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,8 +24,12 @@ from flowrl.rl._losses import critic_loss, td_target
 from flowrl.rl._replay import Replay
 from flowrl.rl._train import Trainable
 
-# Made once: an optimiser made anew would compile anew.
-_TRANSPORT = Transport(Ascent(), Optax(), Box(-1.0, 1.0))
+
+@functools.cache
+def _transport() -> Transport:
+    """Make it once, since an optimiser made anew would compile anew; but no arrays when this module is imported."""
+    with jax.ensure_compile_time_eval():  # asked for while tracing, and kept beyond it
+        return Transport(Ascent(), Optax(), Box(-1.0, 1.0))
 
 
 class AbstractActorCritic(AbstractAlgorithm):
@@ -60,7 +65,7 @@ class AbstractActorCritic(AbstractAlgorithm):
         """
         target = Boltzmann(drive, state.critic.network, self.drive, observation)
         budget = Budget(steps, step_size, scale=state.scale)
-        return _TRANSPORT(target, particles, budget, save=tuple(range(steps + 1)), throw=False)
+        return _transport()(target, particles, budget, save=tuple(range(steps + 1)), throw=False)
 
     def values(
         self, state: Any, observation: Float[Array, " obs"], actions: Float[Array, "n act"]

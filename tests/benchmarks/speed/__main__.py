@@ -11,6 +11,7 @@ case. Needs the extra `dev`.
 import argparse
 import pathlib
 
+import fql
 import precision
 import report
 import rounds
@@ -48,13 +49,18 @@ def main():
     part.add_argument("--steps", type=int, nargs="*", default=[1, 5], help="L")
     part.add_argument("--updates", type=int, help="a call (default: 5, 20 or 50, by the case)")
     part.add_argument("--seeds", type=int, default=0, help="measure so many runs at once, too")
+    part = parts.add_parser("fql", help="one update of FQL, beside its authors")
+    part.add_argument("--fql-reference", type=pathlib.Path, help="a checkout of github.com/seohongpark/fql")
+    part.add_argument("--vgf-packages", type=pathlib.Path, help="folder of flax, ml_collections, distrax")
+    part.add_argument("--rounds", type=int, default=9)
+    part.add_argument("--cases", nargs="*", choices=vgf.CASES, default=list(vgf.CASES))
     part = parts.add_parser("pieces", help="where one update spends its time")
     part.add_argument("--rounds", type=int, default=9)
     for name, words in (("evaluate", "an evaluation of four budgets"), ("train", "training and one evaluation")):
         part = parts.add_parser(name, parents=[rival], help=f"{words} on cube-single, beside the authors")
         part.add_argument("--episodes", type=int, default=50)
         part.add_argument("--width", type=int, default=512 if name == "evaluate" else 256)
-        part.add_argument("--lanes", type=int, default=48)
+        part.add_argument("--lanes", type=int, default=100)
         if name == "train":
             part.add_argument("--updates", type=int, default=1000)
     part = parts.add_parser("wait", parents=[rival], help="imports, compilation, memory")
@@ -71,6 +77,8 @@ def main():
         svgd.large(options.rounds, options.sizes, options.precisions)
     elif options.part == "accuracy":
         svgd.accuracy(options.rounds)
+    elif options.part == "fql":
+        fql.update(options.fql_reference, options.vgf_packages, options.rounds, options.cases)
     elif options.part == "pieces":
         vgf.pieces(options.rounds)
     elif options.part == "precision":

@@ -138,12 +138,15 @@ def _accuracy():
     _save("accuracy", _table(head, body) + _when(rows))
 
 
-def _update():
-    rows = read("vgf")
+def _update(name):
+    rows = read(name)
     head = ["case", "L", "method", "ms an update", "compilation, s", "faster than the authors"]
-    rows.sort(key=lambda r: (r["case"], int(r["L"])))
-    body = [[r["case"], r["L"], r["method"], f"{float(r['median_ms']):.4g}", r["compile_s"], _bound(r)] for r in rows]
-    _save("vgf", _table(head, body) + _when(rows))
+    rows.sort(key=lambda r: (r["case"], int(r.get("L", 0))))
+    body = [
+        [r["case"], r.get("L", "–"), r["method"], f"{float(r['median_ms']):.4g}", r["compile_s"], _bound(r)]
+        for r in rows
+    ]
+    _save(name, _table(head, body) + _when(rows))
 
 
 def _pieces():
@@ -206,7 +209,8 @@ def write(here):
     for name, make in (
         ("svgd", lambda: _svgd(here)),
         ("accuracy", _accuracy),
-        ("vgf", _update),
+        ("vgf", lambda: _update("vgf")),
+        ("fql", lambda: _update("fql")),
         ("pieces", _pieces),
     ):
         if (rounds.OUT / f"{name}.csv").exists():

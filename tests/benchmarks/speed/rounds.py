@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import platform
+import random
 import re
 import statistics
 import sys
@@ -25,7 +26,7 @@ RUN = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def rounds(calls, count, budget=120.0):
-    """Time every call once a round, in turn; the first round compiles and is kept apart.
+    """Time every call once a round, each round in another order; the first round compiles and is kept apart.
 
     Args:
         calls: name -> function without arguments.
@@ -41,11 +42,12 @@ def rounds(calls, count, budget=120.0):
         jax.block_until_ready(call())
         first[name] = time.perf_counter() - begun
         print(f"    {name}: {first[name]:.1f} s with compilation", file=sys.stderr, flush=True)
-    begun = time.perf_counter()
+    begun, order, shuffle = time.perf_counter(), list(calls.items()), random.Random(0).shuffle
     for done in range(count):
         if done >= 3 and time.perf_counter() - begun > budget:
             break
-        for name, call in calls.items():
+        shuffle(order)
+        for name, call in order:
             start = time.perf_counter()
             jax.block_until_ready(call())
             later[name].append(time.perf_counter() - start)
@@ -56,8 +58,10 @@ def timing(measured, steps=1):
     """Summarise what `rounds` gives for one call, in milliseconds a step."""
     first, later = measured
     median = statistics.median(later)
+    compiled = first - median
     return {
-        "compile_s": round(max(first - median, 0), 2),
+        # Nothing where calls differ by more among themselves.
+        "compile_s": round(compiled, 2) if compiled > max(later) - min(later) else "",
         "median_ms": _digits(1e3 * median / steps),
         "min_ms": _digits(1e3 * min(later) / steps),
         "rounds": len(later),
@@ -149,7 +153,8 @@ def read(name):
 KEYS = (
     "case",
     "precision",
-    "seeds",
+    "updates",
+    "lanes",
     "N",
     "d",
     "L",
@@ -182,7 +187,10 @@ def machine():
         "python": platform.python_version(),
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
-        "matmul_precision": str(jax.config.jax_default_matmul_precision or "default (float32 on a processor)"),
+        "matmul_precision": str(
+            jax.config.jax_default_matmul_precision
+            or ("default (float32 on a processor)" if jax.default_backend() == "cpu" else "default")
+        ),
         "x64": bool(jax.config.jax_enable_x64),
         "versions": versions,
     }

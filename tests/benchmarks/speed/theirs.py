@@ -25,7 +25,7 @@ def load(reference, packages):
         packages: folder with flax, ml_collections and distrax if they are not installed, or None.
     """
     if reference is None:
-        raise SystemExit("this part needs --vgf-reference PATH, a checkout of the authors' code.")
+        raise SystemExit("this part needs --vgf-reference PATH (or --fql-reference), a checkout of the authors' code.")
     # Behind everything else: their packages must not replace the jax of this environment.
     sys.path += [str(reference)] + ([str(packages)] if packages else [])
     try:
@@ -52,14 +52,18 @@ def agent(agents, name, width, layers, steps, **changes):
     return agents.agents[name].create(0, *example, copy.deepcopy(settings))
 
 
-def data(rows=ROWS):
-    """Make random transitions, ours and the authors' data set of the same numbers."""
+def data(rows=ROWS, only=None):
+    """Make random transitions, ours and the authors' data set of the same numbers; or `only` "ours" or "theirs"."""
     rng = np.random.default_rng(0)
     observations = rng.normal(size=(rows, OBSERVATION)).astype(np.float32)
     actions = rng.uniform(-1, 1, (rows, ACTION)).astype(np.float32)
     ends = (np.arange(rows) % 200 == 199).astype(np.float32)
-    transitions = Transitions(observations, actions, ends, np.roll(observations, -1, 0), np.ones_like(ends), ends)
-    replay = make_replay(transitions, Standardizer.fit(observations, "none"), discount=0.99)
+    replay = None
+    if only != "theirs":
+        transitions = Transitions(observations, actions, ends, np.roll(observations, -1, 0), np.ones_like(ends), ends)
+        replay = make_replay(transitions, Standardizer.fit(observations, "none"), discount=0.99)
+    if only == "ours":
+        return replay, None
     fields = {
         "observations": observations,
         "actions": actions,

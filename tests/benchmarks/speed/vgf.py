@@ -79,12 +79,12 @@ def update(reference, packages, count, cases, lengths, together, seeds):
             for name in calls:
                 rival = "authors" if name.startswith("flowrl") else ""
                 bars = ratio(measured[rival], measured[name]) if rival else {"ratio": "", "lower90": ""}
-                row = {"case": case, "width": width, "batch": batch, "L": steps, "method": name}
+                row = {"case": case, "width": width, "batch": batch, "L": steps, "updates": updates, "method": name}
                 at_once = seeds if "at once" in name else 1
-                measured_ = timing(measured[name], updates * at_once)
-                if at_once > 1 and bars["ratio"]:
-                    bars = {key: value and value * at_once for key, value in bars.items()}
-                rows.append(row | measured_ | bars)
+                if at_once > 1:
+                    # Times are of one seed.
+                    bars = {key: value and round(value * at_once, 3) for key, value in bars.items()}
+                rows.append(row | timing(measured[name], updates * at_once) | bars)
             append("vgf", rows)
 
 
@@ -141,13 +141,16 @@ def pieces(count):
     }
     square = jr.normal(key, (2560, 512)), jr.normal(key, (512, 512))
     parts["a product of 2560 × 512 by 512 × 512"] = (jax.jit(jnp.matmul), square, None, 1)
+    # What a product is worth where it stands in a loop, as in an update, and fills the same memory again.
+    tower = jax.jit(lambda a, b: jax.lax.fori_loop(0, 30, lambda _, x: jnp.tanh(x[:1]) + (x @ b) * 0.04, a))
+    parts["30 such products in a loop"] = (tower, square, None, 30)
     calls = {name: lambda f=f, a=a: theirs.arrays(f(*a)) for name, (f, a, *_) in parts.items()}
     measured = rounds(calls, count, 120)
     # Multiplications and additions of one point through one network of four hidden layers.
     network = 2 * ((theirs.OBSERVATION + theirs.ACTION) * width + 3 * width * width + width)
     rows = []
     for name, (function, arguments, points, passes) in parts.items():
-        flops = 2 * 2560 * 512 * 512 if points is None else points * passes * network
+        flops = 2 * 2560 * 512 * 512 * passes if points is None else points * passes * network
         row = timing(measured[name])
         lowered = function.lower(*arguments).compile()
         counted = getattr(lowered, "compiled", lowered).cost_analysis()["flops"]
@@ -216,9 +219,10 @@ def train_and_evaluate(reference, packages, updates, episodes, width, lanes):
     theirs.OBSERVATION, theirs.ACTION = environment.observation_space.shape[0], environment.action_space.shape[0]
     replay, fields = theirs.data()
     hidden, seconds = (width,) * 4, {}
-    begun = time.perf_counter()
     algorithm = presets.reference(1, 0.1, hidden=hidden, reference_hidden=hidden)
     with Lanes(ENVIRONMENT, lanes) as used:
+        used.reset({0: 0})  # both have their environments made before
+        begun = time.perf_counter()
         state = theirs.fresh(algorithm)
         for done in range(0, updates, 100):
             state, metrics = train(algorithm, state, replay, min(100, updates - done))
@@ -237,6 +241,7 @@ def train_and_evaluate(reference, packages, updates, episodes, width, lanes):
     rows = []
     for method in ("flowrl", "authors"):
         row = {"episodes": episodes, "width": width, "updates": updates, "method": method}
+        row["lanes"] = lanes if method == "flowrl" else 1
         row |= {what: round(seconds[method, what], 1) for what in ("training", "all")}
         row |= {"mean_length": round(float(result.lengths.mean()), 1) if method == "flowrl" else ""}
         rows.append(row | {"ratio": round(seconds["authors", "all"] / seconds["flowrl", "all"], 2)})

@@ -25,7 +25,8 @@ sys.path.insert(0, {folder!r})
 import theirs, jax, jax.numpy as jnp, jax.random as jr
 peak = lambda: int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read()).group(1)) // 1024
 agents = theirs.load({reference!r}, {packages!r}) if {who!r} == "authors" else None
-replay, fields = theirs.data(1_000_000 if {updates} else 20_000)
+whose = "theirs" if {who!r} == "authors" else "ours"
+replay, fields = theirs.data(1_000_000 if {updates} else 20_000, whose)
 before = peak()
 if {who!r} == "authors":
     from utils.datasets import Dataset
