@@ -3,52 +3,71 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from rounds import append
 
-import flowrl
 
-# As `jax.default_matmul_precision` has them; a machine may take one for another, or refuse it.
-SETTINGS = ("float32", "default", "tensorfloat32", "bfloat16", "BF16_BF16_F32")
-NARROW = 0.05
-TARGETS = {"N(0, I)": 1.0, f"one deviation of {NARROW}": NARROW}
+def _float64(a, b):
+    return jnp.asarray(a, jnp.float64) @ jnp.asarray(b, jnp.float64)
 
 
-def _deviations(d, first, dtype):
-    return jnp.ones(d, dtype).at[0].set(first)
+def _rounded(a, b):
+    """Give what a product of bfloat16 factors with float32 sums is."""
+    near = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)  # noqa: E731
+    return _set("float32")[0](near(a), near(b))
 
 
-def direction(x, first):
-    """Give flowrl's Stein direction toward a normal law at the median bandwidth."""
-    return flowrl.RBF().stein(
-        x, -x / _deviations(x.shape[1], first, x.dtype) ** 2, jnp.ones(len(x), bool), jnp.ones(())
-    )
+def _set(precision):
+    def product(a, b):
+        with jax.default_matmul_precision(precision):
+            return a @ b
+
+    return product, product
 
 
-def rest(x, first, steps):
-    """Give the particles after many steps of Adagrad."""
-    target = flowrl.Density(lambda x: -0.5 * jnp.sum((x / _deviations(x.shape[0], first, x.dtype)) ** 2))
-    solver = flowrl.Optax(optax.adagrad(1.0))
-    return flowrl.transport(target, x, flowrl.Budget(steps, 0.3), flow=flowrl.SVGD(), solver=solver).particles
+PRODUCTS = {
+    "`'float32'`": _set("float32"),
+    "the default here": (jnp.matmul, jnp.matmul),
+    "`'tensorfloat32'` here": _set("tensorfloat32"),
+    "`'bfloat16'` here": _set("bfloat16"),
+    "both products rounded to bfloat16": (_rounded, _rounded),
+    "distances in float32, sums rounded to bfloat16": (_set("float32")[0], _rounded),
+}
 
 
-def precision(steps=2000):
-    """Measure every setting on two targets, in two dimensions."""
+def direction(x, products):
+    """Give the Stein direction toward N(0, I) at the median bandwidth."""
+    between, summed = products
+    lengths = jnp.sum(x * x, 1)
+    squared = jnp.maximum(lengths[:, None] + lengths[None, :] - 2 * between(x, x.T), 0)
+    variance = jnp.median(squared)
+    kernel = jnp.exp(-squared / (2 * variance))
+    ones = jnp.ones((x.shape[0], 1), x.dtype)
+    sums = summed(kernel, jnp.concatenate([-x - x / variance, ones], 1))
+    return (sums[:, :-1] + sums[:, -1:] * x / variance) / x.shape[0]
+
+
+def precision(steps=400):
+    """Measure every way of multiplying in two dimensions."""
     rows = []
-    for name, first in TARGETS.items():
-        for n, d in ((200, 10), (200, 50)):
-            start = np.random.default_rng(0).normal(size=(n, d))
-            with jax.enable_x64(True):
-                exact = np.asarray(direction(jnp.asarray(start), first))
-            for setting in SETTINGS:
-                x = jnp.asarray(start, jnp.float32)
-                try:
-                    with jax.default_matmul_precision(setting):
-                        wrong = np.abs(np.asarray(direction(x, first)) - exact).max() / np.abs(exact).max()
-                        end = np.asarray(rest(x, first, steps), float)
-                except jax.errors.JaxRuntimeError:
-                    continue  # this machine has no such products
-                ratio = end.var(0) / np.asarray(_deviations(d, first, float)) ** 2
-                row = {"case": setting, "target": name, "N": n, "d": d, "error": f"{wrong:.1e}"}
-                rows.append(row | {"variance": round(float(ratio.mean()), 3), "narrowest": round(float(ratio[0]), 3)})
-    append("precision_flow", rows)
+    for n, d in ((200, 10), (200, 50)):
+        start = np.random.default_rng(0).normal(size=(n, d))
+        with jax.enable_x64(True):
+            exact = np.asarray(direction(jnp.asarray(start), (_float64, _float64)))
+        for name, products in PRODUCTS.items():
+            x = jnp.asarray(start, jnp.float32)
+            wrong = np.abs(np.asarray(direction(x, products)) - exact).max() / np.abs(exact).max()
+            march = jax.jit(
+                lambda x, products=products: jax.lax.fori_loop(
+                    0, steps, lambda _, y: y + 0.5 * direction(y, products), x
+                )
+            )
+            end = np.asarray(march(2 * x), float)
+            row = {
+                "case": name,
+                "N": n,
+                "d": d,
+                "error": f"{wrong:.1e}",
+                "variance": round(float(end.var(0).mean()), 3),
+            }
+            rows.append(row | {"mean": f"{np.abs(end.mean(0)).max():.1e}"})
+    append("precision", rows)
