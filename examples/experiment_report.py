@@ -230,8 +230,9 @@ def plot_curves(paths: tuple[Path, ...], path: Path) -> None:
                 axes.plot(
                     *zip(*points, strict=True), color=f"C{labels.index(label)}", lw=1, label=label
                 ) if points else None
-            axes.set_title(f"{env}: {heading}" if axes is panels[0] else heading, fontsize="small")
-            axes.set_yscale("symlog" if "value" in heading else "log")
+            axes.set_title(heading, fontsize="small")
+            axes.set_yscale("log" if "loss" in names[0] else "linear")
+        panels[0].set_ylabel(env, fontsize="small")
     for axes in grid[-1]:
         axes.set_xlabel("updates")
     every = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
