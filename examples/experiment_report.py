@@ -12,13 +12,13 @@ from flowrl.runs import statistics
 
 #: The way to act whose mean return is the unit over environments.
 UNIT = "vgf/base: BC (one random particle)"
-#: What must be equal in rows that are compared.
 #: What is drawn of a run: a heading, and the first of these columns that it logged.
 _CURVES = {
     "TD loss (of IQL: of its value)": ("td_loss", "value_loss"),
     "the same on held-out data": ("held_out/td_loss", "held_out/value_loss"),
     "value of the targets": ("value",),
 }
+#: What must be equal in rows that are compared.
 _SHARED = ("metric", "data_sha256", "rows", "eval_seed", "episodes", "protocol", "step")
 
 
@@ -227,9 +227,8 @@ def plot_curves(paths: tuple[Path, ...], path: Path) -> None:
             for (algorithm, variant, _), run in cells.items():
                 label = f"{algorithm}/{variant}"
                 points = next((run[name] for name in names if name in run), [])
-                axes.plot(
-                    *zip(*points, strict=True), color=f"C{labels.index(label)}", lw=1, label=label
-                ) if points else None
+                steps, values = [x for x, _ in points], [y for _, y in points]
+                axes.plot(steps, values, color=f"C{labels.index(label)}", lw=1, label=label)
             axes.set_title(heading, fontsize="small")
             axes.set_yscale("log" if "loss" in names[0] else "linear")
         panels[0].set_ylabel(env, fontsize="small")

@@ -81,7 +81,7 @@ CHOSEN = begin() if __name__ == "__main__" else Config()
 import equinox as eqx
 import jax
 
-if CHOSEN.process is not None:  # before anything else of JAX: importing flowrl.rl makes arrays
+if CHOSEN.process is not None:  # before the first array, which settles what devices there are
     jax.distributed.initialize(CHOSEN.address, CHOSEN.processes, CHOSEN.process, initialization_timeout=60)
 # --8<-- [end:force]
 import jax.numpy as jnp

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from flowrl._custom_types import Scalar
 from flowrl._kernel._blocks import by_rows
+from flowrl._kernel._distance import inner_products
 
 _SELF_ITERATIONS = 30
 """Enough for a set against itself at every ε: each averaged iteration at least halves the error."""
@@ -143,7 +144,7 @@ def _shift(one: _Cloud, other: _Cloud) -> Array:
 def _logits(block: Array, cloud: _Cloud, potential: Array, regularisation: Scalar) -> Array:
     """Logarithms of the plan's rows up to a constant a row: |x|²/2 is one, so only the product x·y is needed."""
     bias = cloud.logs + (potential - 0.5 * jnp.sum(cloud.points**2, axis=1)) / regularisation
-    return bias[None] + (block @ cloud.points.T) / regularisation
+    return bias[None] + inner_products(block, cloud.points) / regularisation
 
 
 def _softmin(points: Array, cloud: _Cloud, potential: Array, regularisation: Scalar) -> Array:

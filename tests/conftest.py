@@ -1,6 +1,7 @@
 """Settings that hold for every test: strict promotion, double precision, a key of its own for each test."""
 
 import os
+import signal
 import subprocess
 import sys
 import zlib
@@ -53,6 +54,14 @@ def _forget_programs():
     """Compiled programs are kept for ever otherwise: gigabytes by the end of the run."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def ctrl_c():
+    """What Ctrl-C does in a program at a terminal: one in the background may ignore it, with its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -7,14 +7,13 @@ the energy distance is −Σ_ij w_i w_j |z_i − z_j|.
 from collections.abc import Callable
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Particles, Scalar
 from flowrl._kernel import RBF, AbstractScalarKernel
 from flowrl._kernel._blocks import by_rows
-from flowrl._kernel._distance import centre
+from flowrl._kernel._distance import centre, inner_products
 from flowrl.diagnostics._sets import as_matrices, root
 
 
@@ -150,6 +149,6 @@ def _contrast(entries: Callable[[Array, Array], Array], x: Array, y: Array, *, u
 def _distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Give |x_i − y_j|, 0 for pairs that rounding cannot tell from coincident ones."""
     squared_x, squared_y = jnp.sum(x * x, axis=1)[:, None], jnp.sum(y * y, axis=1)[None, :]
-    squared = squared_x + squared_y - 2 * jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
+    squared = squared_x + squared_y - 2 * inner_products(x, y)
     rounding = 8 * jnp.finfo(x.dtype).eps * (squared_x + squared_y)
     return root(jnp.where(squared <= rounding, 0, squared))

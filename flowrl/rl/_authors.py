@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from flowrl._custom_types import Mask, Positions
 from flowrl._flow import AbstractFlow, Field, Traits
+from flowrl._kernel._distance import squared_distances
 
 
 class AuthorsSVGD(AbstractFlow):
@@ -78,7 +79,7 @@ class AuthorsSVGD(AbstractFlow):
 
     def _kernel(self, x: Positions, y: Positions) -> Array:
         n = x.shape[0]
-        squared = jnp.maximum(jnp.sum(x * x, 1)[:, None] + jnp.sum(y * y, 1)[None, :] - 2 * (x @ y.T), 0)
+        squared = squared_distances(x, y)
         variance = jnp.maximum(jnp.median(squared) / (2 * jnp.log(jnp.asarray(n + 1, x.dtype))), 1e-12)
         if not self.through_bandwidth:
             variance = jax.lax.stop_gradient(variance)

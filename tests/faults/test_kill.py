@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from faults.programs import EXAMPLES, HERE, PROGRAMS, differences, environment, finish, flat
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")  # what the programs that are started here would inherit
+
 #: Kills of each program; together more than 25.
 KILLS = {"offline": 8, "online": 8, "rlhf": 4, "generate": 6, "experiments": 4}
 SEED = int(os.environ.get("FLOWRL_FAULT_SEED", "0"))
@@ -32,14 +34,6 @@ def base(tmp_path_factory) -> Path:
     offline = PROGRAMS["offline"].words(folder / "data" / "offline", folder / "data")
     finish([str(PROGRAMS["offline"].script), *offline], folder / "cache")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _ctrl_c():
-    """A process that was started in the background may ignore Ctrl-C, and so would all that it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 class Victim:

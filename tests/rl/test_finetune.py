@@ -414,14 +414,6 @@ def test_networks_that_the_last_update_ruined_are_not_saved(tmp_path, monkeypatc
     assert all(np.isfinite(x).all() for x in leaves(state))
 
 
-@pytest.fixture
-def ctrl_c():
-    """What Ctrl-C does in a program at a terminal: one that was started in the background may ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("where", ["round", "evaluation"])
 def test_ctrl_c_loses_no_round(tmp_path, monkeypatch, where):

@@ -78,14 +78,6 @@ def test_a_reference_trained_along_resumes_exactly_too(tmp_path):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-@pytest.fixture
-def ctrl_c():
-    """What Ctrl-C does in a program at a terminal: one that was started in the background may ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("evaluated", [False, True])
 @pytest.mark.parametrize("signals", [1, 2])

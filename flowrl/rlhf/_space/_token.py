@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from flowrl._custom_types import Key
+from flowrl._kernel._distance import squared_distances
 from flowrl._misc import number
 from flowrl.rlhf._model import LanguageModel
 from flowrl.rlhf._sample import Prompt, Response, Sampler
@@ -95,6 +96,4 @@ def _distances(table: Table, points: Float[Array, "T d"]) -> Float[Array, "T V"]
     """Squared distances, as one matrix product. The table is centred, so that an offset costs no digits."""
     table = table.astype(points.dtype)
     centre = jnp.mean(table, axis=0, keepdims=True)
-    table, points = table - centre, points - centre
-    squares = jnp.sum(points**2, axis=1, keepdims=True) + jnp.sum(table**2, axis=1)[None, :]
-    return jnp.maximum(squares - 2 * points @ table.T, 0)
+    return squared_distances(points - centre, table - centre)
