@@ -1,0 +1,48 @@
+"""What pictures are drawn with: parts of matplotlib, new axes, writers of frames."""
+
+from typing import Any
+
+from flowrl import _distribution
+
+# Orange on blue: told apart by every kind of colour vision.
+MOVED, FIXED = "#D55E00", "#2171B5"
+
+
+def matplotlib_parts() -> Any:
+    try:
+        # Never pyplot: the user's backend and figures stay as they are.
+        import matplotlib.animation
+        import matplotlib.collections
+        import matplotlib.figure
+    except ImportError as error:
+        message = f"plots need matplotlib: {_distribution.install('plot')}"
+        raise ImportError(message, name="matplotlib") from error
+    return matplotlib
+
+
+def new_figure(size: tuple[float, float]) -> Any:
+    return matplotlib_parts().figure.Figure(figsize=size, layout="constrained")
+
+
+def axes_or_new(ax: Any) -> Any:
+    """Give the axes, or new ones whose lines are told apart by every kind of colour vision."""
+    if ax is None:
+        ax = new_figure((5, 4)).subplots()
+        ax.set_prop_cycle(color=matplotlib_parts().color_sequences["petroff10"])
+    return ax
+
+
+def frame_writer(suffix: str, fps: float) -> Any:
+    animation = matplotlib_parts().animation
+    if suffix == ".gif":
+        return animation.PillowWriter(fps=fps)
+    if suffix != ".mp4":
+        raise ValueError(f"an animation ends in .gif or .mp4, got {suffix!r}.")
+    if not animation.FFMpegWriter.isAvailable():
+        raise RuntimeError("writing .mp4 needs the program ffmpeg, which was not found; install it, or write a .gif.")
+    return animation.FFMpegWriter(fps=fps)
+
+
+def dot_area() -> float:
+    """Give the area of a particle's dot: half as wide as matplotlib's, and following its setting."""
+    return (matplotlib_parts().rcParams["lines.markersize"] / 2) ** 2
