@@ -13,6 +13,7 @@ alone.
 import contextlib
 import csv
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -24,11 +25,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote, unquote
 
 import numpy as np
 import tyro
 from console import end_well
-from experiment_report import plot_curves, write_report
+from experiment_report import Scale, plot_curves, write_report
+from offline_config import parse
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -47,8 +50,8 @@ if sys.platform == "linux":
 os.execv(sys.argv[1], sys.argv[1:])
 """
 #: Options of offline_rl.py that may change while a matrix goes on: where things are, and who works on them.
-_FREE = ("--data-dir", "--workers", "--log")
-#: Options of a run that say where it is and how it was stopped, and so are no part of a row.
+_FREE = ("out", "resume", "data_dir", "workers", "log", "lanes")
+#: Options that have columns of their own in a row, or do not change what is in it.
 _ELSEWHERE = ("env", "algorithm", "seed", "eval_episodes", "eval_seed", "lanes")
 
 
@@ -88,9 +91,9 @@ class Report:
     """Where tables.md and the plots go."""
     baseline: str = "vgf/base: best-of-8 (L=0)"
     """The row, as algorithm/variant: policy, that others are compared with on the same seeds and episodes."""
-    normalise: Literal["bc", "none"] = "bc"
-    """For means over environments, bc: returns as multiples of the mean of BC in that environment, success as a share.
-    none: no means over environments."""
+    normalise: Scale = "d4rl"
+    """For means over environments, success as a share and returns, d4rl: from D4RL's random policy (0) to its expert
+    (1), where it has the environment; bc: as multiples of the mean of BC in that environment. none: no such means."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +108,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Say which it is, in the form of its directory."""
+        """Say which it is."""
         return f"{self.env}/{self.algorithm}/{self.variant}/seed{self.seed}"
 
     def path(self, out: Path) -> Path:
-        """Give its run directory."""
-        return out / "cells" / self.name
+        """Give its run directory; the slashes of an environment's name are no folders."""
+        return out / "cells" / quote(self.env, safe=":") / self.algorithm / self.variant / f"seed{self.seed}"
 
     def state(self, out: Path) -> Literal["done", "begun", "new"]:
         """Say how far it is."""
@@ -121,15 +124,20 @@ class Cell:
     def changed(self, out: Path) -> bool:
         """Say whether it was last started with other options; one that this program did not start is taken as it is."""
         path = self.path(out) / "options.json"
-        return path.exists() and json.loads(path.read_text()) != self.determining()
+        if not path.exists():
+            return False
+        before = dataclasses.replace(self, options=tuple(json.loads(path.read_text())))
+        return before.determining() != self.determining()
 
-    def determining(self) -> list[str]:
-        """Give the options that determine the run."""
-        words, skip = [], False
-        for word in self.options:
-            skip = word.partition("=")[0] in _FREE or (skip and not word.startswith("--"))
-            words += [] if skip else [word]
-        return words
+    def determining(self) -> dict[str, Any]:
+        """Give the options that determine the run, those that were not given too."""
+        return _parsed("--env", self.env, "--algorithm", self.algorithm, "--seed", str(self.seed), *self.options)
+
+    def differs(self, row: dict[str, str]) -> bool:
+        """Say whether a row was made with other options, as far as both know them."""
+        mine, theirs = self.determining(), json.loads(row["options"])
+        theirs |= {"eval_episodes": int(row["episodes"]), "eval_seed": int(row["eval_seed"])}
+        return any(mine[name] != theirs[name] for name in mine.keys() & theirs.keys())
 
     def command(self, out: Path, jobs: int) -> list[str]:
         """Give the command that runs it, or goes on with it."""
@@ -141,15 +149,24 @@ class Cell:
         return [sys.executable, str(PROGRAM), *words, "--out", str(self.path(out))]
 
 
+@functools.cache
+def _parsed(*words: str) -> dict[str, Any]:
+    options = json.loads(json.dumps(dataclasses.asdict(parse(list(words))), default=str))
+    return {name: value for name, value in options.items() if name not in _FREE}
+
+
 def cells(matrix: Run, passed_on: tuple[str, ...]) -> list[Cell]:
     """List the cells; the first seed of everything comes first."""
-    if not matrix.envs or not matrix.algorithms or not matrix.seeds or matrix.jobs < 1:
-        raise ValueError("a matrix needs environments, algorithms and seeds, and --jobs 1 or more.")
+    if not (matrix.envs and matrix.algorithms and matrix.seeds and matrix.variant) or matrix.jobs < 1:
+        raise ValueError("a matrix needs environments, algorithms, variants and seeds, and --jobs 1 or more.")
     axes = []
     for axis in matrix.vary:
         name, equals, values = axis.partition("=")
-        if not equals or not all(values.split(",")):
-            raise ValueError(f"--vary {axis}: give OPTION=VALUE,VALUE,... such as train-steps=0,1,3.")
+        if not equals or not all(values.split(",")) or "/" in values:
+            raise ValueError(
+                f"--vary {axis}: give OPTION=VALUE,VALUE,... such as train-steps=0,1,3; for a value with a slash name "
+                "a --variant."
+            )
         axes.append([(f"{name}={value}", f"--{name}", *value.split()) for value in values.split(",")])
     variants = {}
     for variant, *choice in itertools.product(matrix.variant, *axes):
@@ -158,13 +175,16 @@ def cells(matrix: Run, passed_on: tuple[str, ...]) -> list[Cell]:
         if not colon or not name or "/" in label or label in variants:
             raise ValueError(f"--variant {variant!r}: give NAME: OPTIONS, with names that differ and have no slash.")
         variants[label] = (*shlex.split(options), *itertools.chain(*(words for _, *words in choice)))
-    return [
+    found = [
         Cell(env, algorithm, name, seed, (*passed_on, *options))
         for seed in matrix.seeds
         for env in matrix.envs
         for algorithm in matrix.algorithms
         for name, options in variants.items()
     ]
+    if any(cell.determining()["eval_episodes"] < 1 for cell in found):
+        raise ValueError("--eval-episodes 0 trains without acting, so a cell would have no rows; give 1 or more.")
+    return found
 
 
 def run(matrix: Run, passed_on: tuple[str, ...]) -> int:
@@ -172,17 +192,19 @@ def run(matrix: Run, passed_on: tuple[str, ...]) -> int:
     console = Console(stderr=True)
     todo = cells(matrix, passed_on)
     known = {
-        f"{row['env']}/{row['algorithm']}/{row['variant']}/seed{row['seed']}"
+        f"{row['env']}/{row['algorithm']}/{row['variant']}/seed{row['seed']}": row
         for path in matrix.known
         for row in csv.DictReader(path.read_text().splitlines())
     }
     states = {cell: "known" if cell.name in known else cell.state(matrix.out) for cell in todo}
-    other = [cell.name for cell, state in states.items() if state == "done" and cell.changed(matrix.out)]
-    if other:
-        raise ValueError(f"finished with other options: {', '.join(other)}; name a --variant, or give another --out.")
     if matrix.dry_run:
         for cell, state in states.items():
             print(f"{state:>6}  {cell.name}  {shlex.join(cell.options)}")
+    other = [cell.name for cell in todo if cell.name in known and cell.differs(known[cell.name])]
+    other += [cell.name for cell, state in states.items() if state == "done" and cell.changed(matrix.out)]
+    if other:
+        raise ValueError(f"finished with other options: {', '.join(other)}; name a --variant, or give another --out.")
+    if matrix.dry_run:
         return 0
     waiting = [cell for cell, state in states.items() if state not in ("known", "done")]
     matrix.out.mkdir(parents=True, exist_ok=True)
@@ -238,7 +260,7 @@ def gather(out: Path) -> list[dict[str, Any]]:
 def _curves(path: Path) -> Iterator[dict[str, Any]]:
     """Give what one run logged on the way: a row for every number."""
     env, algorithm, variant, seed = path.parts[-4:]
-    cell = {"env": env, "algorithm": algorithm, "variant": variant, "seed": int(seed.removeprefix("seed"))}
+    cell = {"env": unquote(env), "algorithm": algorithm, "variant": variant, "seed": int(seed.removeprefix("seed"))}
     for row in csv.DictReader((path / "metrics.csv").read_text().splitlines()):
         place = cell | {"phase": row.pop("phase"), "step": int(row.pop("step"))}
         yield from (place | {"what": name, "value": f"{float(text):.5g}"} for name, text in row.items() if text)
@@ -253,11 +275,13 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     training = sum(float(row["seconds"]) for row in timing) - acting
     episodes = list(csv.DictReader((path / "results.csv").read_text().splitlines()))
     options = {k: v for k, v in config.items() if k not in _ELSEWHERE}
+    # A run that went on with other software has a list of each.
+    software = {k: " then ".join(v) if isinstance(v, list) else v for k, v in software.items()}
     for policy in dict.fromkeys(row["policy"] for row in episodes):
         mine = [row for row in episodes if row["policy"] == policy]
         scores = [100 * float(row["success"]) if info["metric"] == "success" else float(row["return"]) for row in mine]
         yield {
-            "env": env,
+            "env": unquote(env),
             "algorithm": algorithm,
             "variant": variant,
             "seed": int(seed.removeprefix("seed")),
@@ -291,7 +315,7 @@ def _start(cell: Cell, matrix: Run) -> subprocess.Popen[bytes]:
         environment["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with atomic_write(path / "options.json") as file:
-        file.write((json.dumps(cell.determining()) + "\n").encode())
+        file.write((json.dumps(cell.options) + "\n").encode())
     with (path / "log.txt").open("ab") as log:
         # A session of its own: Ctrl-C reaches this program alone, which then ends its children.
         return subprocess.Popen(
@@ -344,7 +368,7 @@ def main(arguments: list[str]) -> int:
         return run(command, tuple(passed_on))
     if passed_on:
         raise ValueError("options after -- are for run.")
-    write_report(command.rows, command.out, command.baseline, normalise=command.normalise == "bc")
+    write_report(command.rows, command.out, command.baseline, scale=command.normalise)
     if command.curves:
         plot_curves(command.curves, command.out / "curves.png")
     return 0

@@ -27,9 +27,7 @@ from flowrl.rl import (
 )
 
 #: Options of VGF alone; an option that nothing would read is refused.
-_OF_VGF = (
-    *("reference_updates", "train_particles", "train_steps", "train_step_size", "band", "temperature", "budget"),
-)
+OF_VGF = (*("reference_updates", "train_particles", "train_steps", "train_step_size", "band", "temperature", "budget"),)
 #: Step sizes among which `--budget auto` chooses, in spreads; the steps are those of --test-steps.
 AUTO_STEP_SIZES = (0.1, 0.3, 0.6)
 #: What may be chosen along with a task of the paper, which fixes the rest.
@@ -199,7 +197,7 @@ def _refuse_unread(config: Config) -> None:
         what, unread = f"--paper {config.paper}", {f.name for f in dataclasses.fields(Config)} - set(_BESIDE_PAPER)
         usual = Config()
     elif config.algorithm != "vgf":
-        what, unread = f"--algorithm {config.algorithm}", set(_OF_VGF)
+        what, unread = f"--algorithm {config.algorithm}", set(OF_VGF)
         if config.algorithm == "bc":
             unread |= {
                 "particles",

@@ -21,7 +21,7 @@ out = pathlib.Path(option["--out"])
 out.mkdir(parents=True, exist_ok=True)
 with (out / "calls.txt").open("a") as file:
     file.write(" ".join(words) + chr(10))
-if option["--env"] == "endless":
+if option["--env"] == "gym:endless":
     (out / "pid").write_text(str(os.getpid()))
     os.kill(os.getppid(), signal.SIGTERM)
     time.sleep(60)
@@ -29,11 +29,13 @@ if option.get("--discount") == "0.5" and not (out / "checkpoint.npz").exists():
     (out / "checkpoint.npz").write_text("begun")
     sys.exit("ValueError: the machine went away, see [/b] and flowrl-transport[rl]")
 seed, vgf = int(option["--seed"]), option["--algorithm"] == "vgf"
-dense = option["--env"] == "dense"
-(out / "config.json").write_text(json.dumps({"steps": 10, "eval_seed": 1, "discount": option.get("--discount")}))
+dense = option["--env"] == "gym:dense"
+(out / "config.json").write_text(json.dumps({
+    "steps": int(option.get("--steps", 10000)), "eval_seed": 1, "discount": float(option.get("--discount", 0.99)),
+}))
 metric = "return" if dense else "success"
 (out / "data.json").write_text(json.dumps({"sha256": "ab" * 32, "metric": metric, "rows": 5}))
-(out / "software.json").write_text(json.dumps({"protocol": "fake-1", "jax": "0"}))
+(out / "software.json").write_text(json.dumps({"protocol": "fake-1", "jax": ["0", "1"], "device": "cpu"}))
 (out / "timing.csv").write_text("phase,step,seconds,updates_per_second\\nmain,10,2.5,4\\nevaluation,10,1.5,0\\n")
 numbers = [f"reference,5,0.5,,", *(f"main,{step},,{seed / step},{step}" for step in (5, 10))]
 (out / "metrics.csv").write_text("\\n".join(["phase,step,loss,td_loss,value", *numbers]) + "\\n")
@@ -55,7 +57,13 @@ def fake(tmp_path, monkeypatch) -> Path:
 
 
 def matrix(out: Path, **changes) -> experiments.Run:
-    options = {"envs": ("sparse", "dense"), "algorithms": ("vgf", "iql"), "seeds": (1, 2), "out": out, "jobs": 2}
+    options = {
+        "envs": ("gym:sparse", "gym:dense"),
+        "algorithms": ("vgf", "iql"),
+        "seeds": (1, 2),
+        "out": out,
+        "jobs": 2,
+    }
     return experiments.Run(**options | changes)
 
 
@@ -80,10 +88,13 @@ def test_one_seed_of_everything_comes_first_and_axes_multiply():
     [
         ({"vary": ("steps",)}, "OPTION=VALUE"),
         ({"vary": ("steps=1,,2",)}, "OPTION=VALUE"),
-        ({"variant": ("a --x 1",)}, "NAME: OPTIONS"),
-        ({"variant": ("a: --x 1", "a: --x 2")}, "names that differ"),
-        ({"variant": ("a/b: --x 1",)}, "no slash"),
-        ({"seeds": ()}, "needs environments, algorithms and seeds"),
+        ({"variant": ("a --steps 1",)}, "NAME: OPTIONS"),
+        ({"variant": ("a: --steps 1", "a: --steps 2")}, "names that differ"),
+        ({"variant": ("a/b: --steps 1",)}, "no slash"),
+        ({"vary": ("dataset-path=a/b",)}, "for a value with a slash name a --variant"),
+        ({"variant": ("a: --eval-episodes 0",)}, "trains without acting, so a cell would have no rows"),
+        ({"seeds": ()}, "needs environments, algorithms, variants and seeds"),
+        ({"variant": ()}, "needs environments, algorithms, variants and seeds"),
         ({"jobs": 0}, "--jobs 1 or more"),
     ],
 )
@@ -100,26 +111,26 @@ def test_a_failed_cell_is_reported_and_continued_and_finished_ones_are_kept(fake
     assert read(fake) == []
     assert experiments.run(matrix(fake), ("--discount", "0.5")) == 0
     assert experiments.run(matrix(fake), ("--discount", "0.5")) == 0
-    calls = (fake / "cells/dense/iql/base/seed2/calls.txt").read_text().splitlines()
+    calls = (fake / "cells/gym:dense/iql/base/seed2/calls.txt").read_text().splitlines()
     assert ["--resume" in line for line in calls] == [False, True]
     assert "--workers 1" in calls[0]
 
 
 def test_finished_cells_are_not_taken_for_ones_with_other_options(fake):
-    small = {"envs": ("sparse",), "algorithms": ("iql",), "seeds": (1,)}
+    small = {"envs": ("gym:sparse",), "algorithms": ("iql",), "seeds": (1,)}
     experiments.run(matrix(fake, **small), ("--steps", "10"))
-    with pytest.raises(ValueError, match="finished with other options: sparse/iql/base/seed1"):
+    with pytest.raises(ValueError, match="finished with other options: gym:sparse/iql/base/seed1"):
         experiments.run(matrix(fake, **small), ("--steps", "20"))
-    # Where things are may change.
-    assert experiments.run(matrix(fake, **small), ("--data-dir", "elsewhere", "--steps", "10", "--workers=3")) == 0
-    calls = (fake / "cells/sparse/iql/base/seed1/calls.txt").read_text().splitlines()
+    # Where things are may change, and how a number is written.
+    assert experiments.run(matrix(fake, **small), ("--data-dir", "elsewhere", "--steps=10", "--workers=3")) == 0
+    calls = (fake / "cells/gym:sparse/iql/base/seed1/calls.txt").read_text().splitlines()
     assert len(calls) == 1
 
 
 def test_a_runner_that_is_told_to_end_ends_its_children(fake):
     with pytest.raises(KeyboardInterrupt):
-        experiments.run(matrix(fake, envs=("endless",), algorithms=("vgf",), seeds=(1,)), ())
-    child = int((fake / "cells/endless/vgf/base/seed1/pid").read_text())
+        experiments.run(matrix(fake, envs=("gym:endless",), algorithms=("vgf",), seeds=(1,)), ())
+    child = int((fake / "cells/gym:endless/vgf/base/seed1/pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -131,28 +142,43 @@ def test_a_dry_run_runs_nothing(fake, capsys):
     assert not fake.exists()
 
 
+def test_an_environment_may_have_slashes(fake):
+    assert experiments.run(matrix(fake, envs=("minari:a/b-v0",), algorithms=("iql",)), ()) == 0
+    assert [row["env"] for row in read(fake)] == ["minari:a/b-v0"] * 2
+    assert "minari:a/b-v0" in (fake / "curves.csv").read_text()
+
+
+def test_an_option_that_does_not_exist_is_told_before_anything_runs(fake, capsys):
+    with pytest.raises(SystemExit):
+        experiments.run(matrix(fake), ("--discuont", "0.9"))
+    assert "--discount" in capsys.readouterr().err
+    assert not fake.exists()
+
+
 def test_cells_that_others_have_run_are_not_run_again(fake, tmp_path, capsys):
-    experiments.run(matrix(fake, envs=("sparse",)), ())
+    experiments.run(matrix(fake, envs=("gym:sparse",)), ("--eval-episodes", "4"))
     known = (fake / "rows.csv").rename(tmp_path / "known.csv")
     there = matrix(tmp_path / "there", known=(known,))
-    assert experiments.run(dataclasses.replace(there, dry_run=True), ()) == 0
+    with pytest.raises(ValueError, match="finished with other options: gym:sparse/vgf/base/seed1"):
+        experiments.run(there, ("--eval-episodes", "4", "--discount", "0.9"))
+    assert experiments.run(dataclasses.replace(there, dry_run=True), ("--eval-episodes", "4")) == 0
     states = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert states == ["known", "known", "new", "new"] * 2
-    experiments.run(there, ())
-    assert {row["env"] for row in read(tmp_path / "there")} == {"dense"}
+    experiments.run(there, ("--eval-episodes", "4"))
+    assert {row["env"] for row in read(tmp_path / "there")} == {"gym:dense"}
     both = experiment_report.read((known, tmp_path / "there" / "rows.csv"))
-    assert list(both) == ["dense", "sparse"]
+    assert list(both) == ["gym:dense", "gym:sparse"]
 
 
 def test_every_evaluation_is_a_row_and_both_files_say_the_same(fake):
     experiments.run(matrix(fake), ())
     rows = read(fake)
     assert len(rows) == 2 * 2 * (3 + 1)
-    row = next(r for r in rows if (r["env"], r["seed"], r["policy"]) == ("sparse", "2", "VGF L=1"))
+    row = next(r for r in rows if (r["env"], r["seed"], r["policy"]) == ("gym:sparse", "2", "VGF L=1"))
     assert (row["score"], row["scores"], row["episodes"]) == ("75.0", "100 100 100 0", "4")
     assert (row["training_seconds"], row["acting_seconds"], row["flow_steps"]) == ("2.5", "1.5", "1.0")
     assert (row["data_sha256"], row["protocol"], row["rows"]) == ("ab" * 6, "fake-1", "5")
-    assert json.loads(row["options"]) == {"discount": None, "steps": 10}
+    assert json.loads(row["options"]) == {"discount": 0.99, "steps": 10000}
     lines = [json.loads(line) for line in (fake / "rows.jsonl").read_text().splitlines()]
     assert [{k: str(v) for k, v in line.items()} for line in lines] == rows
 
@@ -160,7 +186,7 @@ def test_every_evaluation_is_a_row_and_both_files_say_the_same(fake):
 def test_the_report_needs_the_rows_alone(fake, tmp_path):
     experiments.run(matrix(fake), ())
     out = tmp_path / "report"
-    assert experiments.main(["report", str(fake / "rows.csv"), "--out", str(out)]) == 0
+    assert experiments.main(["report", str(fake / "rows.csv"), "--out", str(out), "--normalise", "bc"]) == 0
     text = (out / "tables.md").read_text()
     assert "| vgf/base: VGF L=1 | 75.0 | 75, 75 | " in text
     # Paired, +1 of 4 episodes solved in every seed; the seeds agree, so their interval has no width.
@@ -170,7 +196,9 @@ def test_the_report_needs_the_rows_alone(fake, tmp_path):
     # Over environments: sparse .75; dense: returns 216.5 of L = 1 over 16.5 of BC.
     assert f"| vgf/base: VGF L=1 | {(0.75 + 216.5 / 16.5) / 2:.2f} |" in text
     assert "| vgf/base: BC (one random particle) | 0.62 |" in text
-    assert text.splitlines()[1].startswith("5 rows of data abababababab, 10 updates, evaluation seed 1, fake-1")
+    assert text.splitlines()[1].startswith(
+        "5 rows of data abababababab, 10000 updates, evaluation seed 1, fake-1; jax 0 then 1 on cpu"
+    )
     # Both seeds of both environments are better than both of the baseline.
     line = [line for line in text.splitlines() if line.startswith("| vgf/base: VGF L=1 | ")][-1]
     assert line.endswith("| 1.00 | [1.00, 1.00] |")
@@ -179,7 +207,7 @@ def test_the_report_needs_the_rows_alone(fake, tmp_path):
 
 
 def test_what_was_logged_on_the_way_is_gathered_and_drawn(fake, tmp_path):
-    experiments.run(matrix(fake, envs=("sparse",)), ())
+    experiments.run(matrix(fake, envs=("gym:sparse",)), ())
     rows = list(csv.DictReader((fake / "curves.csv").read_text().splitlines()))
     assert len(rows) == 4 * 5  # cells; one number of the reference, two twice of the rest
     mine = [row for row in rows if (row["algorithm"], row["seed"], row["what"]) == ("iql", "2", "td_loss")]
@@ -208,6 +236,13 @@ def test_rows_that_are_no_comparison_are_refused(fake, tmp_path):
         experiment_report.read((other,))
     with pytest.raises(ValueError, match="no rows of --baseline 'nothing'"):
         experiment_report.write_report((fake / "rows.csv",), tmp_path, "nothing")
+    mixed = [line.replace('""discount"": 0.99', '""discount"": 0.9') if ",2," in line else line for line in lines]
+    other.write_text("\n".join([head, *mixed]))
+    with pytest.raises(ValueError, match=r"seeds were run with other options \(discount: 0.99 and 0.9\); give them a"):
+        experiment_report.read((other,))
+    other.write_text(rows.replace(",100 100 100 0,", ",100 100 nan 0,", 1))
+    with pytest.raises(ValueError, match="gym:sparse, vgf/base: VGF L=1: seed 1 has scores that are not finite"):
+        experiment_report.read((other,))
 
 
 def results(scores, seeds=(1, 2)) -> experiment_report.Results:
@@ -217,12 +252,22 @@ def results(scores, seeds=(1, 2)) -> experiment_report.Results:
 def test_the_common_scale_keeps_the_order_where_selection_does_harm():
     cloned, harmed = results([[200, 220], [180, 200]]), results([[100, 120], [90, 90]])
     dense = {experiment_report.UNIT: cloned, "vgf/base: best-of-8 (L=0)": harmed, "worse": results([[0, 0], [0, 2]])}
-    scores = experiment_report.normalised({"dense": dense}, {"dense": "return"})
+    scores = experiment_report.normalised({"dense": dense}, {"dense": "return"}, "bc")
     found = [scores[label]["dense"] for label in dense]
     np.testing.assert_allclose(found, [[1.05, 0.95], [0.55, 0.45], [0, 0.005]])
     for broken in ({"worse": dense["worse"]}, {experiment_report.UNIT: results([[-5, -5], [-5, -5]])}):
         with pytest.raises(ValueError, match="with a positive mean are needed; --normalise none does without"):
-            experiment_report.normalised({"dense": broken}, {"dense": "return"})
+            experiment_report.normalised({"dense": broken}, {"dense": "return"}, "bc")
+
+
+def test_the_usual_scale_is_that_of_d4rl_and_success_is_a_share():
+    two = results([[-280.178953, 12135.0], [12135.0, 12135.0]])
+    both = {"minari:mujoco/halfcheetah/medium-v0": {"a": two}, "puzzle": {"a": results([[0, 100], [100, 100]])}}
+    metrics = dict(zip(both, ("return", "success"), strict=True))
+    for found in experiment_report.normalised(both, metrics)["a"].values():
+        np.testing.assert_allclose(found, [0.5, 1])
+    with pytest.raises(ValueError, match="pens is none of D4RL's, which give the scale"):
+        experiment_report.normalised({"pens": {"a": two}}, {"pens": "return"})
 
 
 def test_seeds_that_both_have_are_compared_while_a_matrix_runs():

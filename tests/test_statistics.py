@@ -26,6 +26,15 @@ def test_iqm_counts_the_scores_at_the_cuts_in_part():
     assert statistics.iqm(np.array([5.0])) == 5
 
 
+def test_a_weight_counts_as_that_many_scores():
+    rng = np.random.default_rng(9)
+    x, counts = rng.normal(size=6), rng.integers(0, 5, 6)
+    many = np.repeat(x, counts)
+    assert statistics.iqm(x, counts) == pytest.approx(statistics.iqm(many))
+    assert statistics.mean(x, counts) == pytest.approx(many.mean())
+    assert statistics.mean(x) == pytest.approx(x.mean())
+
+
 def test_the_bootstrap_of_the_mean_agrees_with_scipy():
     x = np.random.default_rng(2).exponential(size=(1, 60))
     ours = statistics.bootstrap_mean(x, resamples=20_000)
@@ -50,11 +59,13 @@ def test_the_bootstrap_over_seeds_and_episodes_covers_the_mean_of_training(seeds
 
 
 def test_stratified_bootstrap_resamples_within_tasks():
-    """Tasks without spread have no interval, however far apart they are."""
-    still = statistics.stratified_bootstrap([np.full(5, 1.0), np.full(3, 9.0)], np.mean)
-    assert still == (4.0, 4.0, 4.0)
+    """Tasks without spread have no interval, however far apart, and count alike, however many runs they have."""
+    still = statistics.stratified_bootstrap([np.full(5, 1.0), np.full(3, 9.0)], statistics.mean)
+    assert still == pytest.approx((5.0, 5.0, 5.0))
+    # The middle half of two tasks, one of them run once and one of them ten times: a quarter of each.
+    assert statistics.stratified_bootstrap([np.zeros(1), np.ones(10)]).value == pytest.approx(0.5)
     x = np.random.default_rng(4).normal(size=30)
-    ours = statistics.stratified_bootstrap([x], np.mean, resamples=20_000)
+    ours = statistics.stratified_bootstrap([x], statistics.mean, resamples=20_000)
     half = 1.96 * x.std() / np.sqrt(30)
     assert ours[1:] == pytest.approx((x.mean() - half, x.mean() + half), abs=0.03)
     assert statistics.stratified_bootstrap([x, x + 1]).value == pytest.approx(statistics.iqm(np.stack([x, x + 1])))
@@ -62,7 +73,7 @@ def test_stratified_bootstrap_resamples_within_tasks():
 
 def test_one_run_of_a_task_says_nothing_of_its_spread():
     scores = [np.array([0.5]), np.array([0.1, 0.4, 0.9])]
-    assert statistics.stratified_bootstrap(scores, np.mean)[1:] == (-np.inf, np.inf)
+    assert statistics.stratified_bootstrap(scores, statistics.mean)[1:] == (-np.inf, np.inf)
     _, low, high = statistics.performance_profile(scores, np.array([0.3, 0.6]))
     assert (low.tolist(), high.tolist()) == ([0, 0], [1, 1])
     assert statistics.probability_of_improvement(scores, [x - 1 for x in scores]) == (1, 0, 1)
@@ -106,6 +117,8 @@ def test_improvement_is_the_statistic_of_mann_and_whitney():
     [
         (lambda: statistics.iqm(np.array([])), "at least one score"),
         (lambda: statistics.iqm(np.array([1, np.nan])), "all finite"),
+        (lambda: statistics.iqm(np.ones(3), np.ones(2)), r"of the scores' shape \(3,\), got \(2,\)"),
+        (lambda: statistics.mean(np.ones(2), np.zeros(2)), "not all 0"),
         (lambda: statistics.bootstrap_mean(np.zeros(3)), r"\(seeds, episodes\), got shape \(3,\)"),
         (lambda: statistics.bootstrap_mean(np.zeros((2, 3)), confidence=1.0), "confidence"),
         (lambda: statistics.paired_difference(np.zeros((2, 3)), np.zeros((3, 2))), "same seeds and episodes"),

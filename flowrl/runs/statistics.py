@@ -44,27 +44,45 @@ class Difference(NamedTuple):
     seeds: tuple[float, float]
 
 
-def iqm(scores: np.ndarray) -> float:
+def iqm(scores: np.ndarray, weights: np.ndarray | None = None) -> float:
     r"""Give the mean of the middle half of all scores, the interquartile mean.
 
-    A quarter of the mass is cut at each end; where n/4 is no integer, the scores at the cuts count in part, so that the
-    result is exact for every n.
+    A quarter of the mass is cut at each end; scores at the cuts count in part, so that the result is exact for every
+    number of them.
 
     Args:
         scores: any shape, at least one.
+        weights: how much each counts, >= 0, of the same shape; None for all alike.
 
     Raises:
-        ValueError: no scores, or not all are finite.
+        ValueError: no scores, not all are finite, or weights that are no weights of these.
     """
-    x = np.sort(_finite(scores, "scores").ravel())
-    edges = np.arange(x.size + 1) / x.size
-    weight = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
-    return float(np.sum(weight * x) / np.sum(weight))
+    x = _finite(scores, "scores").ravel()
+    w = np.ones(x.size) if weights is None else _weights(weights, np.shape(scores)).ravel()
+    order = np.argsort(x, kind="stable")
+    edges = np.append(0, np.cumsum(w[order]))
+    edges /= edges[-1]
+    kept = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
+    return float(np.sum(kept * x[order]) / np.sum(kept))
+
+
+def mean(scores: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Give the mean of all scores.
+
+    Args:
+        scores: any shape, at least one.
+        weights: how much each counts, >= 0, of the same shape; None for all alike.
+
+    Raises:
+        ValueError: no scores, not all are finite, or weights that are no weights of these.
+    """
+    x = _finite(scores, "scores")
+    return float(np.average(x, weights=None if weights is None else _weights(weights, x.shape)))
 
 
 def stratified_bootstrap(
     scores: Sequence[np.ndarray],
-    statistic: Callable[[np.ndarray], float] = iqm,
+    statistic: Callable[[np.ndarray, np.ndarray], float] = iqm,
     *,
     resamples: int = 2000,
     confidence: float = 0.95,
@@ -72,9 +90,12 @@ def stratified_bootstrap(
 ) -> Estimate:
     """Give a statistic of all runs of all tasks, its interval by resampling runs within each task.
 
+    Every task counts alike, however many runs it has: otherwise what was run less often on a hard task would seem the
+    better for it.
+
     Args:
         scores: for each task the scores of its runs (training seeds); numbers of runs may differ.
-        statistic: of the scores of all tasks and runs in one vector.
+        statistic: of the scores of all tasks and runs in one vector, and their weights: `iqm` or `mean`.
         resamples: bootstrap samples >= 1.
         confidence: in (0, 1).
         seed: of the resampling.
@@ -89,10 +110,12 @@ def stratified_bootstrap(
     """
     tasks = _tasks(scores)
     rng = _generator(resamples, confidence, seed)
+    weights = np.concatenate([np.full(task.size, 1 / task.size) for task in tasks])
+    value = statistic(np.concatenate(tasks), weights)
     if _single(tasks):
-        return Estimate(statistic(np.concatenate(tasks)), float("-inf"), float("inf"))
+        return Estimate(value, float("-inf"), float("inf"))
     drawn = [np.concatenate([rng.choice(task, task.size) for task in tasks]) for _ in range(resamples)]
-    return Estimate(statistic(np.concatenate(tasks)), *_percentiles([statistic(x) for x in drawn], confidence))
+    return Estimate(value, *_percentiles([statistic(x, weights) for x in drawn], confidence))
 
 
 def bootstrap_mean(scores: np.ndarray, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0) -> Estimate:
@@ -257,6 +280,13 @@ def _finite(scores: np.ndarray, name: str) -> np.ndarray:
     if not x.size or not np.isfinite(x).all():
         raise ValueError(f"{name}: needs at least one score, all finite, got shape {x.shape}.")
     return x
+
+
+def _weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    w = np.asarray(weights, float)
+    if w.shape != shape or not np.isfinite(w).all() or (w < 0).any() or w.sum() == 0:
+        raise ValueError(f"weights must be finite, >= 0, not all 0, and of the scores' shape {shape}, got {w.shape}.")
+    return w
 
 
 def _matrix(scores: np.ndarray, name: str) -> np.ndarray:
