@@ -26,6 +26,7 @@ from flowrl.rl import (
     Agent,
     AuthorsSVGD,
     Lanes,
+    LowerConfidence,
     Mean,
     Policy,
     Standardizer,
@@ -56,6 +57,8 @@ class Options:
     """Environments."""
     workers: int = 2
     """Processes."""
+    only: tuple[str, ...] = ()
+    """Of the study of the flow, only what begins so; empty for all."""
     steps: tuple[int, ...] = (1, 3, 5, 10)
     """All L of the grid."""
     step_sizes: tuple[float, ...] = (0.1, 0.3, 0.6)
@@ -105,10 +108,12 @@ def flow_variants(algorithm, state):
     yield "Euler, no kernel", moved(Ascent(), Euler()), state, 8, 3, 0.3
     yield "Euler, no kernel, step 3", moved(Ascent(), Euler()), state, 8, 3, 3.0
     yield "N = 5", algorithm, state, 5, 3, 0.3
+    yield "N = 10", algorithm, state, 10, 3, 0.3
     yield "N = 32", algorithm, state, 32, 3, 0.3
     yield "absolute step 0.05", algorithm, absolute, 8, 3, 0.05
     yield "absolute step 0.1", algorithm, absolute, 8, 3, 0.1
     yield "drive by the mean", dataclasses.replace(algorithm, drive=Mean()), *base
+    yield "drive by mean − std", dataclasses.replace(algorithm, drive=LowerConfidence(1.0)), *base
 
 
 def measure(run: Path, options: Options) -> list[dict]:
@@ -123,6 +128,8 @@ def measure(run: Path, options: Options) -> list[dict]:
         ways = [(algorithm, state, policies, [dataclasses.asdict(m) for m in measured])]
     else:
         for name, changed, changed_state, n, length, size in flow_variants(algorithm, state):
+            if options.only and not name.startswith(options.only):
+                continue
             policies = [
                 Policy(name, n, length, size),
                 Policy(f"{name}; one random particle", n, length, size, select="uniform"),
