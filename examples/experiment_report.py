@@ -24,7 +24,7 @@ Scale = Literal["d4rl", "bc", "none"]
 UNIT = "vgf/base: BC (one random particle)"
 #: What is drawn of a run: a heading, and the first of these columns that it logged.
 _CURVES = {
-    "TD loss (of IQL: of its value)": ("td_loss", "value_loss"),
+    "TD loss, sum over critics (IQL: of its value)": ("td_loss", "value_loss"),
     "the same on held-out data": ("held_out/td_loss", "held_out/value_loss"),
     "value of the targets": ("value",),
 }
@@ -291,8 +291,13 @@ def plot_curves(paths: tuple[Path, ...], path: Path) -> None:
 def _plot_scores(results: dict[str, dict[str, Results]], metrics: dict[str, str], path: Path) -> None:
     """Draw every way to act with its interval over seeds and episodes, and its seeds as dots."""
     longest = max(len(labels) for labels in results.values())
-    figure = Figure(figsize=(6.5 * len(results), 1.2 + 0.28 * longest), layout="constrained")
-    for axes, (env, labels) in zip(np.atleast_1d(figure.subplots(1, len(results))), results.items(), strict=True):
+    columns = min(2, len(results))
+    lines = math.ceil(len(results) / columns)
+    figure = Figure(figsize=(6.5 * columns, lines * (1.2 + 0.2 * longest)), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in panels[len(results) :]:
+        axes.set_visible(False)
+    for axes, (env, labels) in zip(panels, results.items(), strict=False):
         for place, mine in enumerate(labels.values()):
             mean = statistics.bootstrap_mean(mine.scores)
             axes.plot([mean.low, mean.high], [place, place], color="C0", lw=3, alpha=0.5)

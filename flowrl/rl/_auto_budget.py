@@ -76,7 +76,7 @@ def measure_budgets(
     steps: tuple[int, ...],
     step_sizes: tuple[float, ...],
     candidates: int = 8,
-    states: int = 512,
+    states: int = 4096,
     pessimism: float = 1.0,
     key: Key,
 ) -> tuple[MeasuredBudget, ...]:
@@ -89,7 +89,9 @@ def measure_budgets(
         steps: all L >= 1 to measure; L = 0 always is.
         step_sizes: all ε > 0, in the unit of length of the state.
         candidates: N >= 1, proposals a state.
-        states: held-out transitions to average over; at most as many as there are.
+        states: held-out transitions to average over; at most as many as there are. With few of them the TD error is too
+            noisy for the limit of `choose_budget`: over 512 states of HalfCheetah it was between 1.003 and 1.011 by the
+            draw, over 4096 between 1.008 and 1.011.
         pessimism: κ >= 0.
         key: randomness of the rows and of the proposals, the same for all budgets.
 
