@@ -30,8 +30,10 @@ _CURVES = {
 }
 #: What must be equal in rows that are compared.
 _SHARED = ("metric", "data_sha256", "rows", "eval_seed", "episodes", "protocol", "step")
-#: Options that may differ between seeds of one way to act: what is logged on the way, and what is not in these rows.
-_BESIDE = ("interval", "curve_points", "curve_episodes", "video", "bandit_episodes", "test_steps", "chosen", "band")
+#: Options that change what is logged on the way, and nothing else.
+LOGGED = ("interval", "curve_points", "curve_episodes", "video")
+#: Options that add rows and change none.
+_MORE_ROWS = ("bandit_episodes", "test_steps", "chosen", "band")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ def read(paths: tuple[Path, ...]) -> dict[str, dict[str, Results]]:
 
 def _check_options(where: str, rows: list[dict[str, Any]]) -> None:
     """Refuse seeds of one way to act that were run with other options, as far as both rows know them."""
-    unread = _BESIDE if rows[0]["algorithm"] == "vgf" else (*_BESIDE, *OF_VGF)
+    unread = (*LOGGED, *_MORE_ROWS, *(() if rows[0]["algorithm"] == "vgf" else OF_VGF))
     first, *others = (json.loads(row["options"]) for row in rows)
     for other in others:
         known = first.keys() & other.keys() - set(unread)
@@ -285,7 +287,7 @@ def plot_curves(paths: tuple[Path, ...], path: Path) -> None:
         axes.set_xlabel("updates")
     every = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(every.values(), every.keys(), loc="outside right upper", fontsize="x-small")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
 
 
 def _plot_scores(results: dict[str, dict[str, Results]], metrics: dict[str, str], path: Path) -> None:
@@ -306,7 +308,7 @@ def _plot_scores(results: dict[str, dict[str, Results]], metrics: dict[str, str]
         axes.set_yticks(range(len(labels)), list(labels), fontsize="x-small")
         axes.invert_yaxis()
         axes.set(title=env, xlabel="success, %" if metrics[env] == "success" else "return")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
 
 
 def _plot_aggregates(rows: dict[str, Aggregate], path: Path) -> None:
@@ -320,7 +322,7 @@ def _plot_aggregates(rows: dict[str, Aggregate], path: Path) -> None:
         axes.set_yticks(range(len(rows)), list(rows), fontsize="x-small")
         axes.set(xlabel="normalised score", title="mean" if name == "mean" else "interquartile mean")
     figure.axes[0].invert_yaxis()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
 
 
 def _plot_profiles(scores: dict[str, dict[str, np.ndarray]], path: Path) -> None:
@@ -337,4 +339,4 @@ def _plot_profiles(scores: dict[str, dict[str, np.ndarray]], path: Path) -> None
             axes.fill_between(thresholds, low, high, color=line.get_color(), alpha=0.1)
     axes.set(xlabel="normalised score τ", ylabel="share of runs above τ")
     figure.legend(loc="outside right upper", fontsize="x-small")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)

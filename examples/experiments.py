@@ -30,8 +30,8 @@ from urllib.parse import quote, unquote
 import numpy as np
 import tyro
 from console import end_well
-from experiment_report import Scale, plot_curves, write_report
-from offline_config import parse
+from experiment_report import LOGGED, Scale, plot_curves, write_report
+from offline_config import OF_VGF, parse
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -133,11 +133,12 @@ class Cell:
         """Give the options that determine the run, those that were not given too."""
         return _parsed("--env", self.env, "--algorithm", self.algorithm, "--seed", str(self.seed), *self.options)
 
-    def differs(self, row: dict[str, str]) -> bool:
-        """Say whether a row was made with other options, as far as both know them."""
+    def differs(self, row: dict[str, str]) -> list[str]:
+        """Name the options with which a row was made otherwise, as far as both know them and they matter to it."""
         mine, theirs = self.determining(), json.loads(row["options"])
         theirs |= {"eval_episodes": int(row["episodes"]), "eval_seed": int(row["eval_seed"])}
-        return any(mine[name] != theirs[name] for name in mine.keys() & theirs.keys())
+        unread = LOGGED if self.algorithm == "vgf" else (*LOGGED, *OF_VGF)
+        return sorted(name for name in mine.keys() & theirs.keys() - set(unread) if mine[name] != theirs[name])
 
     def command(self, out: Path, jobs: int) -> list[str]:
         """Give the command that runs it, or goes on with it."""
@@ -200,7 +201,8 @@ def run(matrix: Run, passed_on: tuple[str, ...]) -> int:
     if matrix.dry_run:
         for cell, state in states.items():
             print(f"{state:>6}  {cell.name}  {shlex.join(cell.options)}")
-    other = [cell.name for cell in todo if cell.name in known and cell.differs(known[cell.name])]
+    differing = {cell.name: cell.differs(known[cell.name]) for cell in todo if cell.name in known}
+    other = [f"{name} ({', '.join(options)})" for name, options in differing.items() if options]
     other += [cell.name for cell, state in states.items() if state == "done" and cell.changed(matrix.out)]
     if other:
         raise ValueError(f"finished with other options: {', '.join(other)}; name a --variant, or give another --out.")

@@ -159,7 +159,7 @@ def test_cells_that_others_have_run_are_not_run_again(fake, tmp_path, capsys):
     experiments.run(matrix(fake, envs=("gym:sparse",)), ("--eval-episodes", "4"))
     known = (fake / "rows.csv").rename(tmp_path / "known.csv")
     there = matrix(tmp_path / "there", known=(known,))
-    with pytest.raises(ValueError, match="finished with other options: gym:sparse/vgf/base/seed1"):
+    with pytest.raises(ValueError, match=r"with other options: gym:sparse/vgf/base/seed1 \(discount\)"):
         experiments.run(there, ("--eval-episodes", "4", "--discount", "0.9"))
     assert experiments.run(dataclasses.replace(there, dry_run=True), ("--eval-episodes", "4")) == 0
     states = [line.split()[0] for line in capsys.readouterr().out.splitlines()]

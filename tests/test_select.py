@@ -96,7 +96,7 @@ def test_many_sets_by_vmap_without_new_rules():
 
 @pytest.mark.parametrize("dimension", [1, 6, 40])
 def test_what_candidates_and_what_steps_gain_by_dimension(dimension):
-    """Of a linear value: E max of N normals whatever the dimension; L ε |g|_1 / |g|_2 by steps of Adam, up to L ε √d."""
+    """Of a linear value: E max of N normals in every dimension; by steps of Adam L ε |g|_1 / |g|_2, up to L ε √d."""
     n, sets, steps, size = 8, 3000, 3, 0.1
     slope = jnp.arange(1.0, dimension + 1)
     slope = slope / jnp.linalg.norm(slope)  # so that values have the spread 1
