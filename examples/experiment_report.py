@@ -279,7 +279,8 @@ def plot_curves(paths: tuple[Path, ...], path: Path) -> None:
                 label = f"{algorithm}/{variant}"
                 points = next((run[name] for name in names if name in run), [])
                 steps, values = [x for x, _ in points], [y for _, y in points]
-                axes.plot(steps, values, color=palette[labels.index(label) % 20], lw=1, label=label)
+                mark = "." if len(points) == 1 else None
+                axes.plot(steps, values, color=palette[labels.index(label) % 20], lw=1, marker=mark, label=label)
             axes.set_title(heading, fontsize="small")
             axes.set_yscale("log" if "loss" in names[0] else "linear")
         panels[0].set_ylabel(env, fontsize="small")
@@ -308,7 +309,7 @@ def _plot_scores(results: dict[str, dict[str, Results]], metrics: dict[str, str]
         axes.set_yticks(range(len(labels)), list(labels), fontsize="x-small")
         axes.invert_yaxis()
         axes.set(title=env, xlabel="success, %" if metrics[env] == "success" else "return")
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=60)
 
 
 def _plot_aggregates(rows: dict[str, Aggregate], path: Path) -> None:
