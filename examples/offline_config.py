@@ -27,7 +27,7 @@ from flowrl.rl import (
 )
 
 #: Options of VGF alone; an option that nothing would read is refused.
-OF_VGF = (*("reference_updates", "train_particles", "train_steps", "train_step_size", "band", "temperature", "budget"),)
+OF_VGF = ("reference_updates", "train_particles", "train_steps", "train_step_size", "band", "temperature", "budget")
 #: Step sizes among which `--budget auto` chooses, in spreads; the steps are those of --test-steps.
 AUTO_STEP_SIZES = (0.1, 0.3, 0.6)
 #: What may be chosen along with a task of the paper, which fixes the rest.

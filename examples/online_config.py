@@ -24,7 +24,7 @@ from flowrl import Budget
 from flowrl.rl import VGF, AbstractAlgorithm, Plan, Policy, PolicyTable
 
 #: Options that nothing but VGF reads.
-OF_VGF = ("reference", "train_steps", "train_step_size", "max_displacement")
+_OF_VGF = ("reference", "train_steps", "train_step_size", "max_displacement")
 #: Environment steps before the first update where experience alone is learned from; the source's number.
 WSRL_STARTUP = 5000
 
@@ -200,7 +200,7 @@ def planned(config: Config, offline: Offline, learner: AbstractAlgorithm) -> Cal
     """
     ours = isinstance(learner, VGF)
     if not ours:
-        refuse_changed(config, Config(), OF_VGF, offline.algorithm)
+        refuse_changed(config, Config(), _OF_VGF, offline.algorithm)
     collect = _growing("collect-steps", config.collect_steps or ("1" if ours else "0"), config.steps)
     train = None if config.train_steps is None else _growing("train-steps", config.train_steps, config.steps)
     cap = _growing("max-displacement", config.max_displacement, config.steps) if config.max_displacement else None

@@ -245,6 +245,20 @@ def test_rows_that_are_no_comparison_are_refused(fake, tmp_path):
         experiment_report.read((other,))
 
 
+def test_options_that_change_no_score_may_differ():
+    def rows(algorithm, **options):
+        return [{"algorithm": algorithm, "options": json.dumps(o)} for o in ({name: 1 for name in options}, options)]
+
+    cell = experiments.Cell("gym:sparse", "iql", "base", 1, ("--curve-points", "3"))
+    row = rows("iql", curve_points=2, train_steps=3, discount=0.99)[1]
+    assert cell.differs(row | {"episodes": "16", "eval_seed": "1"}) == []
+    assert cell.differs(row | {"episodes": "17", "eval_seed": "1"}) == ["eval_episodes"]
+    for fine in (rows("iql", curve_points=2, test_steps=2, train_steps=2), rows("vgf", curve_points=2, test_steps=2)):
+        experiment_report._check_options("here", fine)
+    with pytest.raises(ValueError, match=r"here: seeds were run with other options \(train_steps: 1 and 2\)"):
+        experiment_report._check_options("here", rows("vgf", train_steps=2))
+
+
 def results(scores, seeds=(1, 2)) -> experiment_report.Results:
     return experiment_report.Results(np.asarray(scores, float), seeds, 0.0, 0.0, 1.0)
 

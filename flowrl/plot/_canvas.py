@@ -6,9 +6,12 @@ from flowrl import _distribution
 
 # Orange on blue: told apart by every kind of colour vision.
 MOVED, FIXED = "#D55E00", "#2171B5"
+# Points at which a target is evaluated at once.
+BATCH = 4096
 
 
 def matplotlib_parts() -> Any:
+    """Give matplotlib with the parts that pictures need, or say how to install it."""
     try:
         # Never pyplot: the user's backend and figures stay as they are.
         import matplotlib.animation
@@ -21,6 +24,7 @@ def matplotlib_parts() -> Any:
 
 
 def new_figure(size: tuple[float, float]) -> Any:
+    """Make a figure of so many inches that pyplot does not know of."""
     return matplotlib_parts().figure.Figure(figsize=size, layout="constrained")
 
 
@@ -33,6 +37,7 @@ def axes_or_new(ax: Any) -> Any:
 
 
 def frame_writer(suffix: str, fps: float) -> Any:
+    """Give what writes frames to a file that ends so."""
     animation = matplotlib_parts().animation
     if suffix == ".gif":
         return animation.PillowWriter(fps=fps)

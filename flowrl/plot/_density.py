@@ -11,13 +11,11 @@ from jaxtyping import Array, Float
 from flowrl._custom_types import Particles, Scalar
 from flowrl._misc import ravel
 from flowrl._target import AbstractTarget
-from flowrl.plot._canvas import FIXED, axes_or_new, dot_area, matplotlib_parts
+from flowrl.plot._canvas import BATCH, FIXED, axes_or_new, dot_area, matplotlib_parts
 from flowrl.plot._plane import Coordinates, Limits, checked, chosen_two, coordinate_names, limits_around, matrix
 
 # Shares of the mass that the filled regions of a density hold.
 _MASSES = (0.99, 0.9, 0.7, 0.5, 0.3, 0.1)
-# Points at which a target is evaluated at once.
-_BATCH = 4096
 
 
 def density(
@@ -135,4 +133,4 @@ def _draw_samples(target: AbstractTarget, limits: Limits | None, coordinates: Co
 
 @eqx.filter_jit
 def _potentials(target: AbstractTarget, nodes: Particles, temperature: Scalar) -> Float[Array, " n"]:
-    return jax.lax.map(lambda x: target.potential(x, temperature, key=None), nodes, batch_size=_BATCH)
+    return jax.lax.map(lambda x: target.potential(x, temperature, key=None), nodes, batch_size=BATCH)

@@ -53,6 +53,7 @@ def chosen_two(coordinates: Coordinates, names: list[str]) -> list[int]:
 
 
 def checked(limits: Limits | np.ndarray) -> Limits:
+    """Give limits as numbers, or refuse what are none."""
     array = np.asarray(limits, np.float64)
     if array.shape != (2, 2) or not np.isfinite(array).all() or (array[:, 0] >= array[:, 1]).any():
         raise ValueError(f"limits must be ((left, right), (bottom, top)), finite and increasing; got {limits}.")

@@ -14,6 +14,7 @@ from flowrl.plot._plane import matrix
 
 
 def by_name(solutions: Solution | Mapping[str, Solution]) -> dict[str, Solution]:
+    """Give solutions by name; a single one has the empty name."""
     named = dict(solutions) if isinstance(solutions, Mapping) else {"": solutions}
     for name, solution in named.items():
         if not isinstance(solution, Solution):
@@ -28,6 +29,7 @@ def by_name(solutions: Solution | Mapping[str, Solution]) -> dict[str, Solution]
 
 
 def check_one_set(solution: Solution) -> None:
+    """Refuse a batch of sets."""
     batch = np.shape(solution.stats["steps"])
     if batch:
         raise ValueError(
@@ -37,6 +39,7 @@ def check_one_set(solution: Solution) -> None:
 
 
 def trajectory_of(solution: Solution, axes: int) -> np.ndarray:
+    """Give the saved sets as an array with `axes` leading axes and one of coordinates."""
     if solution.trajectory is None:
         raise ValueError("no trajectory was saved; call transport with save=(0, ...): step counts, or times.")
     return matrix(solution.trajectory, axes)
@@ -70,6 +73,7 @@ def spent_at(solution: Solution, steps: Sequence[float] | None, scale: PyTree[Ar
 
 
 def clock_of(steps: Sequence[float]) -> str:
+    """Say what saved numbers count."""
     return "step" if np.issubdtype(np.asarray(steps).dtype, np.integer) else "time"
 
 

@@ -12,11 +12,8 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from flowrl._custom_types import Particles
 from flowrl._solution import Solution
 from flowrl._target import AbstractTarget
-from flowrl.plot._canvas import axes_or_new
+from flowrl.plot._canvas import BATCH, axes_or_new
 from flowrl.plot._saved import by_name, clock_of, spent_at, trajectory_of
-
-# Points at which a target is evaluated at once.
-_BATCH = 4096
 
 
 def value(
@@ -82,7 +79,7 @@ def value(
 
 @eqx.filter_jit
 def _values(target: AbstractTarget, nodes: Particles) -> Float[Array, " n"]:
-    return jax.lax.map(target.value, nodes, batch_size=_BATCH)
+    return jax.lax.map(target.value, nodes, batch_size=BATCH)
 
 
 def _curves(

@@ -19,6 +19,9 @@ from flowrl._select import best_of_n
 from flowrl.rl._algorithm import AbstractAlgorithm
 from flowrl.rl._replay import Replay
 
+_STATES_AT_ONCE = 512
+"""Bounds the memory: at the paper's size the networks hold gigabytes for all states at once."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredBudget:
@@ -216,8 +219,11 @@ def _measure(
         )
 
     keys = jr.split(proposal_key, states)
-    over_states = jax.vmap(one, (None, 0, 0))
-    chosen, std, moved, all_mean, spread = jax.vmap(over_states, (0, None, None))(step_sizes, next_observations, keys)
+
+    def over_states(step_size: Array) -> tuple[Array, ...]:
+        return jax.lax.map(lambda at: one(step_size, *at), (next_observations, keys), batch_size=_STATES_AT_ONCE)
+
+    chosen, std, moved, all_mean, spread = jax.vmap(over_states)(step_sizes)
     unit = jnp.maximum(jnp.mean(spread), jnp.finfo(chosen.dtype).tiny)
     gain = (chosen - chosen[:, :, :1]) / unit
     lower = gain - pessimism * (std - std[:, :, :1]) / unit
