@@ -23,7 +23,6 @@ import numpy as np
 import optax
 import scipy.stats
 import tyro
-from console import end_well
 from jaxtyping import Array, Float, PRNGKeyArray
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +30,7 @@ from rich.table import Table
 import flowrl
 from flowrl.nn import MLP
 from flowrl.rl import Critic, FlowReference
+from flowrl.scripts._console import end_well
 
 CAVEATS = """The best action lies outside the data by construction: no logged action comes nearer to it than 1.2.
 Our reconstruction: its constants are read off the paper's figure; the authors' code for it was not found.

@@ -9,7 +9,8 @@ import jax.random as jr
 import numpy as np
 import tyro
 
-from flowrl.rl import Agent, Lanes, Policy, Standardizer, data, evaluate, fit, make_replay, presets, report
+from flowrl.rl import Agent, Lanes, Policy, Standardizer, data, evaluate, fit, make_replay, report
+from flowrl.rl.learning import presets
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,6 @@ import numpy as np
 import optax
 import plane
 import tyro
-from console import end_well
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -28,6 +27,7 @@ from rich.table import Table
 
 import flowrl
 from flowrl import diagnostics
+from flowrl.scripts._console import end_well
 
 # Of the normal start, which is to one side so that a flow has to find the weights of modes.
 CENTRE, WIDTH = (-1.0, 1.0), 1.5

@@ -87,7 +87,6 @@ if CHOSEN.process is not None:  # before the first array, which settles what dev
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from console import end_well
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from rich.console import Console
@@ -95,8 +94,10 @@ from rich.table import Table
 
 import flowrl
 from flowrl import sharding
-from flowrl.rl import Standardizer, make_replay, presets, train
+from flowrl.rl import Standardizer, make_replay, train
 from flowrl.rl.data import Transitions
+from flowrl.rl.learning import presets
+from flowrl.scripts._console import end_well
 
 
 # --8<-- [start:move]

@@ -67,10 +67,10 @@ from flowrl._solver import (
     AbstractStepSolver as AbstractStepSolver,
     Diffrax as Diffrax,
     Euler as Euler,
-    March as March,
     Optax as Optax,
     Problem as Problem,
     Progress as Progress,
+    SolverOutput as SolverOutput,
 )
 from flowrl._stepper import State as State, Stepper as Stepper
 from flowrl._supports import Support as Support, supports as supports

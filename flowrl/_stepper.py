@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from flowrl._budget import Budget
 from flowrl._custom_types import Key, Particles
-from flowrl._door import check, check_key, resolve
 from flowrl._solution import RESULTS, Solution
 from flowrl._solver import AbstractStepSolver, Progress
 from flowrl._target import AbstractTarget
-from flowrl._transport import Transport, conclude, pose
+from flowrl._transport import Transport, make_problem, make_solution
+from flowrl._validation import check, check_key, resolve
 
 
 class State(NamedTuple):
@@ -106,18 +106,18 @@ class Stepper(eqx.Module):
 
 @eqx.filter_jit
 def _begin(stepper: Stepper, particles: Particles) -> State:
-    problem = pose(stepper.method, stepper.target, particles, resolve(stepper.budget, particles), None)
+    problem = make_problem(stepper.method, stepper.target, particles, resolve(stepper.budget, particles), None)
     return State(particles, particles, _solver(stepper).begin(problem))
 
 
 @eqx.filter_jit
 def _step(stepper: Stepper, key: Key | None, state: State) -> tuple[State, Solution]:
     solver = _solver(stepper)
-    problem = pose(stepper.method, stepper.target, state.start, resolve(stepper.budget, state.start), key)
+    problem = make_problem(stepper.method, stepper.target, state.start, resolve(stepper.budget, state.start), key)
     last = jnp.minimum(jnp.asarray(stepper.budget.steps), stepper.budget.bound).astype(state.progress.step.dtype)
     more = (state.progress.step < last) & (state.progress.result == RESULTS.successful)
     progress = jax.lax.cond(more, lambda p: solver.advance(problem, p), lambda p: p, state.progress)
-    solution = conclude(problem, solver.finish(problem, progress), taken=progress.step > 0, valued=False)
+    solution = make_solution(problem, solver.finish(problem, progress), taken=progress.step > 0, valued=False)
     return State(solution.particles, state.start, progress), solution
 
 

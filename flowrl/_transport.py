@@ -12,13 +12,13 @@ from jaxtyping import Array, Bool, Float
 from flowrl._budget import Budget
 from flowrl._custom_types import Key, Mask, Particles
 from flowrl._domain import AbstractDomain, Unbounded
-from flowrl._door import check, check_key, resolve
 from flowrl._flow import SVGD, AbstractFlow, Field
 from flowrl._misc import concrete, ravel
 from flowrl._solution import RESULTS, Solution, is_okay
-from flowrl._solver import AbstractSolver, Euler, March, Problem
+from flowrl._solver import AbstractSolver, Euler, Problem, SolverOutput
 from flowrl._supports import supports
 from flowrl._target import AbstractTarget, scalar
+from flowrl._validation import check, check_key, resolve
 
 _EXAMPLES = {"flow": "SVGD()", "solver": "Euler() or Optax(optax.adam(1.0))", "domain": "Box(-1, 1)"}
 
@@ -163,12 +163,14 @@ def transport(
 def _run(
     method: Transport, target: AbstractTarget, particles: Particles, budget: Budget, key: Key | None, save: Any
 ) -> Solution:
-    problem = pose(method, target, particles, budget, key)
-    march = method.solver.solve(problem, save)
-    return conclude(problem, march, taken=jnp.asarray(budget.steps) > 0, valued="value" in target.knows)
+    problem = make_problem(method, target, particles, budget, key)
+    output = method.solver.solve(problem, save)
+    return make_solution(problem, output, taken=jnp.asarray(budget.steps) > 0, valued="value" in target.knows)
 
 
-def pose(method: Transport, target: AbstractTarget, particles: Particles, budget: Budget, key: Key | None) -> Problem:
+def make_problem(
+    method: Transport, target: AbstractTarget, particles: Particles, budget: Budget, key: Key | None
+) -> Problem:
     """Put together what a solver is given; `budget` is resolved.
 
     Args:
@@ -185,12 +187,12 @@ def pose(method: Transport, target: AbstractTarget, particles: Particles, budget
     return Problem(method.flow, field, budget, particles, key)
 
 
-def conclude(problem: Problem, march: March, *, taken: Bool[Array, ""], valued: bool) -> Solution:
-    """Make of a march what the user sees.
+def make_solution(problem: Problem, output: SolverOutput, *, taken: Bool[Array, ""], valued: bool) -> Solution:
+    """Make of a output what the user sees.
 
     Args:
         problem: what was marched.
-        march: how it ended.
+        output: how it ended.
         taken: whether any step was taken.
         valued: whether to evaluate the particles.
     """
@@ -198,33 +200,33 @@ def conclude(problem: Problem, march: March, *, taken: Bool[Array, ""], valued: 
     # A particle that is not finite is frozen, and no reason to stop the others.
     finite = jnp.all(jnp.isfinite(ravel(particles)[0]), axis=1)
     valid, inside = budget.valid(), jnp.all(problem.field.domain.contains(particles) | ~finite)
-    if (target.vanishes_when_cold or traits.temperature == "positive") and budget.temperature is not None:
+    if (target.needs_positive_temperature or traits.temperature == "positive") and budget.temperature is not None:
         valid = valid & jnp.all(budget.temperature > 0)
 
     kept = valid & inside & taken
-    moved = problem.particles(march.coordinates)
+    moved = problem.particles(output.coordinates)
     # Zero steps give the input back bit for bit, also where the domain's map would round.
     moved = jax.tree.map(lambda new, old: jnp.where(kept, new, old), moved, particles)
-    displacement = jnp.where(kept, jax.lax.stop_gradient(problem.displacement(march.coordinates)), 0)
-    alive = jnp.where(kept, march.alive, finite)
+    displacement = jnp.where(kept, jax.lax.stop_gradient(problem.displacement(output.coordinates)), 0)
+    alive = jnp.where(kept, output.alive, finite)
     values = _values(target, moved, alive) if valued else None
     if values is not None:
         # One that left the support in the last step was never asked for its score.
         alive = alive & jnp.isfinite(values)
-    result = march.result if isinstance(march.result, RESULTS) else RESULTS.promote(march.result)
+    result = output.result if isinstance(output.result, RESULTS) else RESULTS.promote(output.result)
     result = RESULTS.where(jnp.any(alive), result, RESULTS.nonfinite_score)
     result = RESULTS.where(inside, result, RESULTS.outside_domain)
     result = RESULTS.where(valid, result, RESULTS.invalid_budget)
     # Nothing was moved, so nothing was spent: a failed transport reports neither.
-    spent = {name: jnp.where(kept, x, jnp.zeros_like(x)) for name, x in march.stats.items()}
+    spent = {name: jnp.where(kept, x, jnp.zeros_like(x)) for name, x in output.stats.items()}
     stats = spent | {
         "displacement_max": jnp.max(displacement),
         "displacement_rms": jnp.sqrt(jnp.mean(displacement**2)),
         "nonfinite": jnp.sum(~alive),
     }
     trajectory = None
-    if march.trajectory is not None:
-        trajectory = jax.vmap(problem.particles)(march.trajectory)
+    if output.trajectory is not None:
+        trajectory = jax.vmap(problem.particles)(output.trajectory)
         trajectory = jax.tree.map(lambda saved, old: jnp.where(kept, saved, old[None]), trajectory, particles)
     notes = ()
     if traits.diffuses and budget.max_displacement is not None:

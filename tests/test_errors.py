@@ -79,13 +79,13 @@ class OneMove(flowrl.AbstractStepSolver):
     step = lambda self, flow, field, z, alive, state, size, key: (z[:, :1], state, alive, flowrl.RESULTS.successful)
 
 class VectorValue(flowrl.AbstractValueTarget):
-    vanishes_when_cold = False
+    needs_positive_temperature = False
     value = lambda self, x: x
     potential = lambda self, x, temperature, *, key: x
 
 class OwnGradient(flowrl.AbstractTarget):
     knows = frozenset({"gradient", "value"})
-    stochastic = vanishes_when_cold = False
+    stochastic = needs_positive_temperature = False
     gradient = lambda self, x, temperature, *, key: -x
     value = lambda self, x: x
     potential = lambda self, x, temperature, *, key: x

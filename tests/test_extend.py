@@ -133,7 +133,7 @@ class Integrator(flowrl.AbstractSolver):
             "fraction_at_cap": nothing,
             "fraction_clipped": nothing,
         }
-        return flowrl.March(jnp.where(finite[:, None], end, start), finite, solution.result, stats, None)
+        return flowrl.SolverOutput(jnp.where(finite[:, None], end, start), finite, solution.result, stats, None)
 
 
 # Domains
@@ -389,7 +389,7 @@ class Minibatch(flowrl.AbstractTarget):
     data: jax.Array
     knows: ClassVar[frozenset[flowrl.Knowledge]] = frozenset({"gradient"})
     stochastic: ClassVar[bool] = True
-    vanishes_when_cold: ClassVar[bool] = False
+    needs_positive_temperature: ClassVar[bool] = False
 
     def gradient(self, particle, temperature, *, key):
         return self.data[jr.randint(key, (4,), 0, len(self.data))].mean(axis=0) - particle

@@ -23,7 +23,7 @@ import equinox as eqx
 import jax, jax.numpy as jnp, jax.random as jr, numpy as np
 import flowrl
 from flowrl import sharding
-from flowrl._door import resolve
+from flowrl._validation import resolve
 from flowrl._transport import _run
 from flowrl.rl import Standardizer, make_replay, presets
 from flowrl.rl.data import Transitions

@@ -28,7 +28,7 @@ class Noisy(flowrl.AbstractTarget):
 
     knows: ClassVar[frozenset[flowrl.Knowledge]] = frozenset({"gradient"})
     stochastic: ClassVar[bool] = True
-    vanishes_when_cold: ClassVar[bool] = False
+    needs_positive_temperature: ClassVar[bool] = False
 
     def gradient(self, particle, temperature, *, key):
         return jr.normal(key, particle.shape, particle.dtype)
@@ -46,7 +46,7 @@ class Noisy(flowrl.AbstractTarget):
 class NoisyDensity(Noisy):
     """The same as a density."""
 
-    vanishes_when_cold: ClassVar[bool] = True
+    needs_positive_temperature: ClassVar[bool] = True
 
 
 # Tilted
@@ -91,7 +91,7 @@ def test_a_tilted_reference_adds_the_value_and_alpha_times_the_log_density(refer
     assert gradient.dtype == FLOAT
     assert target.knows == ({"gradient", "value"} if first and second else {"gradient"})
     assert not target.stochastic
-    assert not target.vanishes_when_cold
+    assert not target.needs_positive_temperature
     if first and second:
         want = np.dot(SLOPE, x) - 1.7 * 0.5 * np.sum((np.asarray(x) - CENTRE) ** 2)
         np.testing.assert_allclose(target.potential(x, temperature, key=None), want, rtol=tolerance(1e-12, 1e-5))

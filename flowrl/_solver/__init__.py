@@ -1,6 +1,6 @@
 """Solvers: how a flow is marched through its budget."""
 
-from flowrl._solver._base import AbstractSolver as AbstractSolver, March as March, Problem as Problem
+from flowrl._solver._base import AbstractSolver as AbstractSolver, Problem as Problem, SolverOutput as SolverOutput
 from flowrl._solver._diffrax import Diffrax as Diffrax
 from flowrl._solver._euler import Euler as Euler
 from flowrl._solver._jko import JKO as JKO

@@ -164,7 +164,7 @@ class Problem(eqx.Module):
         return row_norm((ravel(self.particles(coordinates))[0] - ravel(self.start)[0]) / self.field.scale)
 
 
-class March(eqx.Module):
+class SolverOutput(eqx.Module):
     """What a solver returns.
 
     Attributes:
@@ -198,8 +198,8 @@ class AbstractSolver(eqx.Module):
     needs_energy: AbstractVar[bool]
 
     @abc.abstractmethod
-    def solve(self, problem: Problem, save: Any) -> March:
-        """March the particles from `problem.start` to the end of the budget.
+    def solve(self, problem: Problem, save: Any) -> SolverOutput:
+        """SolverOutput the particles from `problem.start` to the end of the budget.
 
         Args:
             problem: flow, field, budget and start.

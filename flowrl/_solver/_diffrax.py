@@ -17,7 +17,7 @@ from flowrl._custom_types import Key, Mask, Positions, Scalar
 from flowrl._flow import AbstractStochasticFlow, noise_of, velocity_of
 from flowrl._misc import check_count, row_norm
 from flowrl._solution import RESULTS
-from flowrl._solver._base import AbstractSolver, March, Problem
+from flowrl._solver._base import AbstractSolver, Problem, SolverOutput
 
 _NoProgress = diffrax.NoProgressMeter()
 _codes: Any = RESULTS
@@ -93,7 +93,7 @@ class Diffrax(AbstractSolver):
         sorts = (diffrax.AbstractItoSolver, diffrax.AbstractStratonovichSolver)
         return "additive" if isinstance(self.solver, sorts) else "none"
 
-    def solve(self, problem: Problem, save: Any) -> March:
+    def solve(self, problem: Problem, save: Any) -> SolverOutput:
         """Integrate to the budget's time, or to where an event stops it.
 
         Args:
@@ -178,7 +178,7 @@ class Diffrax(AbstractSolver):
             known = (times < reached)[:, None, None] & present[None, :, None]
             saved = jnp.where(known, solution.ys[1].astype(start.dtype), end[None])
             trajectory = jax.vmap(lambda y: problem.restrict(y * scale)[0])(saved)
-        return March(end * scale, alive, result, stats, trajectory)
+        return SolverOutput(end * scale, alive, result, stats, trajectory)
 
     def _terms(self, problem: Problem, total: Scalar, first: Scalar) -> tuple[Any, bool]:
         everyone = jnp.all(jnp.isfinite(problem.coordinates(problem.start)), axis=1)

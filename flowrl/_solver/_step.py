@@ -14,7 +14,7 @@ from flowrl._custom_types import Count, Key, Mask, PerParticle, Positions, Scala
 from flowrl._flow import AbstractFlow, Field
 from flowrl._misc import row_norm
 from flowrl._solution import RESULTS
-from flowrl._solver._base import AbstractSolver, March, Problem
+from flowrl._solver._base import AbstractSolver, Problem, SolverOutput
 
 
 class AbstractStepSolver(AbstractSolver):
@@ -115,7 +115,7 @@ class AbstractStepSolver(AbstractSolver):
         )
         return _checked(problem, advanced, moved, step_size)
 
-    def finish(self, problem: Problem, progress: "Progress") -> March:
+    def finish(self, problem: Problem, progress: "Progress") -> SolverOutput:
         """Give the result of the steps taken so far.
 
         Args:
@@ -132,10 +132,10 @@ class AbstractStepSolver(AbstractSolver):
         }
         unbounded = jnp.asarray(problem.budget.steps) > problem.budget.bound
         result = _codes.where(unbounded, _codes.max_steps_reached, progress.result)
-        return March(progress.coordinates, progress.alive, result, stats, None)
+        return SolverOutput(progress.coordinates, progress.alive, result, stats, None)
 
-    def solve(self, problem: Problem, save: Sequence[int] | None) -> March:
-        """March `steps` steps, or fewer where the budget says when to stop.
+    def solve(self, problem: Problem, save: Sequence[int] | None) -> SolverOutput:
+        """SolverOutput `steps` steps, or fewer where the budget says when to stop.
 
         Args:
             problem: flow, field, budget and start.
@@ -179,8 +179,8 @@ class AbstractStepSolver(AbstractSolver):
         else:
             carry, _ = jax.lax.scan(lambda c, _: (body(c), None), carry, length=steps)
         progress, trajectory = carry
-        march = self.finish(problem, progress)
-        return eqx.tree_at(lambda m: m.trajectory, march, trajectory, is_leaf=lambda x: x is None) if saved else march
+        output = self.finish(problem, progress)
+        return eqx.tree_at(lambda m: m.trajectory, output, trajectory, is_leaf=lambda x: x is None) if saved else output
 
 
 class Progress(eqx.Module):

@@ -25,12 +25,12 @@ class AbstractTarget(eqx.Module):
     Attributes:
         knows: what can be asked: "value" (and so `potential`), "gradient", "samples".
         stochastic: `gradient` and `potential` need a key.
-        vanishes_when_cold: the potential is zero at α = 0, so that temperature is refused.
+        needs_positive_temperature: the potential is zero at α = 0, so that temperature is refused.
     """
 
     knows: AbstractVar[frozenset[Knowledge]]
     stochastic: AbstractVar[bool]
-    vanishes_when_cold: AbstractVar[bool]
+    needs_positive_temperature: AbstractVar[bool]
 
     def __check_init__(self):
         check_knowledge(f"{type(self).__name__}.knows", self.knows)

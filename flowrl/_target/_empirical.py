@@ -30,7 +30,7 @@ class Empirical(AbstractTarget):
     points: Particles
     knows: ClassVar[frozenset[Knowledge]] = frozenset({"samples"})
     stochastic: ClassVar[bool] = False
-    vanishes_when_cold: ClassVar[bool] = False
+    needs_positive_temperature: ClassVar[bool] = False
 
     def __init__(self, samples: Any):
         """Make the target.

@@ -34,7 +34,7 @@ class Score(AbstractTarget):
     args: tuple[Any, ...]
     knows: ClassVar[frozenset[Knowledge]] = frozenset({"gradient"})
     stochastic: ClassVar[bool] = False
-    vanishes_when_cold: ClassVar[bool] = True
+    needs_positive_temperature: ClassVar[bool] = True
 
     def __init__(self, score: Callable[..., Any], *args: Any):
         """Make the target.
@@ -120,7 +120,7 @@ class ValueGradient(AbstractTarget):
     args: tuple[Any, ...]
     knows: ClassVar[frozenset[Knowledge]] = frozenset({"gradient"})
     stochastic: ClassVar[bool] = False
-    vanishes_when_cold: ClassVar[bool] = False
+    needs_positive_temperature: ClassVar[bool] = False
 
     def __init__(self, value_gradient: Callable[..., Any], *args: Any):
         """Make the target.

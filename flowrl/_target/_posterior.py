@@ -64,7 +64,7 @@ class Posterior(AbstractTarget):
     data: PyTree[Array]
     batch_size: int | None = eqx.field(static=True)
     knows: ClassVar[frozenset[Knowledge]] = frozenset({"value", "gradient"})
-    vanishes_when_cold: ClassVar[bool] = True
+    needs_positive_temperature: ClassVar[bool] = True
 
     def __init__(self, log_prior: Any, log_likelihood: Callable[..., Any], data: Any, batch_size: Any = None):
         """Make the target.

@@ -47,7 +47,7 @@ class Tilted(AbstractTarget):
 
     reference: AbstractTarget
     tilt: AbstractTarget
-    vanishes_when_cold: ClassVar[bool] = False
+    needs_positive_temperature: ClassVar[bool] = False
 
     def __init__(self, log_reference: Any, value: Any):
         """Make the target.
@@ -67,12 +67,12 @@ class Tilted(AbstractTarget):
         for name, target in (("log_reference", self.reference), ("value", self.tilt)):
             if "gradient" not in target.knows:
                 raise TypeError(f"{name} is {type(target).__name__}, which has no gradient to add to the other's.")
-        if not self.reference.vanishes_when_cold:
+        if not self.reference.needs_positive_temperature:
             raise TypeError(
                 f"log_reference is {type(self.reference).__name__}, whose potential is not α log μ; expected log μ as "
                 "a function, or Density, Score or Posterior. The value comes second: Tilted(log_reference, value)."
             )
-        if self.tilt.vanishes_when_cold:
+        if self.tilt.needs_positive_temperature:
             raise TypeError(
                 f"value is {type(self.tilt).__name__}, whose potential is α log p and would vanish at α = 0; expected "
                 "V as a function, Boltzmann(value) or ValueGradient(...). To temper a log likelihood give it as the "

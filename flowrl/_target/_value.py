@@ -16,12 +16,12 @@ from flowrl._target._function import as_function, scalar
 class AbstractValueTarget(AbstractTarget):
     """A target given by a scalar function of a particle; its gradient is taken by autodiff.
 
-    A subclass writes `value` and `potential`, and declares `vanishes_when_cold`; the rest is given here.
+    A subclass writes `value` and `potential`, and declares `needs_positive_temperature`; the rest is given here.
 
     Attributes:
         knows: "value" and "gradient".
         stochastic: False; a value that draws at random subclasses `AbstractTarget`.
-        vanishes_when_cold: to be declared: True if the potential is α × a log density, which is zero at α = 0; False if
+        needs_positive_temperature: to be declared: True if the potential is α × a log density, which is zero at α = 0; False if
             it is a value, whatever α.
     """
 
@@ -89,7 +89,7 @@ class Boltzmann(AbstractValueTarget):
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    vanishes_when_cold: ClassVar[bool] = False
+    needs_positive_temperature: ClassVar[bool] = False
 
     def __init__(self, value: Any, *args: Any):
         """Make the target.
@@ -143,7 +143,7 @@ class Density(AbstractValueTarget):
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    vanishes_when_cold: ClassVar[bool] = True
+    needs_positive_temperature: ClassVar[bool] = True
 
     def __init__(self, log_prob: Any, *args: Any):
         """Make the target.

@@ -116,7 +116,7 @@ def _refuse_unseen(target: AbstractTarget, dimension: int, temperature: float) -
         raise ValueError(f"{name} is estimated from a batch; draw the same target with all data (batch_size=None).")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be finite and >= 0, got {temperature}.")
-    if temperature == 0 and target.vanishes_when_cold:
+    if temperature == 0 and target.needs_positive_temperature:
         raise ValueError(f"{name} has no value to draw at temperature 0; draw its law at any other.")
 
 

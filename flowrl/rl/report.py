@@ -7,9 +7,8 @@ from typing import Any, Literal
 import numpy as np
 
 from flowrl import _distribution
-from flowrl.rl._evaluate import Evaluation
-from flowrl.rl._policy import Policy
-from flowrl.rl.data import Reference
+from flowrl.rl.acting import Evaluation, Policy
+from flowrl.rl.data import ReferenceScores
 from flowrl.runs.statistics import student
 
 
@@ -42,32 +41,12 @@ class Row:
     episodes: int
 
 
-def scores(
-    evaluation: Evaluation, metric: Literal["success", "return"], reference: Reference | None = None
-) -> np.ndarray:
-    """Give the score of every episode, (policies, episodes): 0 or 100 for success, else the return.
-
-    Args:
-        evaluation: what was measured.
-        metric: how this environment is scored.
-        reference: the returns between which the benchmark normalises; None leaves returns as they are.
-
-    Raises:
-        ValueError: another metric.
-    """
-    if metric not in ("success", "return"):
-        raise ValueError(f"metric must be 'success' or 'return', got {metric!r}.")
-    if metric == "success":
-        return 100 * evaluation.successes
-    return evaluation.returns if reference is None else reference.score(evaluation.returns)
-
-
 def summarise(
     policies: tuple[Policy, ...],
     evaluation: Evaluation,
     metric: Literal["success", "return"],
     baseline: str,
-    reference: Reference | None = None,
+    reference: ReferenceScores | None = None,
 ) -> list[Row]:
     """Give every policy's mean with its interval, and its paired difference to a baseline.
 
@@ -84,7 +63,7 @@ def summarise(
     Returns:
         One row a policy, in order.
     """
-    score = scores(evaluation, metric, reference)
+    score = evaluation.scores(metric, reference)
     base = score[[p.name for p in policies].index(baseline)]
     rows = []
     for policy, x, moved, steps in zip(policies, score, evaluation.displacements, evaluation.steps, strict=True):
@@ -159,7 +138,9 @@ def plot_budget(rows: list[Row], policies: tuple[Policy, ...], unit: str, title:
             series.setdefault("each state its own L, at its mean", []).append((row.steps, row))
         elif policy.candidates == widest:
             kind = "best transported particle" if policy.select == "best" else "one random particle"
-            series.setdefault("random directions, best" if policy.noise else kind, []).append((policy.steps, row))
+            series.setdefault("random directions, best" if policy.random_directions else kind, []).append(
+                (policy.steps, row)
+            )
         else:
             series.setdefault(policy.name, []).append((policy.steps, row))
     for name, points in series.items():

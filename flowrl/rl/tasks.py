@@ -1,16 +1,15 @@
 """Tasks of the VGF paper at full size, as data: what to load, what to train, and what that costs.
 
 The paper's table of settings per task was not published with its code. What stands here is what the authors' scripts
-hold (github.com/ryanxhr/vgf at 3ec8f9b): for OGBench those of the amortised variant, for D4RL one setting for all
+hold (github.com/ryanxhr/vgf at 3ec8f9b): for OGBench those of the amortized variant, for D4RL one setting for all
 tasks. No score of the paper has been reproduced with them: that takes a GPU.
 """
 
 import dataclasses
 from typing import Any, Literal
 
-import flowrl.rl.presets as presets
-from flowrl.rl._critic import Mean, Minimum
-from flowrl.rl._vgf import VGF
+from flowrl.rl.learning import VGF, presets
+from flowrl.rl.networks import Mean, Minimum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +21,7 @@ class PaperTask:
         preset: the setting it starts from.
         steps: L_train.
         step_size: ε, learning rate of the particles' Adam, in the units of the action.
-        temperature: α, for the preset "reference"; the amortised one has no kernel and so no α.
+        temperature: α, for the preset "reference"; the amortized one has no kernel and so no α.
         aggregate: makes the ensemble one number in the TD target and in selection.
         discount: γ.
         rewards: name of the reward protocol.
@@ -54,7 +53,7 @@ class PaperTask:
         if self.preset == "amortized":
             return presets.amortized(self.steps, self.step_size, **settings)
         assert self.temperature is not None
-        return presets.reference(self.steps, self.step_size, self.temperature, **settings)
+        return presets.authors(self.steps, self.step_size, self.temperature, **settings)
 
 
 _SIZES = {
@@ -132,11 +131,11 @@ def flops_per_update(vgf: VGF, observation_size: int, action_size: int) -> float
     reference = forward(observation_size + action_size + 1, vgf.reference_hidden, action_size)
     slope = forward(observation_size + action_size, vgf.hidden, action_size)
     rows = vgf.batch_size * vgf.particles
-    step = 2 * critic if vgf.amortised == "no" else slope
+    step = 2 * critic if vgf.amortized == "no" else slope
     total = rows * (int(vgf.train_budget.bound) * step + critic) + 3 * vgf.batch_size * critic
     if not vgf.frozen_reference:
         total += rows * vgf.reference_steps * reference + 3 * vgf.batch_size * reference
-    if vgf.amortised != "no":
-        fitted = vgf.batch_size if vgf.amortised == "data" else 2 * rows
+    if vgf.amortized != "no":
+        fitted = vgf.batch_size if vgf.amortized == "data" else 2 * rows
         total += fitted * (2 * critic + 3 * slope)
     return total

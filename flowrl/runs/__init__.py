@@ -1,6 +1,9 @@
 """What long runs need, whatever they learn: run directories, checkpoints, statistics."""
 
+from flowrl._io import (
+    DamagedError as DamagedError,
+    load_checkpoint as load_checkpoint,
+    save_checkpoint as save_checkpoint,
+)
 from flowrl.runs import statistics as statistics
-from flowrl.runs._checkpoint import load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
-from flowrl.runs._files import DamagedError as DamagedError
 from flowrl.runs._run import RunDirectory as RunDirectory, to_csv as to_csv

@@ -20,9 +20,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from flowrl.runs._checkpoint import load_checkpoint, save_checkpoint, write_text
-from flowrl.runs._files import DamagedError, fsync_dir, only_one, remove_halves
-from flowrl.runs._software import software
+from flowrl._io import (
+    DamagedError,
+    fsync_dir,
+    load_checkpoint,
+    only_one,
+    remove_halves,
+    save_checkpoint,
+    software,
+    write_text,
+)
 
 T = TypeVar("T")
 

@@ -17,7 +17,6 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import jax.random as jr
-import offline_config
 import tyro
 
 import flowrl
@@ -34,9 +33,9 @@ from flowrl.rl import (
     evaluate,
     make_replay,
     measure_budgets,
-    report,
 )
 from flowrl.runs import load_checkpoint, to_csv
+from flowrl.scripts.offline import _options as offline_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +111,8 @@ def flow_variants(algorithm, state):
     yield "N = 32", algorithm, state, 32, 3, 0.3
     yield "absolute step 0.05", algorithm, absolute, 8, 3, 0.05
     yield "absolute step 0.1", algorithm, absolute, 8, 3, 0.1
-    yield "drive by the mean", dataclasses.replace(algorithm, drive=Mean()), *base
-    yield "drive by mean − std", dataclasses.replace(algorithm, drive=LowerConfidence(1.0)), *base
+    yield "improvement by the mean", dataclasses.replace(algorithm, improvement=Mean()), *base
+    yield "improvement by mean − std", dataclasses.replace(algorithm, improvement=LowerConfidence(1.0)), *base
 
 
 def measure(run: Path, options: Options) -> list[dict]:
@@ -144,7 +143,7 @@ def measure(run: Path, options: Options) -> list[dict]:
         for changed, changed_state, policies, extra in ways:
             agent = Agent(changed, changed_state, standardizer, config.chunk)
             result = evaluate(agent, tuple(policies), lanes, episodes=options.episodes, seed=options.eval_seed)
-            scores = report.scores(result, metric)
+            scores = result.scores(metric)
             for policy, more, score, displacement in zip(policies, extra, scores, result.displacements, strict=True):
                 rows.append(
                     {

@@ -134,7 +134,7 @@ def flat(posterior, start):
 
 
 def collect(step, particles, state, saved, unravel):
-    """March and give the particles at the checkpoints."""
+    """SolverOutput and give the particles at the checkpoints."""
 
     def advance(state, _):
         state = step(state)

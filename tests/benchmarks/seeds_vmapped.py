@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from flowrl.rl import Standardizer, baselines, make_replay, presets
+from flowrl.rl import Standardizer, make_replay
 from flowrl.rl.data import Transitions
+from flowrl.rl.learning import baselines, presets
 
 ROWS, OBSERVATION, ACTION = 20_000, 17, 6
 

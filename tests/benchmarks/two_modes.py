@@ -20,23 +20,13 @@ from matplotlib.figure import Figure
 
 import flowrl
 from flowrl.nn import MLP
-from flowrl.rl import (
-    AbstractAggregate,
-    Critic,
-    Mean,
-    Policy,
-    Standardizer,
-    Trainable,
-    baselines,
-    fit,
-    make_replay,
-    presets,
-)
-from flowrl.rl._train import copied, polyak
-from flowrl.rl.baselines._actor_critic import AbstractActorCritic, backup, counters, critic_step, gather
-from flowrl.rl.baselines._bc import reference_learner
-from flowrl.rl.baselines._fql import FQLState
+from flowrl.rl import AbstractAggregate, Critic, Mean, Policy, Standardizer, Trainable, fit, make_replay
 from flowrl.rl.data import Transitions
+from flowrl.rl.learning import baselines, presets
+from flowrl.rl.learning._train import copied, polyak
+from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, backup, counters, critic_step, gather
+from flowrl.rl.learning.baselines._bc import reference_learner
+from flowrl.rl.learning.baselines._fql import FQLState
 
 BEST, DATA = 0.75, 0.45
 SIZES = {"hidden": (64, 64), "batch_size": 128, "learning_rate": 1e-3}
@@ -71,7 +61,7 @@ class Residual(AbstractActorCritic):
     sees_action: bool = eqx.field(static=True)
     reach: float = eqx.field(static=True, default=0.5)
     target: AbstractAggregate = Mean()
-    drive: AbstractAggregate = Mean()
+    improvement: AbstractAggregate = Mean()
     selection: AbstractAggregate = Mean()
     polyak: float = eqx.field(static=True, default=0.005)
     learning_rate: float = eqx.field(static=True, default=1e-3)
@@ -100,7 +90,7 @@ class Residual(AbstractActorCritic):
     def update(self, state, replay, rows, key):
         batch = gather(replay, rows)
         backup_key, reference_key, actor_key = jr.split(key, 3)
-        law = state.reference.law
+        law = state.reference.network
 
         def acted(actor, observations, key):
             return jax.vmap(lambda s, k: self.act(actor, law, s, k))(observations, jr.split(key, len(rows)))
@@ -124,7 +114,7 @@ class Residual(AbstractActorCritic):
         return state, {"td_loss": td_loss}
 
     def propose(self, state, observation, key):
-        return self.act(state.actor.network, state.reference.law, observation, key)
+        return self.act(state.actor.network, state.reference.network, observation, key)
 
     @property
     def _optimiser(self):

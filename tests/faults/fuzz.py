@@ -159,7 +159,7 @@ def _transport(flow, solver, domain, target, *, dtype) -> Structure:
     def call(rng):
         x = particles(rng, domain, dtype)
         law = target_of(target, rng, dtype, x)
-        cold = not (law.vanishes_when_cold or traits.temperature == "positive") and rng.random() < 0.1
+        cold = not (law.needs_positive_temperature or traits.temperature == "positive") and rng.random() < 0.1
         temperature = None if traits.temperature == "none" else 0.0 if cold else magnitude(rng)
         cap = magnitude(rng, -6, 6) if capped else None
         steps = 2 if static else jnp.asarray(rng.integers(BOUND + 1))

@@ -3,8 +3,9 @@
 import os
 import signal
 
-import console
 import pytest
+
+from flowrl.scripts import _console as console
 
 
 @pytest.fixture(autouse=True)

@@ -25,11 +25,11 @@ from flowrl.rl import (
     PolicyTable,
     Standardizer,
     act,
-    baselines,
     fit,
     make_replay,
 )
-from flowrl.rl.baselines import (
+from flowrl.rl.learning import baselines
+from flowrl.rl.learning.baselines import (
     _deterministic,
     _diffusion_ql,
     _flow_ql,

@@ -8,20 +8,10 @@ import numpy as np
 import pytest
 from rl.toys import transitions
 
-from flowrl.rl import (
-    Buffer,
-    HostBuffer,
-    Rows,
-    Standardizer,
-    Windows,
-    baselines,
-    check_rows_agree,
-    make_replay,
-    presets,
-    train,
-)
-from flowrl.rl._buffer import check_ring
+from flowrl.rl import Buffer, HostBuffer, Rows, Standardizer, Windows, check_rows_agree, make_replay, train
 from flowrl.rl.data import RewardTransform, Transitions
+from flowrl.rl.data.replay._buffer import check_ring
+from flowrl.rl.learning import baselines, presets
 
 AS_IS = RewardTransform()
 

@@ -19,9 +19,9 @@ from flowrl.rl import (
     fit,
     make_replay,
     measure_budgets,
-    presets,
     select_by_acting,
 )
+from flowrl.rl.learning import presets
 
 STEPS, SIZES = (1, 4), (0.2, 0.5)
 
@@ -34,7 +34,7 @@ def trained():
         batch_size=128,
         reference_updates=300,
         learning_rate=3e-3,
-        drive=Minimum(),
+        improvement=Minimum(),
         selection=Minimum(),
     )
     data = bandit(2000)

@@ -11,10 +11,10 @@ import pytest
 from rl import environments
 from rl.toys import transitions
 
+from flowrl._io import _memory
 from flowrl.rl import data, make_replay
-from flowrl.rl._replay import Standardizer
-from flowrl.rl.data import _pool
-from flowrl.runs import _memory
+from flowrl.rl.data.replay._replay import Standardizer
+from flowrl.rl.envs import _pool
 
 gymnasium = pytest.importorskip("gymnasium")
 

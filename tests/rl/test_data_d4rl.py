@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import pytest
 
+from flowrl._io import _memory
 from flowrl.rl import data
-from flowrl.rl.data import _d4rl, _published
-from flowrl.rl.data._d4rl_names import REFERENCES, TASKS
-from flowrl.runs import _memory
+from flowrl.rl.data.files import _published
+from flowrl.rl.data.sources import _d4rl
+from flowrl.rl.data.sources._d4rl_names import REFERENCES, TASKS
 
 h5py = pytest.importorskip("h5py")
 

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 from flowrl.rl import data
-from flowrl.rl.data import _download, _load, _ogbench_load, _published
+from flowrl.rl.data import _load
+from flowrl.rl.data.files import _download, _published
+from flowrl.rl.data.sources import _ogbench as _ogbench_load
 
 MAZE, MAZE_TASK = "pointmaze-medium-navigate-v0", "pointmaze-medium-navigate-singletask-task1-v0"
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from flowrl.rl import data as data_room
-from flowrl.rl.data import _behaviour, _locomotion, _pool, _store
+from flowrl.rl.data.files import _store
+from flowrl.rl.data.generators import _behaviour, _locomotion
+from flowrl.rl.envs import _pool
 
 REPLAY = "walker2d-medium-replay-local-v0"  # nine policies, the early ones of which fall over
 SIZES = {"rows": 200, "val_rows": 9, "seed": 3}

@@ -10,19 +10,10 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from flowrl.rl import (
-    Agent,
-    Lanes,
-    Policy,
-    Standardizer,
-    data,
-    evaluate,
-    fit,
-    make_replay,
-    presets,
-)
-from flowrl.rl.data import _gym_env, _isolation
-from flowrl.runs import _memory
+from flowrl._io import _memory
+from flowrl.rl import Agent, Lanes, Policy, Standardizer, data, evaluate, fit, make_replay
+from flowrl.rl.envs import _gym_env, _isolation
+from flowrl.rl.learning import presets
 
 minari = pytest.importorskip("minari")
 h5py = pytest.importorskip("h5py")

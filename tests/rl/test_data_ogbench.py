@@ -13,13 +13,13 @@ import time
 import numpy as np
 import pytest
 
+from flowrl._io import _files
 from flowrl.rl import data
-from flowrl.rl.data import _ogbench
-from flowrl.rl.data._episode import Collector
-from flowrl.rl.data._ogbench import generate_recipe
-from flowrl.rl.data._ogbench_names import env_names, split_name
-from flowrl.rl.data._recipes import RECIPES
-from flowrl.runs import _files
+from flowrl.rl.data.generators import _ogbench
+from flowrl.rl.data.generators._ogbench import generate_recipe
+from flowrl.rl.data.generators._ogbench_episode import Collector
+from flowrl.rl.data.generators._ogbench_recipes import RECIPES
+from flowrl.rl.data.sources._ogbench_names import env_names, split_name
 
 pytest.importorskip("ogbench")
 
@@ -149,8 +149,8 @@ def test_seed_and_size_have_folders_of_their_own(tmp_path):
 
 _GENERATE = """
 import dataclasses, pathlib, sys
-from flowrl.rl.data._ogbench import generate_recipe
-from flowrl.rl.data._recipes import RECIPES
+from flowrl.rl.data.generators._ogbench import generate_recipe
+from flowrl.rl.data.generators._ogbench_recipes import RECIPES
 name = sys.argv[1]
 recipe = dataclasses.replace(RECIPES[name], steps=50)
 generate_recipe(name, recipe, pathlib.Path(sys.argv[2]), rows=40 * 50, val_rows=50, seed=0, workers=2, progress=None)

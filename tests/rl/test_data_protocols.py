@@ -10,8 +10,8 @@ import pytest
 from rl.toys import transitions
 
 from flowrl.rl import Standardizer, data, make_replay
-from flowrl.rl.data import Reference, RewardTransform
-from flowrl.rl.data._d4rl_names import REFERENCES
+from flowrl.rl.data import ReferenceScores, RewardTransform
+from flowrl.rl.data.sources._d4rl_names import REFERENCES
 
 RETURNS = (6.0, -2.0, 3.0)
 
@@ -93,8 +93,8 @@ def test_the_validation_split_does_not_move_the_scale():
         (lambda: Standardizer.fit(np.zeros((2, 2)), "z"), "unknown observation protocol 'z'"),
         (lambda: RewardTransform("x", 0.0, 0.0), "finite scale > 0"),
         (lambda: RewardTransform("x", 1.0, float("inf")), "finite scale > 0"),
-        (lambda: Reference(1.0, 1.0, "x"), "minimum < maximum, got 1.0 and 1.0"),
-        (lambda: Reference(0.0, float("nan"), "x"), "must be finite"),
+        (lambda: ReferenceScores(1.0, 1.0, "x"), "minimum < maximum, got 1.0 and 1.0"),
+        (lambda: ReferenceScores(0.0, float("nan"), "x"), "must be finite"),
         (lambda: data.split_episodes(_dataset().train, 1.0, seed=0), r"validation is 1.0, expected a share"),
         (lambda: data.split_episodes(_dataset(ends=(5,)).train, 0.1, seed=0), "10% of 1 trajectories; .*validation=0"),
     ],
@@ -122,7 +122,7 @@ def test_observation_protocols():
 
 
 def test_scores():
-    reference = Reference(-20.0, 180.0, "here")
+    reference = ReferenceScores(-20.0, 180.0, "here")
     np.testing.assert_allclose(reference.score(np.array([[-20.0, 80.0], [180.0, 380.0]])), [[0, 50], [100, 200]])
     assert reference.score(80.0) == 50
     info = dataclasses.replace(_dataset().info, reference=reference)

@@ -11,8 +11,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from flowrl.rl.data import _store
-from flowrl.runs import _files
+from flowrl._io import _files
+from flowrl.rl.data.files import _store
 
 ARRAYS = {"b": np.arange(2000.0), "a": np.ones((3, 2), bool)}
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from rl.toys import ToyLanes
 
-from flowrl.rl import Agent, Lanes, LanesError, Policy, PolicyTable, Standardizer, act, evaluate, presets
+from flowrl.rl import Agent, Lanes, LanesError, Policy, PolicyTable, Standardizer, act, evaluate
+from flowrl.rl.learning import presets
 
 POLICIES = (
     Policy("bc", 4, select="uniform"),
     Policy("best", 4),
     Policy("vgf", 4, 2, 0.3),
-    Policy("noise", 4, 2, 0.3, noise=True),
+    Policy("noise", 4, 2, 0.3, random_directions=True),
     Policy("wide", 16),
 )
 
@@ -68,7 +69,7 @@ def test_acting_compiles_once(agent):
     act(agent, table, lanes, states, episode, time, jr.key(0))
     with pytest.MonkeyPatch.context() as patch:
         traced = []
-        from flowrl.rl import _policy
+        from flowrl.rl.acting import _policy
 
         original = _policy._act
         patch.setattr(_policy, "_act", lambda *a: traced.append(1) or original(*a))

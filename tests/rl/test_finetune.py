@@ -21,13 +21,12 @@ from flowrl.rl import (
     Plan,
     Policy,
     Standardizer,
-    Stepped,
-    baselines,
+    StepResult,
     finetune,
     make_replay,
-    presets,
 )
 from flowrl.rl.data import RewardTransform
+from flowrl.rl.learning import baselines, presets
 from flowrl.runs import RunDirectory
 
 AS_IS = RewardTransform()
@@ -65,7 +64,7 @@ class Line(ToyLanes):
                 reward = float("nan") if self.broken == "reward" else reward
             limit = 4 if lane == 0 else 6
             over = self.state[lane][2] >= limit
-            out[lane] = Stepped(x, reward, bool(over and limit == 6), bool(over and limit == 4), False)
+            out[lane] = StepResult(x, reward, bool(over and limit == 6), bool(over and limit == 4), False)
         return out
 
 
@@ -161,8 +160,8 @@ def test_a_row_is_learned_from_after_the_round_in_which_it_came(monkeypatch):
         order.append("learn")
         return train(algorithm, state, buffer, updates, phase)
 
-    from flowrl.rl import _finetune
-    from flowrl.rl._train import train
+    from flowrl.rl.acting import _finetune
+    from flowrl.rl.learning._train import train
 
     monkeypatch.setattr(_finetune, "train", spy)
 
@@ -342,7 +341,8 @@ def test_caps_and_step_sizes_that_grow_compile_nothing_anew():
         budget = Budget(1, 0.1 + 0.001 * step, max_displacement=float(next(caps)))
         return Plan(dataclasses.replace(learner, train_budget=budget), dataclasses.replace(L1, step_size=0.1 + step))
 
-    from flowrl.rl import _collect, _train
+    from flowrl.rl.acting import _collect
+    from flowrl.rl.learning import _train
 
     before = (_collect._explore._cached._cache_size(), _train._interval._cached._cache_size())
     go(parts=(learner, state, buffer, standardizer), plan=plan, steps=24)
@@ -391,7 +391,7 @@ def test_diverged_networks_stop_the_run(tmp_path):
 @pytest.mark.parametrize("broken", [None, "raises"])
 def test_networks_that_the_last_update_ruined_are_not_saved(tmp_path, monkeypatch, broken):
     """Every metric is finite: the loss of an update is that of the parameters before its step."""
-    from flowrl.rl import _finetune
+    from flowrl.rl.acting import _finetune
 
     original, calls = _finetune.train, []
 
@@ -418,7 +418,7 @@ def test_networks_that_the_last_update_ruined_are_not_saved(tmp_path, monkeypatc
 @pytest.mark.parametrize("where", ["round", "evaluation"])
 def test_ctrl_c_loses_no_round(tmp_path, monkeypatch, where):
     """It comes in the middle of an interval, or in the evaluation after it; taken up again, it is the same run."""
-    from flowrl.rl import _finetune
+    from flowrl.rl.acting import _finetune
 
     original, calls = _finetune.train, []
 

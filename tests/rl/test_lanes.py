@@ -12,7 +12,7 @@ import pytest
 
 import flowrl
 from flowrl.rl import data
-from flowrl.rl._lanes import Lanes, LanesError, Stepped
+from flowrl.rl.acting._lanes import Lanes, LanesError, StepResult
 
 pytest.importorskip("ogbench")
 
@@ -54,7 +54,7 @@ def test_episodes_depend_on_the_seed_alone():
         observation, reward, *_ = env.step(RIGHT)
         assert steps[i].keys() == {0, 2}
         for stepped in (steps[i][0], steps[i][2], steps[10 + i][1]):
-            assert isinstance(stepped, Stepped)
+            assert isinstance(stepped, StepResult)
             np.testing.assert_array_equal(stepped.observation, observation)
             assert (stepped.reward, stepped.done, stepped.success) == (reward, False, False)
     assert not np.array_equal(steps[5][1].observation, steps[0][0].observation)
@@ -147,7 +147,7 @@ def test_wrong_numbers(name, value):
 # No `if __name__ == "__main__"`: a worker that ran the script again would start workers without end.
 _SCRIPT = """
 print("once", flush=True)
-from flowrl.rl._lanes import Lanes
+from flowrl.rl.acting._lanes import Lanes
 lanes = Lanes("pointmaze-medium-navigate-singletask-task1-v0", 2)
 lanes.reset({0: 0, 1: 1})
 print(*[worker._process.pid for worker in lanes._workers], flush=True)

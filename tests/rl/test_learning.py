@@ -17,13 +17,12 @@ from flowrl.rl import (
     PolicyTable,
     Standardizer,
     act,
-    baselines,
     evaluate,
     fit,
     make_replay,
-    presets,
 )
-from flowrl.rl._losses import value
+from flowrl.rl.learning import baselines, presets
+from flowrl.rl.learning._losses import value
 from flowrl.runs import RunDirectory
 
 SMALL = {"hidden": (64, 64), "reference_hidden": (32, 32), "batch_size": 128, "reference_steps": 5}
@@ -86,12 +85,12 @@ def test_transported_targets_and_the_maximum_are_worth_more():
         (presets.default, {"steps": 0, "step_size": 0.3}),
         (presets.default, {"steps": 3, "step_size": 0.3}),
         (presets.default, {"steps": 3, "step_size": 0.3, "reference": "gaussian"}),
-        (presets.default, {"steps": 3, "step_size": 0.3, "amortised": "particles"}),
+        (presets.default, {"steps": 3, "step_size": 0.3, "amortized": "particles"}),
         (presets.paper, {"steps": 3, "step_size": 0.2}),
-        (presets.reference, {"steps": 3, "step_size": 0.1}),
+        (presets.authors, {"steps": 3, "step_size": 0.1}),
         (presets.amortized, {"steps": 3, "step_size": 0.1}),
     ],
-    ids=["untransported", "transported", "gaussian", "amortised", "paper", "reference", "amortized"],
+    ids=["untransported", "transported", "gaussian", "amortized", "paper", "reference", "amortized"],
 )
 def test_vgf_beats_cloning_on_a_chain(preset, changes):
     """The optimum is 0.5 in every place, and cloning is worth −(1/3 + 1/4) there; values are sums over places."""
@@ -164,7 +163,7 @@ def test_the_flow_improves_on_selection_where_the_optimum_lies_outside_the_data(
         Policy("best of 8", 8),
         Policy("vgf", 8, 5, 0.5),
         Policy("flow alone", 8, 5, 0.5, select="uniform"),
-        Policy("noise", 8, 5, 0.5, noise=True),
+        Policy("noise", 8, 5, 0.5, random_directions=True),
         Policy("best of 32", 32),
     )
     measured = evaluate(agent, policies, ToyLanes(12), episodes=10, seed=0)

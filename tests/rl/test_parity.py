@@ -10,10 +10,11 @@ import pytest
 
 import flowrl
 from flowrl.nn import MLP
-from flowrl.rl import Critic, FlowReference, presets
-from flowrl.rl._critic import Mean, Minimum
-from flowrl.rl._losses import critic_loss, td_target
-from flowrl.rl._reference_learner import reference_loss
+from flowrl.rl import Critic, FlowReference
+from flowrl.rl.learning import presets
+from flowrl.rl.learning._losses import critic_loss, td_target
+from flowrl.rl.learning._reference_learner import reference_loss
+from flowrl.rl.networks._critic import Mean, Minimum
 
 VECTORS = Path(__file__).parent / "vectors" / "reference_vgf.npz"
 OBS, ACT, HIDDEN = 5, 3, (16, 16)
@@ -61,7 +62,7 @@ def transported(vgf, critic, observation, particles, save=None):
 def test_one_update_agrees_with_the_authors(vectors, case):
     v = {name.removeprefix(f"{case}/"): jnp.asarray(x) for name, x in vectors.items()}
     critic, target_critic, reference = setting(vectors, case)
-    vgf = presets.reference(
+    vgf = presets.authors(
         2, 0.05, 0.5, particles=4, target=Minimum() if case == "min" else Mean(), hidden=HIDDEN, reference_steps=3
     )
     states = v["batch/next_observations"]
@@ -88,7 +89,7 @@ def test_the_bandwidth_switch_is_what_differs(vectors, case, through_bandwidth):
     """Their direction phi = v/α of the first step; without the gradient through the median it is far off."""
     v = {name.removeprefix(f"{case}/"): jnp.asarray(x) for name, x in vectors.items()}
     critic, *_ = setting(vectors, case)
-    vgf = presets.reference(1, 1.0, 0.5, through_bandwidth=through_bandwidth)
+    vgf = presets.authors(1, 1.0, 0.5, through_bandwidth=through_bandwidth)
     # A free Euler step of size 1 shows the velocity itself.
     vgf = eqx.tree_at(lambda g: g.transport, vgf, flowrl.Transport(vgf.transport.flow, flowrl.Euler()))
     start = v["reference_samples"]

@@ -17,15 +17,11 @@ import numpy as np
 import pytest
 from rl.toys import bandit
 
-from flowrl.rl import (
-    Standardizer,
-    fit,
-    make_replay,
-    presets,
-)
+from flowrl._io._signals import stops_wait
+from flowrl._io._software import code_digest, software
+from flowrl.rl import Standardizer, fit, make_replay
+from flowrl.rl.learning import presets
 from flowrl.runs import RunDirectory, load_checkpoint, save_checkpoint, to_csv
-from flowrl.runs._software import code_digest, software
-from flowrl.runs._stopping import stops_wait
 
 
 def small(**changes):
@@ -83,7 +79,7 @@ def test_a_reference_trained_along_resumes_exactly_too(tmp_path):
 @pytest.mark.parametrize("signals", [1, 2])
 def test_ctrl_c_loses_no_interval_that_was_computed(tmp_path, monkeypatch, evaluated, signals):
     """It comes while the fourth call runs; a second one, or an evaluation that would follow, makes it end at once."""
-    from flowrl.rl import _fit
+    from flowrl.rl.learning import _fit
 
     original, calls = _fit.train, []
     points = {"evaluate": lambda *_: {"score": 1.0}, "evaluate_at": (40,)} if evaluated else {}
@@ -320,7 +316,7 @@ def test_divergence_is_reported_and_the_checkpoint_kept(tmp_path):
 @pytest.mark.parametrize(("loss", "words"), [(np.nan, "is nan"), (-2e15, "is -2e")])
 def test_a_critic_on_its_way_to_infinity_is_stopped_before_it_is_saved(tmp_path, monkeypatch, loss, words):
     """The third interval is said to have this loss: the checkpoint is that of the second."""
-    from flowrl.rl import _fit
+    from flowrl.rl.learning import _fit
 
     original, calls = _fit.train, []
 
@@ -343,7 +339,7 @@ def test_a_critic_on_its_way_to_infinity_is_stopped_before_it_is_saved(tmp_path,
 
 def test_a_state_that_its_last_update_ruined_is_not_saved(tmp_path, monkeypatch):
     """The loss of an update is that of the parameters before its step: here every metric is finite."""
-    from flowrl.rl import _fit
+    from flowrl.rl.learning import _fit
 
     original, calls = _fit.train, []
 
@@ -387,7 +383,7 @@ def test_csv_keeps_columns_of_all_rows():
 def test_training_traces_once_per_interval_length():
     data = bandit(200)
     replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
-    from flowrl.rl import _vgf
+    from flowrl.rl.learning import _vgf
 
     traced = []
     original = _vgf.td_target

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rl.toys import transitions
 
-from flowrl.rl import Standardizer, data, make_replay, presets, tasks
+from flowrl.rl import Standardizer, data, make_replay, tasks
+from flowrl.rl.learning import presets
 
 #: Those for which the paper gives scores task by task: coordinates of observations and actions, from the documentation
 #: of the environments.
@@ -77,5 +78,5 @@ def test_the_work_of_an_update_is_what_was_counted_by_hand():
     for steps in (1, 5):
         sampling, flow, target = 2 * q * rows * 10, steps * 4 * 2 * p * rows, 2 * 2 * p * rows
         losses = 256 * (6 * 2 * p + 6 * q)
-        counted = tasks.flops_per_update(presets.reference(steps), 37, 5)
+        counted = tasks.flops_per_update(presets.authors(steps), 37, 5)
         assert counted == pytest.approx(sampling + flow + target + losses, rel=1e-12)

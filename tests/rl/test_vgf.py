@@ -1,4 +1,4 @@
-"""The parts of VGF beside its plain form: other references, amortised gradients, states that choose their own steps."""
+"""The parts of VGF beside its plain form: other references, amortized gradients, states that choose their own steps."""
 
 # ruff: noqa: ARG002  (the toy algorithm has the interface of all algorithms)
 
@@ -28,14 +28,13 @@ from flowrl.rl import (
     ReferenceLearner,
     Standardizer,
     act,
-    baselines,
     fit,
     gradient_loss,
     held_out,
     make_replay,
-    presets,
 )
-from flowrl.rl._critic import drive
+from flowrl.rl.learning import baselines, presets
+from flowrl.rl.networks._critic import aggregated_value
 from flowrl.runs import RunDirectory
 
 F32 = jnp.float32
@@ -44,7 +43,7 @@ VARIANTS = {
     "gaussian": {"reference": "gaussian", "reference_average": 0.9},
     "one step": {"one_step": True},
     "advantage": {"advantage_temperature": 0.5, **PLAIN},
-    "amortised on particles": {"amortised": "particles"},
+    "amortized on particles": {"amortized": "particles"},
 }
 
 
@@ -95,9 +94,11 @@ def test_the_average_trails_the_weights_and_stands_for_the_reference():
     learner = ReferenceLearner("gaussian", (8,), 1, 1e-1, None, 0.75, one_step=False)
     start = learner.init(3, 2, key=jr.key(0))
     after, _ = learner.update(start, jnp.ones((4, 3), F32), jnp.ones((4, 2), F32) / 2, jr.key(1))
-    old, new, mean = (np.asarray(r.network.layers[0].weight) for r in (start.law, after.model.network, after.average))
+    old, new, mean = (
+        np.asarray(r.network.layers[0].weight) for r in (start.network, after.model.network, after.average)
+    )
     np.testing.assert_allclose(mean, 0.75 * old + 0.25 * new, atol=1e-6)
-    assert after.law is after.average
+    assert after.network is after.average
 
 
 @pytest.mark.slow
@@ -120,7 +121,7 @@ def test_one_step_learns_the_samples_of_the_flow():
 
     state = train(state, jr.key(1))
     noise, states = jr.normal(jr.key(2), (200, 2), F32), replay.observations[:200]
-    flow = np.asarray(jax.vmap(state.law.sample)(states, noise))
+    flow = np.asarray(jax.vmap(state.network.sample)(states, noise))
     quick = np.asarray(jax.vmap(state.sample)(states, noise))
     assert np.sqrt(np.mean((flow - quick) ** 2)) < 0.3 * flow.std()
     assert not np.allclose(flow, quick)
@@ -135,7 +136,7 @@ def test_the_one_step_sampler_gets_no_gradient_into_its_teacher():
     np.testing.assert_allclose(sampler.loss(teacher, state, noise), expected, rtol=1e-5)
 
 
-# Amortised gradients
+# Amortized gradients
 
 
 def test_the_amortised_loss_compares_with_the_slope_of_the_critic():
@@ -155,12 +156,14 @@ def test_the_amortised_loss_compares_with_the_slope_of_the_critic():
 @pytest.mark.slow
 def test_the_amortised_direction_agrees_with_the_critic_where_it_was_fitted():
     vgf = presets.default(
-        1, 0.1, amortised="data", hidden=(64, 64), reference_hidden=(32,), reference_updates=200, learning_rate=2e-3
+        1, 0.1, amortized="data", hidden=(64, 64), reference_hidden=(32,), reference_updates=200, learning_rate=2e-3
     )
     replay = data(2000)
     state = fit(vgf, replay, updates=1000, interval=200, key=jr.key(0))
     states, actions = replay.observations[:200], replay.actions[:200]
-    slopes = jax.vmap(lambda s, a: jax.grad(drive, argnums=3)(state.critic.network, Mean(), s, a))(states, actions)
+    slopes = jax.vmap(lambda s, a: jax.grad(aggregated_value, argnums=3)(state.critic.network, Mean(), s, a))(
+        states, actions
+    )
     guesses = jax.vmap(state.gradient.network)(states, actions)
     cosine = np.sum(slopes * guesses, axis=1) / np.linalg.norm(slopes, axis=1) / np.linalg.norm(guesses, axis=1)
     assert np.median(cosine) > 0.9

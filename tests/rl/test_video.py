@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from rl import environments
 
-from flowrl.rl import Agent, Policy, Standardizer, data, presets, record_video
+from flowrl.rl import Agent, Policy, Standardizer, data, record_video
+from flowrl.rl.learning import presets
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from flowrl.rl import Lanes, Stepped
+from flowrl.rl import Lanes, StepResult
 from flowrl.rl.data import Transitions
 
 
@@ -67,7 +67,7 @@ class ToyLanes(Lanes):
             self.left[lane] -= 1
             reward = -float(((np.asarray(action) - 0.6) ** 2).sum())
             observation = self.rngs[lane].normal(size=3).astype(np.float32)
-            out[lane] = Stepped(observation, reward, self.left[lane] == 0, False, reward > -0.1)
+            out[lane] = StepResult(observation, reward, self.left[lane] == 0, False, reward > -0.1)
         return out
 
     def start(self, actions):

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from flowrl.rlhf import _pip
 from flowrl.rlhf.data import (
     FileTokenizer,
     Preference,
     RatedTexts,
     WordTokenizer,
+    _pip,
     _sdist,
     generated_ratings,
     plain_chat,

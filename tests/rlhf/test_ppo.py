@@ -9,11 +9,11 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from flowrl.rlhf._model import AbstractReward, LanguageModel
-from flowrl.rlhf._ppo import PPO, PPOState, Rollout, ValueModel, optimise
-from flowrl.rlhf._ppo_terms import clipped_error, clipped_surrogate, gae, whiten
-from flowrl.rlhf._sample import Prompt, Sampler
-from flowrl.rlhf._transformer import TransformerConfig
+from flowrl.rlhf.learning._ppo import PPO, PPOState, Rollout, ValueModel, ppo_update
+from flowrl.rlhf.learning._ppo_terms import clipped_error, clipped_surrogate, gae, whiten
+from flowrl.rlhf.models._model import AbstractReward, LanguageModel
+from flowrl.rlhf.models._sample import Prompt, Sampler
+from flowrl.rlhf.models._transformer import TransformerConfig
 from flowrl.runs import load_checkpoint, save_checkpoint
 
 VOCABULARY, END, PAD = 8, 1, 0
@@ -212,7 +212,7 @@ def runs():
 
         ppo = dataclasses.replace(SMALL, beta=beta)
         start = ppo.start(model, key=jr.key(6))
-        end = optimise(ppo, start, model, reward, prompts, iterations=25, report=report)
+        end = ppo_update(ppo, start, model, reward, prompts, iterations=25, report=report)
         found[beta] = rows, traces, end
     return model, prompts, reward, found
 
@@ -244,13 +244,13 @@ def test_iterations_and_a_new_beta_do_not_retrace(runs):
 def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(runs, tmp_path):
     model, prompts, reward, found = runs
     ppo = dataclasses.replace(SMALL, beta=0.02)
-    half = optimise(ppo, ppo.start(model, key=jr.key(6)), model, reward, prompts, iterations=10)
+    half = ppo_update(ppo, ppo.start(model, key=jr.key(6)), model, reward, prompts, iterations=10)
     save_checkpoint(tmp_path / "state.npz", half, {"step": 10})
     kept, meta = load_checkpoint(tmp_path / "state.npz", ppo.start(model, key=jr.key(0)))
     assert isinstance(kept, PPOState)
     assert meta == {"step": 10}
     rows = []
-    end = optimise(ppo, kept, model, reward, prompts, iterations=25, report=lambda _, row: rows.append(row))
+    end = ppo_update(ppo, kept, model, reward, prompts, iterations=25, report=lambda _, row: rows.append(row))
     assert [row["step"] for row in rows] == list(range(11, 26))
     for mine, other in zip(leaves(end), leaves(found[0.02][2]), strict=True):
         np.testing.assert_array_equal(mine, other)
@@ -288,9 +288,9 @@ def test_a_bandit_ends_at_the_tilted_reference(key):
         rows.append(row)
         laws.append(np.asarray(law(state.policy), np.float64))
 
-    state = optimise(ppo, ppo.start(model, key=key), model, reward, prompts, iterations=30, report=report)
+    state = ppo_update(ppo, ppo.start(model, key=key), model, reward, prompts, iterations=30, report=report)
     ppo = dataclasses.replace(ppo, learning_rate=2e-3)
-    state = optimise(ppo, state, model, reward, prompts, iterations=50, report=report)
+    state = ppo_update(ppo, state, model, reward, prompts, iterations=50, report=report)
     np.testing.assert_allclose([row["kl"] for row in rows], [divergence(p) for p in laws[:-1]], atol=1e-5)
     entropies = [-np.sum(p * np.log(p)) for p in laws[:-1]]
     np.testing.assert_allclose([row["entropy"] for row in rows], entropies, atol=1e-5)
@@ -340,16 +340,16 @@ def test_the_loop_refuses_no_iterations_and_no_prompts(key):
     model = language_model(key)
     state = SMALL.start(model, key=key)
     with pytest.raises(ValueError, match="iterations must be"):
-        optimise(SMALL, state, model, one_token(3), some_prompts(), iterations=0)
+        ppo_update(SMALL, state, model, one_token(3), some_prompts(), iterations=0)
     with pytest.raises(ValueError, match="at least one, got shape"):
-        optimise(SMALL, state, model, one_token(3), some_prompts(0), iterations=1)
+        ppo_update(SMALL, state, model, one_token(3), some_prompts(0), iterations=1)
 
 
 def test_a_reward_that_is_not_finite_stops_the_loop(runs):
     model, prompts, _, _ = runs
     broken = Tally(jnp.full(VOCABULARY, jnp.nan, jnp.float32))
     with pytest.raises(FloatingPointError, match=r"iteration 1 of PPO: .*reward"):
-        optimise(SMALL, SMALL.start(model, key=jr.key(0)), model, broken, prompts, iterations=2)
+        ppo_update(SMALL, SMALL.start(model, key=jr.key(0)), model, broken, prompts, iterations=2)
 
 
 def test_values_start_at_zero(key):

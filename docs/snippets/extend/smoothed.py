@@ -22,7 +22,7 @@ class Smoothed(flowrl.AbstractTarget):
 
     knows: ClassVar[frozenset] = frozenset({"value", "gradient"})
     stochastic: ClassVar[bool] = True  # gradient() is given a key, so transport() asks for one
-    vanishes_when_cold: ClassVar[bool] = False  # at α = 0 the value is still there
+    needs_positive_temperature: ClassVar[bool] = False  # at α = 0 the value is still there
 
     def value(self, particle):
         """V itself: particles are ranked by it."""
@@ -77,7 +77,7 @@ class Robust(flowrl.AbstractValueTarget):
     """The same law as a class; gradient, samples and two of the declarations are inherited."""
 
     data: jax.Array = eqx.field(converter=jnp.asarray)  # an array: new data do not compile anew
-    vanishes_when_cold: ClassVar[bool] = True  # the potential below is zero at α = 0
+    needs_positive_temperature: ClassVar[bool] = True  # the potential below is zero at α = 0
 
     def value(self, particle):
         """Log p(x), up to a constant."""

@@ -1,11 +1,5 @@
 """Offline data: made here, downloaded, or read from a file; checked, and with their origin written on them."""
 
-from flowrl.rl.data._arrays import (
-    EnvFactory as EnvFactory,
-    from_arrays as from_arrays,
-    load_arrays as load_arrays,
-    name_of as name_of,
-)
 from flowrl.rl.data._load import (
     available as available,
     download as download,
@@ -24,21 +18,25 @@ from flowrl.rl.data._protocols import (
     reward_transform as reward_transform,
     trajectory_returns as trajectory_returns,
 )
-from flowrl.rl.data._rewards import RewardTransform as RewardTransform
-from flowrl.rl.data._schema import (
+from flowrl.rl.data.schema import (
     DataInfo as DataInfo,
+    Metric as Metric,
     OfflineDataset as OfflineDataset,
+    Origin as Origin,
+    Progress as Progress,
+    ReferenceScores as ReferenceScores,
+    Request as Request,
+    RewardTransform as RewardTransform,
+    Source as Source,
     Transitions as Transitions,
     episode_ends as episode_ends,
     from_dict as from_dict,
+    split_episodes as split_episodes,
 )
-from flowrl.rl.data._scores import Reference as Reference
-from flowrl.rl.data._source import (
-    Environment as Environment,
-    Metric as Metric,
-    Origin as Origin,
-    Progress as Progress,
-    Request as Request,
-    Source as Source,
+from flowrl.rl.data.sources import (
+    EnvFactory as EnvFactory,
+    from_arrays as from_arrays,
+    load_arrays as load_arrays,
+    name_of as name_of,
 )
-from flowrl.rl.data._split import split_episodes as split_episodes
+from flowrl.rl.envs import Environment as Environment

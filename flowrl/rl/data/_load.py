@@ -6,13 +6,11 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from flowrl.rl.data import _arrays, _d4rl, _locomotion, _minari, _ogbench_load
-from flowrl.rl.data._arrays import EnvFactory
-from flowrl.rl.data._gym_env import adapt, drawing
-from flowrl.rl.data._schema import OfflineDataset
-from flowrl.rl.data._scores import Reference
-from flowrl.rl.data._source import Environment, Metric, Origin, Progress, Request, Source
-from flowrl.runs._files import resolve_dir
+from flowrl._io import resolve_dir
+from flowrl.rl.data.generators import _locomotion
+from flowrl.rl.data.schema import Metric, OfflineDataset, Origin, Progress, ReferenceScores, Request, Source
+from flowrl.rl.data.sources import EnvFactory, _arrays, _d4rl, _minari, _ogbench as _ogbench_load
+from flowrl.rl.envs import Environment, adapt, drawing
 
 #: Every family of data sets; a new one adds its module's `SOURCES` here.
 SOURCES: dict[str, Source] = {
@@ -60,7 +58,7 @@ def metric(env_name: str) -> Metric:
     return _source_of(env_name).metric
 
 
-def reference(env_name: str) -> Reference | None:
+def reference(env_name: str) -> ReferenceScores | None:
     """The returns between which scores are measured in an environment.
 
     Args:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flowrl.rl.data._rewards import RewardTransform
-from flowrl.rl.data._schema import OfflineDataset, Transitions
+from flowrl.rl.data.schema import OfflineDataset, RewardTransform, Transitions
 
 
 @dataclasses.dataclass(frozen=True)

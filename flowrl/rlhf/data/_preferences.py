@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowrl._io import _files
 from flowrl.rlhf.data import _jsonl
-from flowrl.runs import _files
 
 #: Renders a conversation; with True also the beginning of the assistant's turn that comes next.
 ChatTemplate = Callable[[Sequence[Mapping[str, str]], bool], str]

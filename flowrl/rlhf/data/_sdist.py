@@ -6,8 +6,8 @@ import tarfile
 import zlib
 from pathlib import Path
 
-from flowrl.rlhf import _pip
-from flowrl.runs import _files
+from flowrl._io import _files
+from flowrl.rlhf.data import _pip
 
 PROJECT = "vaderSentiment"
 VERSION = "3.3.2"

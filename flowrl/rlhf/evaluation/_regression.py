@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from flowrl._io import require
 from flowrl.rlhf.data import RatedTexts
-from flowrl.runs._extras import require
 
 
 class RatingRegression:

@@ -9,7 +9,7 @@ from rounds import append, ratio, rounds, timing
 from vgf import CASES
 
 from flowrl.rl import train
-from flowrl.rl.baselines import FQL
+from flowrl.rl.learning.baselines import FQL
 
 
 def update(reference, packages, count, cases):

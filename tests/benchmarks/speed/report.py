@@ -168,7 +168,7 @@ UPDATES = [
     (("width 64", "1", "flowrl"), 1.8),
     (("width 32", "1", "flowrl"), 1.8),
     (("paper", "1", "flowrl, cached reference samples"), 1.7),
-    (("paper", "5", "flowrl, amortised gradient"), 2.0),
+    (("paper", "5", "flowrl, amortized gradient"), 2.0),
 ]
 
 

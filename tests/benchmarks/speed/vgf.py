@@ -10,7 +10,8 @@ import numpy as np
 import theirs
 from rounds import append, ratio, rounds, timing
 
-from flowrl.rl import Agent, Lanes, Policy, Standardizer, evaluate, presets, train
+from flowrl.rl import Agent, Lanes, Policy, Standardizer, evaluate, train
+from flowrl.rl.learning import presets
 
 ENVIRONMENT = "cube-single-play-singletask-task1-v0"
 L_TEST = (0, 1, 2, 3)
@@ -25,9 +26,9 @@ def algorithms(width, batch, steps):
     sizes = {"hidden": hidden, "reference_hidden": hidden, "batch_size": batch}
     cached = {"frozen_reference": True, "samples": 10}
     return {
-        "flowrl": presets.reference(steps, 0.1, **sizes),
-        "flowrl, cached reference samples": presets.reference(steps, 0.1, **sizes, **cached),
-        "flowrl, amortised gradient": presets.amortized(steps, 0.1, particles=10, **sizes),
+        "flowrl": presets.authors(steps, 0.1, **sizes),
+        "flowrl, cached reference samples": presets.authors(steps, 0.1, **sizes, **cached),
+        "flowrl, amortized gradient": presets.amortized(steps, 0.1, particles=10, **sizes),
     }
 
 
@@ -71,7 +72,7 @@ def update(reference, packages, count, cases, lengths, together, seeds):
                     return metrics
 
                 calls[name] = many
-            for name, kind in (("authors", "vgf"), ("authors, amortised", "avgf")):
+            for name, kind in (("authors", "vgf"), ("authors, amortized", "avgf")):
                 states[name] = theirs.agent(agents, kind, width, 4, steps, vgf_particles=10)
                 calls[name] = lambda name=name, rivals=rivals: rivals(name)
             measured = rounds(calls, count, 150)
@@ -185,7 +186,7 @@ def evaluation(reference, packages, episodes, width, lanes):
     theirs.OBSERVATION, theirs.ACTION = environment.observation_space.shape[0], environment.action_space.shape[0]
     rival = theirs.agent(agents, "vgf", width, 4, 1, vgf_particles=10)
     hidden = (width,) * 4
-    algorithm = presets.reference(1, 0.1, hidden=hidden, reference_hidden=hidden)
+    algorithm = presets.authors(1, 0.1, hidden=hidden, reference_hidden=hidden)
     state = theirs.same_networks(theirs.fresh(algorithm), rival)
     rows = []
     with Lanes(ENVIRONMENT, lanes) as used:
@@ -219,7 +220,7 @@ def train_and_evaluate(reference, packages, updates, episodes, width, lanes):
     theirs.OBSERVATION, theirs.ACTION = environment.observation_space.shape[0], environment.action_space.shape[0]
     replay, fields = theirs.data()
     hidden, seconds = (width,) * 4, {}
-    algorithm = presets.reference(1, 0.1, hidden=hidden, reference_hidden=hidden)
+    algorithm = presets.authors(1, 0.1, hidden=hidden, reference_hidden=hidden)
     with Lanes(ENVIRONMENT, lanes) as used:
         used.reset({0: 0})  # both have their environments made before
         begun = time.perf_counter()

@@ -1,0 +1,168 @@
+"""The door of a transport: concrete misuse is refused before anything is compiled, numbers get their dtype."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowrl._budget import Budget
+from flowrl._custom_types import Key, Particles
+from flowrl._domain import AbstractDomain
+from flowrl._flow import AbstractFlow
+from flowrl._misc import check_particles, concrete, ravel
+from flowrl._solver import AbstractSolver
+from flowrl._supports import supports
+from flowrl._target import AbstractTarget
+
+
+def check(
+    flow: AbstractFlow,
+    solver: AbstractSolver,
+    domain: AbstractDomain,
+    target: AbstractTarget,
+    particles: Any,
+    budget: Budget,
+) -> Particles:
+    """Refuse concrete misuse before anything is compiled.
+
+    Args:
+        flow: the velocity field.
+        solver: how it is marched.
+        domain: where particles may be.
+        target: the density.
+        particles: leaves (n, ...).
+        budget: as the user made it.
+
+    Returns:
+        The particles, their leaves made arrays.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range, or the parts do not go together.
+    """
+    if isinstance(target, type):
+        raise TypeError(f"target is the class {target.__name__}; did you mean an instance, {target.__name__}(...)?")
+    if not isinstance(target, AbstractTarget):
+        raise TypeError(
+            f"target must be a flowrl target, got {type(target).__name__}. Wrap a value as Boltzmann(value), a log "
+            "density as Density(log_prob), a score as Score(score), samples as Empirical(samples)."
+        )
+    if not isinstance(budget, Budget):
+        raise TypeError(f"budget must be a flowrl.Budget, got {type(budget).__name__}.")
+    particles = jax.tree.map(jnp.asarray, particles)
+    check_particles(particles)
+    support = supports(flow, solver, domain, target)
+    if not support:
+        raise ValueError(support.reason)
+    name, traits = type(flow).__name__, flow.traits
+    if traits.temperature == "none" and budget.temperature is not None:
+        raise ValueError(f"{name} has no entropy, so it has no temperature; leave temperature=None in the budget.")
+    temperature = None if budget.temperature is None else concrete(budget.temperature)
+    if temperature is not None and (temperature == 0).any():
+        if target.needs_positive_temperature:
+            raise ValueError(
+                f"{type(target).__name__} has no force at temperature 0 (its potential is α log p); use "
+                "Boltzmann(value) with that limit, or Ascent() for the maximum."
+            )
+        if traits.temperature == "positive":
+            raise ValueError(f"{name} divides by the temperature, so it must be > 0; got {temperature}.")
+    if traits.jumps and budget.max_displacement is not None:
+        raise ValueError(
+            f"the particles of {name} jump to the places of others, which a max_displacement would undo; leave it out."
+        )
+    if (traits.diffuses or traits.jumps) and budget.tolerance is not None:
+        raise ValueError(f"the particles of {name} never come to rest; leave tolerance=None in the budget.")
+    if "samples" in traits.needs:
+        _check_samples(target, particles, domain)
+    finite = [concrete(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(particles)]
+    if any(ok is not None and not ok for ok in finite):
+        raise ValueError("particles hold NaN or infinity; drop or repair them before the transport.")
+    if domain.restricts or domain.maps:
+        inside = concrete(domain.contains(particles))
+        if inside is not None and not inside.all():
+            raise ValueError(
+                f"{int((~inside).sum())} of {inside.size} particles start outside {type(domain).__name__} "
+                f"(first: index {int(np.argmin(inside))}); bring them inside, "
+                + ("strictly, as a map asks." if domain.maps else "e.g. by domain.restrict(particles).")
+            )
+    return particles
+
+
+def _check_samples(target: AbstractTarget, particles: Particles, domain: AbstractDomain) -> None:
+    """Refuse samples that are no particles of this kind, or lie outside the domain."""
+    samples = target.samples()
+    shapes = [jax.tree.map(lambda leaf: leaf.shape[1:], tree) for tree in (samples, particles)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"one sample of the target has the shape {shapes[0]}, one particle {shapes[1]}; they must be equal."
+        )
+    inside = concrete(domain.contains(samples))
+    if inside is not None and not inside.all():
+        raise ValueError(
+            f"{int((~inside).sum())} of {inside.size} samples of the target lie outside {type(domain).__name__}, where "
+            "no particle can follow; drop them, or widen the domain."
+        )
+
+
+def check_key(flow: AbstractFlow, target: AbstractTarget, key: Key | None) -> None:
+    """Refuse a missing key, and what is none.
+
+    Args:
+        flow: the velocity field.
+        target: the density.
+        key: randomness, or None.
+
+    Raises:
+        TypeError: the key is a number or another array.
+        ValueError: the flow or the target is stochastic and there is no key, or there are several.
+    """
+    if key is not None:
+        dtype, shape = getattr(key, "dtype", None), np.shape(key)
+        typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+        if not typed and dtype != np.uint32:
+            raise TypeError(f"key must be a key of JAX such as jax.random.key(0), got {key!r}.")
+        if len(shape) != (0 if typed else 1):
+            raise ValueError(f"key must be one key, got an array of them, {shape}; take one, or vmap over all.")
+    if key is None and (flow.traits.stochastic or target.stochastic):
+        names = f"{type(flow).__name__} toward {type(target).__name__}"
+        raise ValueError(f"{names} is stochastic: pass key=jax.random.key(seed).")
+
+
+def resolve(budget: Budget, particles: Particles) -> Budget:
+    """Give all numbers the particles' dtype; a scale becomes the row (1, d) of the ravelled particle.
+
+    Args:
+        budget: as the user made it.
+        particles: leaves (n, ...).
+
+    Raises:
+        ValueError: the scale does not broadcast against one particle.
+    """
+    dtype = jax.tree.leaves(particles)[0].dtype
+    if budget.scale is None:
+        scale = None
+    else:
+        try:
+            unit = jax.tree.map(
+                lambda s, leaf: jnp.broadcast_to(s.astype(dtype), leaf.shape[1:]),
+                jax.tree.broadcast(budget.scale, particles),
+                particles,
+            )
+        except ValueError as error:
+            shapes = jax.tree.map(lambda leaf: leaf.shape[1:], particles)
+            got = jax.tree.map(jnp.shape, budget.scale)
+            raise ValueError(
+                f"scale of shape {got} does not broadcast against a particle of shape {shapes}."
+            ) from error
+        scale = ravel(jax.tree.map(lambda leaf: leaf[None], unit))[0]
+    temperature = jnp.ones((), dtype) if budget.temperature is None else budget.temperature.astype(dtype)
+    cap = None if budget.max_displacement is None else budget.max_displacement.astype(dtype)
+    caps = [None if x is None else x.astype(dtype) for x in (budget.tolerance, budget.max_mmd, budget.mmd_sigma)]
+    return eqx.tree_at(
+        lambda b: (b.step_size, b.temperature, b.max_displacement, b.scale, b.tolerance, b.max_mmd, b.mmd_sigma),
+        budget,
+        (budget.step_size.astype(dtype), temperature, cap, scale, *caps),
+        is_leaf=lambda x: x is None,
+    )

@@ -1,0 +1,4 @@
+"""Files of data: written whole, downloaded, checked."""
+
+from flowrl.rl.data.files._hdf5 import read_hdf5 as read_hdf5
+from flowrl.rl.data.files._published import Published as Published, is_published as is_published, obtain as obtain

@@ -1,0 +1,209 @@
+"""Downloads one file from the first of several mirrors that has it; goes on where an earlier attempt was cut off."""
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowrl._io import _files
+from flowrl.rl.data.schema import Progress
+
+_CHUNK = 2**20
+# That bring nothing. A connection that is cut off half-way is taken up again at once, where it was cut.
+_ATTEMPTS = 5
+# Answers that another attempt will not change: the mirror does not have the file, or does not give it to us.
+_FINAL = frozenset({400, 401, 403, 404, 405, 410, 451})
+
+
+class _RefusedError(Exception):
+    """A mirror did not give the file; the message says why."""
+
+
+class _DroppedError(Exception):
+    """The connection broke; another attempt may succeed."""
+
+
+def fetch(
+    urls: Sequence[str],
+    path: Path,
+    *,
+    check: Callable[[Path], object],
+    record: Callable[[Path, str], object],
+    size: int | None = None,
+    sha256: str | None = None,
+    progress: Progress | None = None,
+    pause: float = 1.0,
+    timeout: float = 60.0,
+) -> None:
+    """Downloads a file, checks it, and only then gives it its name.
+
+    Beside `path` stands a hidden part for each mirror that has sent something; it is taken up again (an HTTP range, as
+    long as the server says that its file is still the same one), also by a later process, and removed in the end.
+
+    Args:
+        urls: http(s) addresses of the same file, in the order in which they are tried.
+        path: where it goes; the directory exists.
+        check: raises a `ValueError` if the file is not what it should be; called on the part.
+        record: called with the part and the address that it came from, when it has been checked and is on the disk, and
+            before it gets its name: a process that is killed leaves no file of which nothing is known.
+        size: bytes of the file; None if not known.
+        sha256: of the file; None if not known.
+        progress: called as `progress(bytes_so_far, bytes_in_all)`; the latter is 0 if the server does not say.
+        pause: seconds before another attempt if the last one brought nothing; doubled each time.
+        timeout: seconds without an answer after which a connection counts as broken.
+
+    Raises:
+        OSError: if no mirror gives the file (the message has a line for each, with its reason), or the disk is full.
+    """
+    reasons: list[str] = []
+    parts = {url: path.with_name(f".{path.name}.{_digest(url)[:8]}.part") for url in urls}
+    for url, part in parts.items():
+        try:
+            _receive(url, part, progress, pause=pause, timeout=timeout)
+            _verify(part, check, size, sha256)
+        except _RefusedError as error:
+            reasons.append(f"  {url}: {error}")
+            continue
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        record(part, url)
+        os.replace(part, path)
+        _files.fsync_dir(path.parent)
+        for leftover in parts.values():
+            _remove(leftover)
+        return
+    raise OSError(f"could not download {path.name} from any mirror:\n" + "\n".join(reasons))
+
+
+def _receive(url: str, part: Path, progress: Progress | None, *, pause: float, timeout: float) -> None:
+    """Asks one server for what is missing until the part is complete."""
+    if not url.startswith(("http://", "https://")):
+        raise _RefusedError("expected an address that begins with http:// or https://")
+    failure, idle = "", 0
+    while idle < _ATTEMPTS:
+        if idle:
+            time.sleep(pause * 2 ** (idle - 1))
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _attempt(url, part, progress, timeout)
+            return
+        except urllib.error.HTTPError as error:
+            failure = f"HTTP {error.code} {error.reason}"
+            error.close()
+            if error.code == 416:  # what is there is not a beginning of the server's file
+                _remove(part)
+            elif error.code in _FINAL:
+                raise _RefusedError(failure) from error
+        except _DroppedError as error:
+            failure = str(error)
+        idle = 0 if part.exists() and part.stat().st_size > before else idle + 1
+    raise _RefusedError(f"{failure} ({_ATTEMPTS} attempts brought nothing more; what has arrived is kept)")
+
+
+def _attempt(url: str, part: Path, progress: Progress | None, timeout: float) -> None:
+    """One request; returns if the part is then complete."""
+    have = part.stat().st_size if part.exists() else 0
+    known = _known(part)
+    if have and have == known.get("total"):
+        return
+    headers = {"User-Agent": "flowrl", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if known.get("validator"):
+            # Otherwise the answer is the whole of the new file.
+            headers["If-Range"] = known["validator"]
+    with _broken_connections():
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+    with response:
+        length = response.headers.get("Content-Length")
+        rest = int(length) if length and length.isdigit() else None
+        resumed = response.status == 206 and _starts_at(response.headers.get("Content-Range"), have)
+        if response.status == 206 and not resumed:
+            raise _DroppedError(f"sent {response.headers.get('Content-Range')} where byte {have} was asked for")
+        have = have if resumed else 0
+        total = None if rest is None else have + rest
+        if resumed and total != known.get("total", total):
+            _remove(part)
+            raise _DroppedError("the file on the server has another size than before")
+        if rest is not None:
+            _files.check_space(part.parent, rest)
+        etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
+        # A weak tag ("W/...") does not promise the same bytes, so it cannot vouch for a range.
+        validator = etag if etag and not etag.startswith("W/") else modified
+        _note(part).write_text(json.dumps({"validator": validator, "total": total}))
+        with open(part, "ab" if resumed else "wb") as file:
+            while chunk := _read(response):
+                file.write(chunk)
+                have += len(chunk)
+                if progress is not None:
+                    progress(have, total or 0)
+    if total is not None and have != total:
+        raise _DroppedError(f"the connection was dropped after {have} of {total} bytes")
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    with _broken_connections():
+        return response.read(_CHUNK)
+
+
+@contextlib.contextmanager
+def _broken_connections() -> Iterator[None]:
+    """Turns what the network can do to us into one exception; an answer with an HTTP error stays what it is."""
+    try:
+        yield
+    except urllib.error.HTTPError:
+        raise
+    except urllib.error.URLError as error:
+        raise _DroppedError(f"no connection: {error.reason}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _DroppedError(f"{type(error).__name__}: {error}") from error
+
+
+def _verify(part: Path, check: Callable[[Path], object], size: int | None, sha256: str | None) -> None:
+    """Removes a part that is complete and still wrong, and says so."""
+    found = part.stat().st_size
+    try:
+        if size is not None and found != size:
+            raise ValueError(f"it has {found} bytes, expected {size}")
+        if sha256 is not None and (digest := _files.sha256_file(part)) != sha256:
+            raise ValueError(f"its SHA-256 is {digest}, expected {sha256}")
+        check(part)
+    except ValueError as error:
+        _remove(part)
+        raise _RefusedError(f"what it sent ({found} bytes) is not the file and was deleted: {error}") from error
+
+
+def _starts_at(content_range: str | None, byte: int) -> bool:
+    """Whether a `Content-Range` header begins at a byte."""
+    return content_range is not None and content_range.startswith(f"bytes {byte}-")
+
+
+def _note(part: Path) -> Path:
+    """Where it stands what the server said of the file that a part is a part of."""
+    return part.with_suffix(".json")
+
+
+def _known(part: Path) -> dict[str, Any]:
+    """What the server said of the file; nothing, if that cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(_note(part).read_text())
+        if isinstance(content, dict):
+            return {key: value for key, value in content.items() if value is not None}
+    return {}
+
+
+def _remove(part: Path) -> None:
+    """Removes a part and its note."""
+    part.unlink(missing_ok=True)
+    _note(part).unlink(missing_ok=True)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

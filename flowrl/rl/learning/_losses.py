@@ -1,0 +1,91 @@
+"""Values of particles, TD targets and losses, as functions of networks and batches."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flowrl.nn import MLP
+from flowrl.rl.networks import AbstractAggregate, Critic, aggregated_value
+
+
+def value(
+    critic: Critic, aggregate: AbstractAggregate, observation: Float[Array, " obs"], particles: Float[Array, "n act"]
+) -> Float[Array, " n"]:
+    """Give the aggregated value of each particle at one state.
+
+    Args:
+        critic: the ensemble.
+        aggregate: how members become one number.
+        observation: s, standardised.
+        particles: actions.
+    """
+    return jax.vmap(lambda action: aggregated_value(critic, aggregate, observation, action))(particles)
+
+
+def td_target(
+    target_critic: Critic,
+    aggregate: AbstractAggregate,
+    over_particles: Literal["mean", "max"],
+    returns: Float[Array, " batch"],
+    discounts: Float[Array, " batch"],
+    next_observations: Float[Array, "batch obs"],
+    particles: Float[Array, "batch n act"],
+) -> Float[Array, " batch"]:
+    """Give y = returns + discounts · (mean or maximum over particles of the aggregated target value).
+
+    Args:
+        target_critic: the slow ensemble.
+        aggregate: how its members become one number.
+        over_particles: mean or maximum.
+        returns: n-step returns.
+        discounts: γ^m · mask.
+        next_observations: bootstrap states.
+        particles: transported particles there.
+    """
+    values = jax.vmap(lambda s, a: value(target_critic, aggregate, s, a))(next_observations, particles)
+    best = jnp.max(values, axis=1) if over_particles == "max" else jnp.mean(values, axis=1)
+    return returns + discounts * best
+
+
+def critic_loss(
+    critic: Critic,
+    observations: Float[Array, "batch obs"],
+    actions: Float[Array, "batch act"],
+    targets: Float[Array, " batch"],
+) -> Float[Array, ""]:
+    """Give the TD loss: squared errors summed over members, averaged over the batch.
+
+    Args:
+        critic: the ensemble.
+        observations: s, standardised.
+        actions: a.
+        targets: y.
+    """
+    values = jax.vmap(critic)(observations, actions)
+    return jnp.mean(jnp.sum((values - targets[:, None]) ** 2, axis=1))
+
+
+def gradient_loss(
+    network: MLP,
+    critic: Critic,
+    aggregate: AbstractAggregate,
+    observations: Float[Array, "batch obs"],
+    actions: Float[Array, "batch n act"],
+) -> Float[Array, ""]:
+    """Give |f(s, a) − ∇_a Q(s, a)|², the mean over coordinates, actions and states.
+
+    Args:
+        network: f.
+        critic: the ensemble; no gradient of the loss goes to it.
+        aggregate: how its members become one number.
+        observations: s, standardised.
+        actions: where the two are compared.
+    """
+
+    def error(observation: Array, action: Array) -> Array:
+        slope = jax.grad(aggregated_value, argnums=3)(critic, aggregate, observation, action)
+        return jnp.mean((network(observation, action) - jax.lax.stop_gradient(slope)) ** 2)
+
+    return jnp.mean(jax.vmap(lambda s, a: jax.vmap(lambda x: error(s, x))(a))(observations, actions))

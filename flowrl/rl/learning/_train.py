@@ -1,0 +1,147 @@
+"""Many updates in one compiled call, for any algorithm."""
+
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jaxtyping import Array, Float
+
+from flowrl._custom_types import Key
+from flowrl.rl.data.replay import Batches, Buffer, HostBuffer, Replay
+from flowrl.rl.learning._algorithm import AbstractAlgorithm, AbstractPretrained
+
+Phase = Literal["reference", "main"]
+
+
+class Trainable(eqx.Module):
+    """A network with the state of its optimiser.
+
+    Attributes:
+        network: the network.
+        optimiser: Adam's state.
+    """
+
+    network: Any
+    optimiser: Any
+
+    @classmethod
+    def start(cls, network: Any, optimiser: optax.GradientTransformation) -> "Trainable":
+        """Begin.
+
+        Args:
+            network: the network.
+            optimiser: from optax.
+        """
+        return cls(network, optimiser.init(eqx.filter(network, eqx.is_array)))
+
+    def updated(self, gradient: Any, optimiser: optax.GradientTransformation) -> "Trainable":
+        """Take one step of the optimiser.
+
+        Args:
+            gradient: of the loss, the structure of the network.
+            optimiser: the one given to `start`.
+        """
+        # Adam raises a float to an int32 power, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimiser.update(gradient, self.optimiser)
+        return Trainable(eqx.apply_updates(self.network, updates), state)
+
+
+def copied(network: Any) -> Any:
+    """Give a copy with buffers of its own: donated buffers must not be shared between two fields of a state.
+
+    Args:
+        network: PyTree.
+    """
+    return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, network)
+
+
+def polyak(slow: Any, new: Any, rate: float) -> Any:
+    """Move a target network toward the one it follows.
+
+    Args:
+        slow: the target network.
+        new: the network it follows.
+        rate: τ.
+    """
+    return jax.tree.map(lambda s, n: s + rate * (n - s) if eqx.is_array(s) else s, slow, new)
+
+
+def train(
+    algorithm: AbstractAlgorithm,
+    state: Any,
+    source: Replay | Buffer | HostBuffer,
+    updates: int,
+    phase: Phase = "main",
+) -> tuple[Any, dict[str, Float[Array, ""]]]:
+    """Make some updates in one compiled call.
+
+    Args:
+        algorithm: the algorithm.
+        state: the current state; its buffers are given away.
+        source: the data, as `prepare` of the algorithm left them, or a buffer that holds them.
+        updates: number of updates; each number compiles its own program.
+        phase: "reference" for the updates of an `AbstractPretrained` before the main ones.
+
+    Returns:
+        The next state, and mean metrics over the interval.
+    """
+    here = source.batches(algorithm.batch_size, updates, state.key) if isinstance(source, HostBuffer) else source
+    return _interval((algorithm, here, updates, phase), state)
+
+
+@eqx.filter_jit
+def held_out(
+    algorithm: AbstractAlgorithm, state: Any, replay: Replay, key: Key, batches: int = 8, phase: Phase = "main"
+) -> dict[str, Array]:
+    """Measure an algorithm's metrics on data that it is not trained on: the update is computed and thrown away.
+
+    Args:
+        algorithm: the algorithm.
+        state: the current state.
+        replay: held-out data, prepared as the training data are.
+        key: randomness.
+        batches: batches to average over.
+        phase: "reference" for the metrics of an `AbstractPretrained`'s reference.
+    """
+    update = _update(algorithm, phase)
+
+    def one(key: Key) -> dict[str, Array]:
+        rows_key, update_key = jr.split(key)
+        return update(state, replay, replay.draw(algorithm.batch_size, rows_key), update_key)[1]
+
+    return jax.tree.map(jnp.mean, jax.lax.map(one, jr.split(key, batches)))
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _interval(
+    constant: tuple[AbstractAlgorithm, Replay | Buffer | Batches, int, Phase], state: Any
+) -> tuple[Any, dict[str, Array]]:
+    algorithm, source, updates, phase = constant
+    update = _update(algorithm, phase)
+    replay = source if isinstance(source, Replay) else source.replay
+    dynamic, static = eqx.partition(state, eqx.is_array)
+
+    def body(dynamic: Any, rows: Any) -> tuple[Any, Any]:
+        state = eqx.combine(dynamic, static)
+        key, batch_key, update_key = jr.split(state.key, 3)
+        state = eqx.tree_at(lambda s: s.key, state, key)
+        if not isinstance(source, Batches):
+            rows = source.draw(algorithm.batch_size, batch_key)
+        state, metrics = update(state, replay, rows, update_key)
+        return eqx.filter(state, eqx.is_array), metrics
+
+    given = source.rows if isinstance(source, Batches) else None
+    dynamic, metrics = jax.lax.scan(body, dynamic, given, length=updates)
+    return eqx.combine(dynamic, static), jax.tree.map(jnp.mean, metrics)
+
+
+def _update(algorithm: AbstractAlgorithm, phase: Phase) -> Any:
+    if phase == "main":
+        return algorithm.update
+    if not isinstance(algorithm, AbstractPretrained):
+        raise TypeError(f"{type(algorithm).__name__} trains no reference before the rest: it has no such phase.")
+    return algorithm.pretrain

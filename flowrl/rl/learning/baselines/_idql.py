@@ -1,0 +1,164 @@
+"""IDQL: the values of IQL, and a generative model of the data whose samples are ranked by them."""
+
+import dataclasses
+
+import equinox as eqx
+import jax.random as jr
+import optax
+from jaxtyping import Array, Float, Int
+
+from flowrl._custom_types import Key
+from flowrl.nn import MLP
+from flowrl.rl.data.replay import Replay
+from flowrl.rl.learning import AbstractState, ReferenceLearner, ReferenceState, Trainable, copied
+from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, check, counters, gather
+from flowrl.rl.learning.baselines._bc import reference_learner
+from flowrl.rl.learning.baselines._implicit import implicit_step
+from flowrl.rl.networks import AbstractAggregate, Critic, Minimum
+
+
+class IDQLState(AbstractState):
+    """Everything that training changes.
+
+    Attributes:
+        reference: μ.
+        value: V.
+        critic: Q.
+        target_critic: its Polyak average.
+        scale: ones, (act,): the unit of length of test budgets is that of the action.
+        reference_step: 0.
+        step: updates so far.
+        key: randomness to come.
+    """
+
+    reference: ReferenceState
+    value: Trainable
+    critic: Trainable
+    target_critic: Critic
+    scale: Float[Array, " act"]
+    reference_step: Int[Array, ""]
+    step: Int[Array, ""]
+    key: Key
+
+
+class IDQL(AbstractActorCritic):
+    r"""Samples of a model of the data, ranked by the critic of IQL: what the paper of FQL calls IFQL.
+
+    $$\mathcal{L}_V = \mathbb{E}\,\bigl|\tau - 1(u < 0)\bigr|\, u^2, \quad u = \min_k \bar Q_k(s, a) - V(s), \qquad
+      \mathcal{L}_Q = \sum_k \mathbb{E}\,\bigl(Q_k(s, a) - r - \gamma V(s')\bigr)^2$$
+
+    $$\mathcal{L}_\mu = \mathbb{E}\,|w(s, x_t, t) - (a - x_0)|^2, \qquad x_t = (1 - t)\, x_0 + t\, a$$
+
+    with x₀ standard normal, t uniform on [0, 1] and the bar a Polyak average. Nothing but the data trains μ. The policy
+    is made when it acts: of N samples of μ(·|s) it takes the one with the largest min Q (in a `Policy`,
+    `select="best"`), or one with probability ∝ exp(min Q / temperature) (`select="softmax"`).
+
+    Attributes:
+        expectile: τ in (0, 1): near 1, V is the value of the best action of the data in a state.
+        reference_average: decay in [0, 1) of an exponential moving average of the reference's weights; 0 for none.
+        target: makes the ensemble one number where V is learned from it.
+        improvement: makes it one number along whose gradient proposals flow in test.
+        selection: makes it one number by which candidates are ranked.
+        polyak: rate at which the target network follows.
+        learning_rate: Adam's rate.
+        batch_size: transitions an update.
+        hidden: widths of the hidden layers.
+        members: number of critics.
+        reference_steps: K, Euler steps of a reference sample.
+
+    ??? cite "Source"
+        Hansen-Estruch et al., *IDQL: Implicit Q-Learning as an Actor-Critic Method with Diffusion Policies*, 2023
+        (arXiv 2304.10573); defaults are those for locomotion, for AntMaze the paper has τ = 0.9. There the model is a
+        diffusion model of a residual network, here a flow of a plain one: IFQL in section 5.1 of Park et al., *Flow
+        Q-Learning*, ICML 2025 (arXiv 2502.02538). The weights |τ − 1(Q < V)| of samples are not offered.
+    """
+
+    expectile: float = eqx.field(static=True, default=0.7)
+    reference_average: float = eqx.field(static=True, default=0.999)
+    target: AbstractAggregate = Minimum()
+    improvement: AbstractAggregate = Minimum()
+    selection: AbstractAggregate = Minimum()
+    polyak: float = eqx.field(static=True, default=0.005)
+    learning_rate: float = eqx.field(static=True, default=3e-4)
+    batch_size: int = eqx.field(static=True, default=256)
+    hidden: tuple[int, ...] = eqx.field(static=True, default=(256, 256))
+    members: int = eqx.field(static=True, default=2)
+    reference_steps: int = eqx.field(static=True, default=5)
+
+    def __check_init__(self):
+        check(self, counts=("members", "reference_steps"), fractions=("polyak", "expectile"))
+        if not 0 <= self.reference_average < 1:
+            raise ValueError(f"IDQL: reference_average must be in [0, 1), got {self.reference_average}.")
+
+    def init(self, observation_size: int, action_size: int, *, key: Key) -> IDQLState:
+        """Make the state before the first update.
+
+        Args:
+            observation_size: coordinates of s.
+            action_size: coordinates of a.
+            key: randomness of the whole run.
+        """
+        reference_key, value_key, critic_key, run_key = jr.split(key, 4)
+        value = MLP((observation_size,), 1, self.hidden, layer_norm=True, key=value_key)
+        critic = Critic(observation_size, action_size, self.hidden, self.members, key=critic_key)
+        return IDQLState(
+            reference=self._learner.init(observation_size, action_size, key=reference_key),
+            value=Trainable.start(value, self._optimiser),
+            critic=Trainable.start(critic, self._optimiser),
+            target_critic=copied(critic),
+            **counters(action_size, run_key),
+        )
+
+    def update(
+        self, state: IDQLState, replay: Replay, rows: Int[Array, " batch"], key: Key
+    ) -> tuple[IDQLState, dict[str, Float[Array, ""]]]:
+        """Update V, Q and the reference.
+
+        Args:
+            state: the current state.
+            replay: the data.
+            rows: rows of the batch.
+            key: randomness of this update.
+
+        Returns:
+            The next state, and the metrics `td_loss`, `value_loss`, `bc_loss`, `value` (mean target).
+        """
+        batch = gather(replay, rows)
+        (value, critic, target_critic), metrics, _ = implicit_step(
+            state.value,
+            state.critic,
+            state.target_critic,
+            batch,
+            self.target,
+            self.expectile,
+            self._optimiser,
+            self.polyak,
+        )
+        reference, fitted = self._learner.update(state.reference, batch.observations, batch.actions, key)
+        state = dataclasses.replace(
+            state,
+            reference=reference,
+            value=value,
+            critic=critic,
+            target_critic=target_critic,
+            step=state.step + 1,
+        )
+        return state, {**metrics, "bc_loss": fitted["reference_loss"]}
+
+    def propose(self, state: IDQLState, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
+        """Draw one sample of the reference.
+
+        Args:
+            state: the networks.
+            observation: s, standardised.
+            key: randomness of this sample.
+        """
+        return state.reference.sample(observation, jr.normal(key, state.scale.shape, observation.dtype))
+
+    @property
+    def _optimiser(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate)
+
+    @property
+    def _learner(self) -> ReferenceLearner:
+        return reference_learner("flow", self.hidden, self.reference_steps, self.learning_rate, self.reference_average)

@@ -1,0 +1,140 @@
+"""Named settings of `flowrl.rl.VGF`. A variant is another value, never another copy of the loop."""
+
+import dataclasses
+
+import optax
+
+from flowrl._budget import Budget
+from flowrl._domain import Box
+from flowrl._flow import SVGD, Ascent
+from flowrl._solver import Euler, Optax
+from flowrl._transport import Transport
+from flowrl.rl.learning._authors_svgd import AuthorsSVGD
+from flowrl.rl.learning._vgf import VGF
+from flowrl.rl.networks import Mean, Minimum
+
+# Made once: an optimiser made anew would compile anew. Plain Adam, as the authors have it.
+_ADAM = optax.adam(1.0)
+_CLIPPED_ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1.0))
+
+
+def default(steps: int = 0, step_size: float = 0.1, **changes: object) -> VGF:
+    """Give the setting of the examples: independent ascent by Adam, in units of the reference's spread.
+
+    The reference is trained first and frozen, its samples are cached.
+
+    Args:
+        steps: L_train.
+        step_size: ε of training, in units of the spread.
+        changes: other fields of `VGF`.
+    """
+    samples = {"samples": max(8, int(changes.get("particles", 8)))}  # pyright: ignore[reportArgumentType]
+    return _changed(
+        VGF(transport=Transport(Ascent(), Optax(), _actions()), train_budget=Budget(steps, step_size)),
+        samples | changes,
+    )
+
+
+def paper(steps: int = 1, step_size: float = 0.1, **changes: object) -> VGF:
+    """Give the form of the paper's text: α → 0, plain Euler steps of the kernelised flow, N = 5, absolute steps.
+
+    Args:
+        steps: L_train; the paper tunes it per task.
+        step_size: ε, in the units of the action squared over those of the value.
+        changes: other fields of `VGF`.
+
+    ??? cite "Source"
+        Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026.
+    """
+    vgf = VGF(
+        transport=Transport(SVGD(), Euler(), _actions()),
+        train_budget=Budget(steps, step_size, 0.0),
+        relative=False,
+        particles=5,
+    )
+    return _changed(vgf, changes)
+
+
+def authors(
+    steps: int = 1,
+    step_size: float = 0.1,
+    temperature: float = 1.0,
+    *,
+    through_bandwidth: bool = True,
+    **changes: object,
+) -> VGF:
+    """Give the setting of the authors' code: Adam on the particles, N = 10, a reference trained along with the critic.
+
+    One update agrees with theirs in losses and particles to float32 rounding (tests/rl/test_parity.py). One thing is
+    not copied: their target network follows the critic of the previous update, ours the new one.
+
+    Args:
+        steps: L_train.
+        step_size: learning rate of the particles' Adam, in the units of the action.
+        temperature: α.
+        through_bandwidth: differentiate the repulsion through the median, as their code does.
+        changes: other fields of `VGF`.
+
+    ??? cite "Source"
+        github.com/ryanxhr/vgf at 3ec8f9b, defaults of its offline scripts.
+    """
+    vgf = VGF(
+        transport=Transport(AuthorsSVGD(through_bandwidth), Optax(_ADAM), _actions()),
+        train_budget=Budget(steps, step_size, temperature),
+        relative=False,
+        particles=10,
+        target=Minimum(),
+        improvement=Mean(),
+        selection=Minimum(),
+        frozen_reference=False,
+        reference_learning_rate=3e-4,
+        hidden=(512, 512, 512, 512),
+        reference_hidden=(512, 512, 512, 512),
+        reference_steps=10,
+    )
+    return _changed(vgf, changes)
+
+
+def amortized(steps: int = 5, step_size: float = 0.1, **changes: object) -> VGF:
+    """Give the amortized variant of the authors' code: N = 5 particles follow a network f(s, a) fitted to ∇_a Q.
+
+    f is fitted at the actions of the data, and there is no kernel: particles move apart from each other, by Adam. One
+    thing is not copied: they clip the norm of f over the particles of all states of the batch together, which couples
+    the states; here it is clipped over those of one state.
+
+    Args:
+        steps: L_train.
+        step_size: learning rate of the particles' Adam, in the units of the action.
+        changes: other fields of `VGF`, such as `amortized="particles"` to fit f where it is used.
+
+    ??? cite "Source"
+        Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026, algorithm 1 (the optional network);
+        github.com/ryanxhr/vgf at 3ec8f9b, agents/a_vgf.py.
+    """
+    vgf = VGF(
+        transport=Transport(Ascent(), Optax(_CLIPPED_ADAM), _actions()),
+        train_budget=Budget(steps, step_size),
+        relative=False,
+        particles=5,
+        target=Minimum(),
+        selection=Minimum(),
+        amortized="data",
+        frozen_reference=False,
+        reference_learning_rate=3e-4,
+        hidden=(512, 512, 512, 512),
+        reference_hidden=(512, 512, 512, 512),
+        reference_steps=10,
+    )
+    return _changed(vgf, changes)
+
+
+def _changed(vgf: VGF, changes: dict[str, object]) -> VGF:
+    unknown = set(changes) - {field.name for field in dataclasses.fields(vgf)}
+    if unknown:
+        raise TypeError(f"VGF has no fields {sorted(unknown)}; it has {[f.name for f in dataclasses.fields(vgf)]}.")
+    return dataclasses.replace(vgf, **changes)
+
+
+def _actions() -> Box:
+    """Give the box of standardised actions; no array is made when this module is imported."""
+    return Box(-1.0, 1.0)

@@ -1,0 +1,116 @@
+r"""Spaces: where the particles of a text live, how a reward model reads them, and how they become tokens again.
+
+A space says four things about one response: how it is encoded as a particle, what the reward model sees of a particle
+(its *relaxation*, embeddings of shape (T, d)), how the gradient of the reward comes back from there (the *pull-back*),
+and how a particle is decoded to tokens. The reward of a relaxation is not the reward of the decoded text, so what is
+chosen among particles is chosen by the rewards of their texts.
+
+Of all spaces, zero steps of transport leave the response as it was sampled; `align` then decodes nothing.
+
+??? cite "Source"
+    Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026, which flows in "a continuous proxy space":
+    the token-embedding matrix or the latent of a flow-based language model. Its text rules were not published; those
+    here are this library's.
+"""
+
+import abc
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from flowrl._custom_types import Key, Particle
+from flowrl.rlhf.models import LanguageModel, Prompt, Response, Sampler
+
+Table = Float[Array, "V d"]
+
+
+class AbstractSpace(eqx.Module):
+    """Where particles of texts live."""
+
+    @property
+    @abc.abstractmethod
+    def tokens(self) -> str | None:
+        """Fingerprint of the tokenizer whose tokens it decodes to, or None if unknown."""
+
+    @property
+    @abc.abstractmethod
+    def vocabulary(self) -> int | None:
+        """How many tokens it decodes to, or None if that is not known before it decodes."""
+
+    @abc.abstractmethod
+    def encode(self, table: Table, prompt: Prompt, response: Response, key: Key) -> Particle:
+        """Give the particle of a sampled response.
+
+        Args:
+            table: token embeddings E of the reward model.
+            prompt: (P,).
+            response: (T,), drawn from the reference.
+            key: the key that it was drawn with.
+        """
+
+    @abc.abstractmethod
+    def relax(self, table: Table, prompt: Prompt, particle: Particle) -> tuple[Float[Array, "T d"], Bool[Array, " T"]]:
+        """Give what the reward model sees of a particle; its derivative is the pull-back.
+
+        Args:
+            table: token embeddings E of the reward model.
+            prompt: (P,).
+            particle: one particle.
+
+        Returns:
+            Embeddings (T, d), and False where the response is over.
+        """
+
+    @abc.abstractmethod
+    def decode(
+        self, table: Table, prompt: Prompt, particle: Particle, response: Response, key: Key
+    ) -> tuple[Int[Array, " T"], Bool[Array, " T"]]:
+        """Give the tokens of a particle.
+
+        Args:
+            table: token embeddings E of the reward model.
+            prompt: (P,).
+            particle: one particle.
+            response: what the particle was encoded from.
+            key: the key that it was drawn with.
+
+        Returns:
+            Tokens (T,), and False where the response is over.
+        """
+
+
+class AbstractReferenceSpace(AbstractSpace):
+    """A space whose texts have the tokens of the reference language model.
+
+    Attributes:
+        model: the reference language model.
+        sampler: how the responses were drawn.
+    """
+
+    model: eqx.AbstractVar[LanguageModel]
+    sampler: eqx.AbstractVar[Sampler]
+
+    @property
+    def tokens(self) -> str | None:
+        """Fingerprint of the reference's tokenizer."""
+        return self.model.tokens
+
+    @property
+    def vocabulary(self) -> int:
+        """The reference's number of tokens."""
+        return self.model.trunk.config.vocabulary
+
+
+def running(sampler: Sampler, tokens: Int[Array, " T"]) -> Bool[Array, " T"]:
+    """True up to and with the first end token."""
+    if sampler.end is None:
+        return jnp.ones(tokens.shape, bool)
+    ended = jnp.cumsum(tokens == sampler.end, dtype=jnp.int32)
+    return (ended == 0) | ((ended == 1) & (tokens == sampler.end))
+
+
+def finish(sampler: Sampler, tokens: Int[Array, " T"]) -> tuple[Int[Array, " T"], Bool[Array, " T"]]:
+    """Tokens with padding after the end, and where it begins."""
+    mask = running(sampler, tokens)
+    return jnp.where(mask, tokens, sampler.pad).astype(jnp.int32), mask

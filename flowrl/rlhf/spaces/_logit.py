@@ -1,0 +1,116 @@
+"""Logits of the reference as particles."""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from flowrl._custom_types import Key
+from flowrl._misc import number
+from flowrl.rlhf.models import LanguageModel, Prompt, Response, Sampler, response_logits
+from flowrl.rlhf.spaces._base import AbstractReferenceSpace, Table, finish, running
+
+
+def _margin(x: ArrayLike) -> Float[Array, ""]:
+    return number("margin", x, lambda margin: margin >= 0, ">= 0")
+
+
+class LogitSpace(AbstractReferenceSpace):
+    r"""Mirror flow on token logits that start as the reference's own.
+
+    A particle is a matrix y of logits, (T, V): at first the reference's logits given the sampled tokens before, with
+    the sampled token raised to `margin` above the largest. The reward model sees the mean embeddings softmax(y) E. The
+    pull-back is that of mirror ascent with the negative entropy, ∂R/∂p centred over the vocabulary: an Euler step
+    multiplies probabilities by exp(ε ∂R/∂p), exponentiated gradient, and tokens that the reference finds impossible
+    stay so. `flowrl.Simplex` does the same to probabilities under `Ascent`; on logits, kernels see distances of logits.
+
+    Attributes:
+        model: the reference language model.
+        sampler: how the responses were drawn.
+        margin: lead >= 0 of the sampled token, in nats: how far a particle moves before a token flips.
+        by: "argmax" of the logits; or "reference": the running reference decodes with the change of the logits as a
+            bias and the sample's own noise, so that later tokens follow earlier ones.
+
+    ??? cite "Source"
+        Beck and Teboulle, *Mirror descent and nonlinear projected subgradient methods for convex optimization*,
+        Operations Research Letters 31, 2003. Energies on the logits of a reference: Yuan et al., *Inference-time
+        Alignment in Continuous Space*, NeurIPS 2025 (arXiv 2505.20081).
+    """
+
+    model: LanguageModel
+    sampler: Sampler
+    margin: ArrayLike = eqx.field(converter=_margin, default=1.0)
+    by: Literal["argmax", "reference"] = eqx.field(static=True, default="argmax")
+
+    def __check_init__(self):
+        if self.by not in ("argmax", "reference"):
+            raise ValueError(f'by must be "argmax" or "reference", got {self.by!r}.')
+
+    def encode(self, table: Table, prompt: Prompt, response: Response, key: Key) -> Float[Array, "T V"]:
+        """Give the reference's logits at the sampled tokens.
+
+        Args:
+            table: unused.
+            prompt: (P,).
+            response: (T,).
+            key: unused.
+        """
+        del table, key
+        logits = response_logits(self.model, prompt, response.tokens, response.mask)
+        logits = jax.nn.log_softmax(self.sampler.allowed(logits))
+        lead = jnp.max(logits, axis=-1) + jnp.asarray(self.margin, logits.dtype)
+        # After its end a response is padding; that becomes text if the end token flips, text that nobody sampled.
+        return jnp.put_along_axis(logits, response.tokens[:, None], lead[:, None], axis=1, inplace=False)
+
+    def relax(
+        self, table: Table, prompt: Prompt, particle: Float[Array, "T V"]
+    ) -> tuple[Float[Array, "T d"], Bool[Array, " T"]]:
+        """Give softmax(y) E, with the pull-back of mirror ascent.
+
+        Args:
+            table: token embeddings E.
+            prompt: unused.
+            particle: logits y.
+        """
+        del prompt
+        return _mirror(particle, table), running(self.sampler, self.sampler.choose(particle))
+
+    def decode(
+        self, table: Table, prompt: Prompt, particle: Float[Array, "T V"], response: Response, key: Key
+    ) -> tuple[Int[Array, " T"], Bool[Array, " T"]]:
+        """Give the most likely tokens, or what the running reference makes of the change.
+
+        Args:
+            table: unused by "argmax".
+            prompt: (P,).
+            particle: logits y.
+            response: the sample.
+            key: the sample's key.
+        """
+        if self.by == "argmax":
+            return finish(self.sampler, self.sampler.choose(particle))
+        change = particle - self.encode(table, prompt, response, key)
+        noise = self.sampler.noise(particle.shape[-1], key=key)
+        moved = self.sampler.decode(self.model, prompt, noise + change)
+        return moved.tokens, moved.mask
+
+
+@jax.custom_vjp
+def _mirror(logits: Float[Array, "T V"], table: Table) -> Float[Array, "T d"]:
+    """softmax(y) E; backwards, the centred gradient in the probabilities: the mirror map's own metric."""
+    return jax.nn.softmax(logits).astype(table.dtype) @ table
+
+
+def _mirror_forward(logits, table):
+    return _mirror(logits, table), (table, jnp.zeros((), logits.dtype))
+
+
+def _mirror_backward(kept, cotangent):
+    table, like = kept
+    gradient = (cotangent @ table.T).astype(like.dtype)
+    return gradient - jnp.mean(gradient, axis=-1, keepdims=True), None
+
+
+_mirror.defvjp(_mirror_forward, _mirror_backward)

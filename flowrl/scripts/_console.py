@@ -1,0 +1,123 @@
+"""How the long examples show what they do, and how they end: progress bars, a table, one line when they are stopped."""
+
+import importlib.util
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from flowrl._io import resolve_dir
+from flowrl.rl import report
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: it ends a program as Ctrl-C does, so that what is open is closed."""
+
+
+def end_well(main: Callable[[], Any], out: Path | None = None, *, verb: str = "go on") -> NoReturn:
+    """Run a program to its end, whatever that is: its exit status, an error in one line, or where it was stopped.
+
+    Args:
+        main: the program; what it returns is the exit status if it is a number.
+        out: its run directory, for a program that goes on from there by --resume.
+        verb: what the same command does after a stop; "start again" for a program that keeps nothing.
+    """
+
+    def terminate(*_: object) -> NoReturn:
+        raise Terminated
+
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # what is ignored stays ignored
+        signal.signal(signal.SIGTERM, terminate)
+    keep_programs()
+    try:
+        status = main()
+    except KeyboardInterrupt as stop:
+        number = 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+        words = ["python", *sys.argv]
+        if out is not None and (out / "config.json").exists() and "--resume" not in words:
+            words.append("--resume")
+        print(f"stopped; to {verb}: {shlex.join(words)}", file=sys.stderr)
+        sys.exit(number)
+    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def keep_programs() -> None:
+    """Keep compiled programs in the user's cache directory for the next start, 2 GB at most.
+
+    A directory that JAX has been told of (JAX_COMPILATION_CACHE_DIR) is left as it is.
+    """
+    # JAX needs filelock for a cache that has a bound; without a bound, processes read what others are still writing.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and importlib.util.find_spec("filelock") is not None:
+        jax.config.update("jax_compilation_cache_dir", str(resolve_dir(None).parent / "programs"))
+        jax.config.update("jax_compilation_cache_max_size", 2 * 1024**3)
+
+
+def progress(console: Console) -> Progress:
+    """Make the bars; use it as a context manager."""
+    columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[rate]}"), console=console)
+
+
+def bar(bars: Progress, name: str) -> Callable[[int, int], None]:
+    """Make a progress callback that opens its bar at the first call."""
+    tasks: list[Any] = []
+
+    def show(done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(bars.add_task(name, total=total, rate=""))
+        bars.update(tasks[0], completed=done)
+
+    return show
+
+
+def training_bar(bars: Progress) -> Callable[[Any], None]:
+    """Make the progress callback of `flowrl.rl.fit`: a bar for each phase, with its rate."""
+    tasks: dict[str, Any] = {}
+
+    def show(progress: Any) -> None:
+        if progress.phase not in tasks:
+            tasks[progress.phase] = bars.add_task(f"{progress.phase} (updates)", total=progress.total, rate="")
+        bars.update(tasks[progress.phase], completed=progress.done, rate=f"{progress.rate:.0f} updates/s")
+
+    return show
+
+
+def online_bar(bars: Progress) -> Callable[[Any], None]:
+    """Make the progress callback of `flowrl.rl.finetune`: a bar with both rates."""
+    show = None
+
+    def advance(progress: Any) -> None:
+        nonlocal show
+        if show is None:
+            show = bars.add_task("acting and learning (steps)", total=progress.total, rate="")
+        rate = f"{progress.steps_per_second:.0f} steps/s, {progress.updates_per_second:.0f} updates/s"
+        bars.update(show, completed=progress.done, rate=rate)
+
+    return advance
+
+
+def table(rows: list[report.Row], unit: str, title: str, baseline: str, length: str) -> Table:
+    """Lay out what an evaluation showed."""
+    out = Table(title=title)
+    for heading in ("policy", unit, "95 % interval", f"minus {baseline}, paired", f"moved (RMS, {length})", "L"):
+        out.add_column(heading, justify="left" if heading == "policy" else "right")
+    for row in rows:
+        out.add_row(
+            row.name,
+            f"{row.score:.1f}",
+            f"[{row.low:.1f}, {row.high:.1f}]",
+            f"{row.difference:+.1f} [{row.difference_low:+.1f}, {row.difference_high:+.1f}]",
+            f"{row.displacement:.3f}",
+            f"{row.steps:.2g}",
+        )
+    return out

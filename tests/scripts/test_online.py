@@ -1,0 +1,198 @@
+"""The online example as a user runs it, at a size of seconds: plumbing, resume after SIGKILL, and its messages."""
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import kill_at_first_checkpoint
+
+from flowrl.rl import VGF
+from flowrl.scripts.offline._options import Config as Offline, algorithm
+from flowrl.scripts.online import _options as online_config, _program as online_finetune
+from flowrl.scripts.online._options import Config
+
+EXAMPLE = Path(online_finetune.__file__)
+ENV = "pointmaze-medium-navigate-singletask-task1-v0"
+TINY = {
+    "--steps": "120",
+    "--interval": "40",
+    "--lanes": "2",
+    "--eval-every": "80",
+    "--curve-episodes": "1",
+    "--eval-episodes": "1",
+    "--eval-lanes": "6",
+    "--workers": "1",
+}
+OFFLINE = {
+    "--rows": "2000",
+    "--steps": "40",
+    "--reference-updates": "40",
+    "--interval": "20",
+    "--hidden": "16",
+    "--batch-size": "16",
+    "--eval-episodes": "0",
+    "--curve-points": "0",
+    "--workers": "1",
+}
+
+
+def words(options: dict[str, str]) -> list[str]:
+    return [word for name, value in options.items() for word in (name, *value.split(" "))]
+
+
+def run(program: Path, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(program), *options], capture_output=True, text=True, check=False)
+
+
+def offline(folder: Path, **changes: str) -> Path:
+    options = OFFLINE | {"--env": ENV, "--out": str(folder / "offline"), "--data-dir": str(folder / "data")}
+    options |= {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+    done = run(EXAMPLE.with_name("offline_rl.py"), *words(options))
+    assert done.returncode == 0, done.stderr
+    return folder / "offline"
+
+
+def arguments(folder: Path, out: str, **changes: str) -> list[str]:
+    options = TINY | {"--offline": str(folder / "offline"), "--out": str(folder / out)}
+    options |= {"--data-dir": str(folder / "data")}
+    return words(options | {f"--{name.replace('_', '-')}": value for name, value in changes.items()})
+
+
+@pytest.mark.slow
+def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, monkeypatch):
+    """Killed between two checkpoints of the online phase, with episodes open and the ring partly filled."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    offline(tmp_path)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    growing = {"collect_steps": "0:2", "exploration": "0.1", "protocol": "rlpd", "max_displacement": "0.05:0.1"}
+    done = run(EXAMPLE, *arguments(tmp_path, "whole", **growing))
+    assert done.returncode == 0, done.stderr
+    assert "environment steps/s" in done.stderr
+    names = {path.name for path in whole.iterdir()} - {".lock"}
+    assert names == {
+        *("config.json", "data.json", "offline.json", "software.json", "metrics.csv", "timing.csv", "checkpoint.npz"),
+        *("checkpoint.1.npz", "results.csv", "results.md", "curve.png"),
+    }
+    rows = list(csv.DictReader((whole / "metrics.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows] == ["0", "40", "80", "120"]
+    assert [bool(row["score/VGF L=1"]) for row in rows] == [True, False, True, True]
+    assert float(rows[1]["collected/steps"]) < float(rows[3]["collected/steps"]) <= 2
+    results = csv.DictReader((whole / "results.csv").read_text().splitlines())
+    moved = {row["policy"]: float(row["displacement"]) for row in results}
+    # The cap is on the distance over both coordinates, the displacement a root mean square over them.
+    assert moved["online: VGF L=1"] <= 0.1 / 2**0.5 * 1.001 < moved["offline: VGF L=1"]
+    assert json.loads((whole / "software.json").read_text())["protocol"].startswith("online-1/rlpd/last-checkpoint")
+
+    kill_at_first_checkpoint(EXAMPLE, arguments(tmp_path, "cut", **growing), cut)
+    done = run(EXAMPLE, *arguments(tmp_path, "cut", **growing), "--resume")
+    assert done.returncode == 0, done.stderr
+    for name in ("metrics.csv", "results.csv", "checkpoint.npz", "config.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+    again = run(EXAMPLE, *arguments(tmp_path, "whole", **growing))
+    assert "holds a run already" in again.stderr
+    changed = run(EXAMPLE, *arguments(tmp_path, "whole", **(growing | {"exploration": "0.2"})), "--resume")
+    assert "exploration: 0.1 there, 0.2 here" in changed.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [
+        ("fql", {"protocol": "wsrl", "startup": "40"}),
+        ("iql", {"exploration": "0.1", "host_buffer": ""}),
+        ("vgf", {"reference": "live", "collect_select": "softmax", "selection_temperature": "1", "train_steps": "0:1"}),
+    ],
+)
+def test_rivals_and_live_references_run_to_the_end(tmp_path, algorithm, options):
+    rival = {"reference_updates": "8000", "algorithm": algorithm} if algorithm != "vgf" else {}
+    offline(tmp_path, **rival)
+    done = run(EXAMPLE, *[word for word in arguments(tmp_path, "run", **options) if word])
+    assert done.returncode == 0, done.stderr
+    last = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))[-1]
+    assert np.isfinite(float(last["td_loss"]))
+    assert any(name.startswith("score/") for name in last)
+
+
+def planned(config: Config, offline: Offline | None = None):
+    offline = offline or Offline(hidden=(8,))
+    return online_config.planned(config, offline, algorithm(offline))
+
+
+def test_budgets_grow_over_the_run():
+    config = Config(steps=1000, collect_steps="0:3", train_steps="0:2", max_displacement="0.5:1")
+    plan = planned(config)
+    found = []
+    for step in (0, 499, 1000):
+        now = plan(step)
+        assert isinstance(now.algorithm, VGF)
+        budget = now.algorithm.train_budget
+        found.append((now.policy.steps, budget.steps, float(budget.max_displacement)))
+    assert found[0] == (0, 0, 0.5)
+    assert found[1] == (1, 1, pytest.approx(0.7495))
+    assert found[2] == (3, 2, 1.0)
+    # Nothing is changed unless it is asked for, so nothing is compiled anew.
+    plain = planned(Config())
+    assert plain(0) == plain(500)
+    assert plain(0).policy.steps == 1
+
+
+def test_an_offline_run_is_read_back_as_it_was(tmp_path):
+    first = dataclasses.replace(Offline(), hidden=(8, 8), set=("samples=16",), test_steps=(1, 2), steps=30)
+    skipped = ("out", "resume", "data_dir", "workers", "log")
+    options = {k: v for k, v in dataclasses.asdict(first).items() if k not in skipped}
+    (tmp_path / "config.json").write_text(json.dumps(options))
+    with pytest.raises(FileNotFoundError, match=r"no run of offline_rl\.py"):
+        online_config.read_offline(tmp_path, Config())
+    (tmp_path / "checkpoint.npz").touch()
+    there = online_config.read_offline(tmp_path, Config(workers=first.workers))
+    assert there == first
+    names = [policy.name for policy in online_config.shown(there)]
+    assert names == ["best-of-8 (L=0)", "VGF L=1", "VGF L=2"]
+    for change, message in (
+        ({"algorithm": "bc"}, "bc has no critic"),
+        ({"chunk": 5}, "acts in chunks of 5"),
+        ({"disagreement": 1.0}, "another version: unknown disagreement"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(options | change))
+        with pytest.raises(ValueError, match=message):
+            online_config.read_offline(tmp_path, Config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 1500}, "--steps and --eval-every multiples of --interval"),
+        ({"lanes": 3}, "--interval must be a multiple of --lanes"),
+        ({"updates_per_step": 0.1}, "--updates-per-step times --lanes must be a whole number"),
+        ({"exploration": -1.0}, "--exploration must be >= 0"),
+        ({"eval_lanes": 0}, "--eval-lanes must be at least 1"),
+        ({"offline": Path("runs/x"), "algorithm": "fql"}, "--offline, a run that is there, has no use for --algorithm"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        online_config.check(Config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "message"),
+    [
+        ({"collect_steps": "one"}, "vgf", "--collect-steps one: give a number, or FIRST:LAST"),
+        ({"collect_steps": "0:1.5"}, "vgf", "steps are whole numbers"),
+        ({"max_displacement": "-1"}, "vgf", "numbers must be >= 0"),
+        ({"collect_select": "softmax"}, "vgf", "selection_temperature must be > 0"),
+        ({"train_steps": "1"}, "fql", "fql has no use for --train-steps"),
+        ({"reference": "live"}, "iql", "iql has no use for --reference"),
+        ({"collect_candidates": 4}, "iql", "iql has one proposal a state"),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused(changes, name, message):
+    with pytest.raises(ValueError, match=message):
+        planned(Config(**changes), Offline(hidden=(8,), algorithm=name))
