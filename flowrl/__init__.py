@@ -28,12 +28,12 @@ from flowrl._flow import (
     BirthDeath as BirthDeath,
     Blob as Blob,
     Consensus as Consensus,
-    Field as Field,
     KSDDescent as KSDDescent,
     Langevin as Langevin,
     MMDFlow as MMDFlow,
     SinkhornFlow as SinkhornFlow,
     SumFlow as SumFlow,
+    TargetView as TargetView,
     Traits as Traits,
 )
 from flowrl._kernel import (

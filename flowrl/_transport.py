@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from flowrl._budget import Budget
 from flowrl._custom_types import Key, Mask, Particles
 from flowrl._domain import AbstractDomain, Unbounded
-from flowrl._flow import SVGD, AbstractFlow, Field
+from flowrl._flow import SVGD, AbstractFlow, TargetView
 from flowrl._misc import concrete, ravel
 from flowrl._solution import RESULTS, Solution, is_okay
 from flowrl._solver import AbstractSolver, Euler, Problem, SolverOutput
@@ -183,8 +183,8 @@ def make_problem(
     start, unravel = ravel(particles)
     scale = jnp.ones((1, start.shape[1]), start.dtype) if budget.scale is None else budget.scale
     entropic = method.flow.traits.entropic
-    field = Field(jnp.ones((), start.dtype), None, None, target, method.domain, scale, entropic, unravel)
-    return Problem(method.flow, field, budget, particles, key)
+    view = TargetView(jnp.ones((), start.dtype), None, None, target, method.domain, scale, entropic, unravel)
+    return Problem(method.flow, view, budget, particles, key)
 
 
 def make_solution(problem: Problem, output: SolverOutput, *, taken: Bool[Array, ""], valued: bool) -> Solution:
@@ -196,10 +196,10 @@ def make_solution(problem: Problem, output: SolverOutput, *, taken: Bool[Array, 
         taken: whether any step was taken.
         valued: whether to evaluate the particles.
     """
-    particles, budget, target, traits = problem.start, problem.budget, problem.field.target, problem.flow.traits
+    particles, budget, target, traits = problem.start, problem.budget, problem.view.target, problem.flow.traits
     # A particle that is not finite is frozen, and no reason to stop the others.
     finite = jnp.all(jnp.isfinite(ravel(particles)[0]), axis=1)
-    valid, inside = budget.valid(), jnp.all(problem.field.domain.contains(particles) | ~finite)
+    valid, inside = budget.valid(), jnp.all(problem.view.domain.contains(particles) | ~finite)
     if (target.needs_positive_temperature or traits.temperature == "positive") and budget.temperature is not None:
         valid = valid & jnp.all(budget.temperature > 0)
 

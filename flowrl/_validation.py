@@ -63,7 +63,7 @@ def check(
     if temperature is not None and (temperature == 0).any():
         if target.needs_positive_temperature:
             raise ValueError(
-                f"{type(target).__name__} has no force at temperature 0 (its potential is α log p); use "
+                f"{type(target).__name__} has no force at temperature 0 (its scaled log density is α log p); use "
                 "Boltzmann(value) with that limit, or Ascent() for the maximum."
             )
         if traits.temperature == "positive":

@@ -310,9 +310,9 @@ def test_the_energy_falls_at_every_h(name):
     target = NORMAL if kind == "value" else flowrl.Empirical(draw(13, (10, 2)))
     ones = jnp.ones((1, 2), FLOAT)
     one = jnp.ones((), FLOAT)
-    field = flowrl.Field(one, None, None, target, flowrl.Unbounded(), ones, flow.traits.entropic, lambda x: x)
+    view = flowrl.TargetView(one, None, None, target, flowrl.Unbounded(), ones, flow.traits.entropic, lambda x: x)
     everyone = jnp.ones(8, bool)
-    energy = lambda x: float(flow.energy(field, x, everyone))
+    energy = lambda x: float(flow.energy(view, x, everyone))
     h = np.array([0.1, 1.0, 30.0])
     solution = flowrl.transport(
         target, particles, flowrl.Budget(3, h), flow=flow, solver=flowrl.JKO(), save=(0, 1, 2, 3)

@@ -77,10 +77,10 @@ def test_ksd_is_a_mean_over_pairs(kernel):
 
 def test_ksd_is_twice_the_energy_of_its_descent():
     flow = flowrl.KSDDescent(RBF())
-    field = flowrl.Field(
+    view = flowrl.TargetView(
         jnp.ones((), FLOAT), None, None, NORMAL, flowrl.Unbounded(), jnp.ones((1, D), FLOAT), True, lambda z: z
     )
-    energy = eqx.filter_jit(flow.energy)(field, X, jnp.ones(N, bool))
+    energy = eqx.filter_jit(flow.energy)(view, X, jnp.ones(N, bool))
     assert_close(diagnostics.ksd_squared(X, -X, RBF()), 2 * energy, **CLOSE)
 
 

@@ -52,23 +52,23 @@ class Unmoved(flowrl.AbstractFlow):
 class UnitAscent(flowrl.AbstractFlow):
     traits = flowrl.Traits()
     fitted = energy = lambda self, *args: None
-    def velocity(self, field, positions, alive):
-        gradient, alive = field.gradient(positions, alive)
+    def velocity(self, view, positions, alive):
+        gradient, alive = view.gradient(positions, alive)
         return jnp.linalg.norm(gradient, axis=1, keepdims=True), alive
 
 class Alone(UnitAscent):
-    velocity = lambda self, field, positions, alive: positions
+    velocity = lambda self, view, positions, alive: positions
 
 class Maskless(UnitAscent):
-    velocity = lambda self, field, positions, alive: (positions, alive[:, None])
+    velocity = lambda self, view, positions, alive: (positions, alive[:, None])
 
 class Undeclared(UnitAscent):
-    velocity = lambda self, field, positions, alive: (jax.random.normal(field.flow_key, positions.shape), alive)
+    velocity = lambda self, view, positions, alive: (jax.random.normal(view.flow_key, positions.shape), alive)
 
 class OneNoise(flowrl.AbstractStochasticFlow):
     traits = flowrl.Traits(diffuses=True)
-    velocity = lambda self, field, positions, alive: (positions, alive)
-    noise = lambda self, field, positions, alive, white: white[:, :1]
+    velocity = lambda self, view, positions, alive: (positions, alive)
+    noise = lambda self, view, positions, alive, white: white[:, :1]
     fitted = energy = lambda self, *args: None
 
 class OneMove(flowrl.AbstractStepSolver):
@@ -76,19 +76,19 @@ class OneMove(flowrl.AbstractStepSolver):
     handles_jumps = needs_energy = False
     handles_restriction = True
     init = lambda self, positions: None
-    step = lambda self, flow, field, z, alive, state, size, key: (z[:, :1], state, alive, flowrl.RESULTS.successful)
+    step = lambda self, flow, view, z, alive, state, size, key: (z[:, :1], state, alive, flowrl.RESULTS.successful)
 
 class VectorValue(flowrl.AbstractValueTarget):
     needs_positive_temperature = False
     value = lambda self, x: x
-    potential = lambda self, x, temperature, *, key: x
+    log_density = lambda self, x, temperature, *, key: x
 
 class OwnGradient(flowrl.AbstractTarget):
     knows = frozenset({"gradient", "value"})
     stochastic = needs_positive_temperature = False
     gradient = lambda self, x, temperature, *, key: -x
     value = lambda self, x: x
-    potential = lambda self, x, temperature, *, key: x
+    log_density = lambda self, x, temperature, *, key: x
     samples = lambda self: None
 
 class SumGradient(OwnGradient):
@@ -157,7 +157,7 @@ CASES = {
     "vector of a target of ones own": (
         "transport(VectorValue(), x, budget)",
         ValueError,
-        ["VectorValue.potential", "(2,)", "one scalar", "sum over"],
+        ["VectorValue.scaled_log_density", "(2,)", "one scalar", "sum over"],
     ),
     "vector values of a target of ones own": (
         "transport(OwnGradient(), x, budget)",
@@ -167,7 +167,7 @@ CASES = {
     "vector potential of a target of ones own": (
         "transport(OwnGradient(), x, Budget(2, temperature=1.0), flow=flowrl.Consensus(), key=jax.random.key(0))",
         ValueError,
-        ["OwnGradient.potential", "(2,)", "one scalar"],
+        ["OwnGradient.scaled_log_density", "(2,)", "one scalar"],
     ),
     "gradient of one number": (
         "transport(SumGradient(), x, budget)",
@@ -177,7 +177,7 @@ CASES = {
     "knowledge misspelt": ("Misspelt()", ValueError, ["Misspelt.knows", "'grad'", "'gradient'", "'samples'"]),
     "value of a score": ("Score(jnp.negative).value(x[0])", TypeError, ["only a gradient", "Density(log_prob)"]),
     "value of a gradient": (
-        "ValueGradient(jnp.negative).potential(x[0], 1.0, key=None)",
+        "ValueGradient(jnp.negative).scaled_log_density(x[0], 1.0, key=None)",
         TypeError,
         ["only a gradient", "Boltzmann(value)"],
     ),

@@ -27,16 +27,16 @@ class Langevin(flowrl.AbstractStochasticFlow):
 
     traits: ClassVar[flowrl.Traits] = flowrl.Traits(diffuses=True)
 
-    def velocity(self, field, positions, alive):
-        return field.gradient(positions, alive)
+    def velocity(self, view, positions, alive):
+        return view.gradient(positions, alive)
 
-    def noise(self, field, positions, alive, white):
-        return jnp.where(alive[:, None], jnp.sqrt(2 * field.temperature) * white, 0)
+    def noise(self, view, positions, alive, white):
+        return jnp.where(alive[:, None], jnp.sqrt(2 * view.temperature) * white, 0)
 
-    def fitted(self, field, positions, alive):
+    def fitted(self, view, positions, alive):
         return self
 
-    def energy(self, field, positions, alive):
+    def energy(self, view, positions, alive):
         raise TypeError("Langevin has no energy on particles.")
 
 
@@ -54,9 +54,9 @@ class Heun(flowrl.AbstractStepSolver):
     def init(self, positions):
         return None
 
-    def step(self, flow, field, positions, alive, state, step_size, key):
-        first, alive = flow.velocity(field, positions, alive)
-        second, alive = flow.velocity(field, positions + step_size * first, alive)
+    def step(self, flow, view, positions, alive, state, step_size, key):
+        first, alive = flow.velocity(view, positions, alive)
+        second, alive = flow.velocity(view, positions + step_size * first, alive)
         return step_size * 0.5 * (first + second), state, alive, flowrl.RESULTS.successful
 
 
@@ -72,12 +72,12 @@ class Proximal(flowrl.AbstractStepSolver):
     def init(self, positions):
         return None
 
-    def step(self, flow, field, positions, alive, state, step_size, key):
+    def step(self, flow, view, positions, alive, state, step_size, key):
         n = positions.shape[0]
 
         def inner(_, z):
             # The gradient of the objective, times h n.
-            pull = n * step_size * jax.grad(lambda z: flow.energy(field, z, alive))(z) + z - positions
+            pull = n * step_size * jax.grad(lambda z: flow.energy(view, z, alive))(z) + z - positions
             return z - pull / (1 + step_size * self.curvature)
 
         return jax.lax.fori_loop(0, 300, inner, positions) - positions, state, alive, flowrl.RESULTS.successful
@@ -97,7 +97,7 @@ class Integrator(flowrl.AbstractSolver):
     def solve(self, problem, save):
         if save is not None:
             raise ValueError("Integrator records no trajectory.")
-        budget, scale = problem.budget, problem.field.scale
+        budget, scale = problem.budget, problem.view.scale
         start = problem.coordinates(problem.start)
         alive = jnp.ones(start.shape[0], bool)
         sizes = jnp.broadcast_to(budget.step_size, (budget.bound,))
@@ -106,8 +106,8 @@ class Integrator(flowrl.AbstractSolver):
 
         def velocity(t, z, problem):
             # The temperature of the step whose interval holds t.
-            field, _, _ = problem.at(jnp.minimum(jnp.sum(ends <= t), last))
-            return problem.flow.velocity(field, z, alive)[0]
+            view, _, _ = problem.at(jnp.minimum(jnp.sum(ends <= t), last))
+            return problem.flow.velocity(view, z, alive)[0]
 
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             solution = diffrax.diffeqsolve(
@@ -394,7 +394,7 @@ class Minibatch(flowrl.AbstractTarget):
     def gradient(self, particle, temperature, *, key):
         return self.data[jr.randint(key, (4,), 0, len(self.data))].mean(axis=0) - particle
 
-    def potential(self, particle, temperature, *, key):
+    def scaled_log_density(self, particle, temperature, *, key):
         raise TypeError
 
     def value(self, particle):
@@ -424,13 +424,13 @@ def test_a_flow_of_two_lines_is_a_flow():
     class Drift(flowrl.AbstractFlow):
         traits: ClassVar[flowrl.Traits] = flowrl.Traits(temperature="none", entropic=False)
 
-        def velocity(self, field, positions, alive):
+        def velocity(self, view, positions, alive):
             return jnp.ones_like(positions), alive
 
-        def fitted(self, field, positions, alive):
+        def fitted(self, view, positions, alive):
             return self
 
-        def energy(self, field, positions, alive):
+        def energy(self, view, positions, alive):
             raise TypeError
 
     particles = draw(9, (3, 2))

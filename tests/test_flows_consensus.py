@@ -18,19 +18,19 @@ def _curved(x):
 VALUE = flowrl.Boltzmann(_curved)
 
 
-def _field(target, temperature, d=2, dtype=FLOAT):
+def _view(target, temperature, d=2, dtype=FLOAT):
     alpha, scale = jnp.asarray(temperature, dtype), jnp.ones((1, d), dtype)
-    return flowrl.Field(alpha, None, None, target, flowrl.Unbounded(), scale, False, lambda z: z)
+    return flowrl.TargetView(alpha, None, None, target, flowrl.Unbounded(), scale, False, lambda z: z)
 
 
 @eqx.filter_jit
 def _velocity(flow, target, temperature, x, alive):
-    return flow.velocity(_field(target, temperature, x.shape[1], x.dtype), x, alive)
+    return flow.velocity(_view(target, temperature, x.shape[1], x.dtype), x, alive)
 
 
 @eqx.filter_jit
 def _noise(flow, target, temperature, x, alive, white):
-    return flow.noise(_field(target, temperature, x.shape[1], x.dtype), x, alive, white)
+    return flow.noise(_view(target, temperature, x.shape[1], x.dtype), x, alive, white)
 
 
 def _consensus(x, values, temperature):
@@ -232,4 +232,4 @@ def test_misuse_is_refused(key):
     with pytest.raises(ValueError, match="pass key"):
         flowrl.transport(VALUE, draw(0, (3, 2)), flowrl.Budget(1, 0.1), flow=flowrl.Consensus())
     with pytest.raises(TypeError, match="no energy"):
-        flowrl.Consensus().energy(_field(VALUE, 1.0), draw(0, (3, 2)), jnp.ones(3, bool))
+        flowrl.Consensus().energy(_view(VALUE, 1.0), draw(0, (3, 2)), jnp.ones(3, bool))

@@ -41,10 +41,10 @@ def _same(x):
     return x
 
 
-def _field(target, temperature=ALPHA, d=2, key=None):
+def _view(target, temperature=ALPHA, d=2, key=None):
     ones = jnp.ones((1, d), FLOAT)
     unbounded = flowrl.Unbounded()
-    return flowrl.Field(
+    return flowrl.TargetView(
         jnp.asarray(temperature, FLOAT), None, key, target, unbounded, ones, entropic=True, unravel=_same
     )
 
@@ -54,18 +54,18 @@ def _everyone(x):
 
 
 @eqx.filter_jit
-def _velocity(flow, field, x, alive):
-    return flow.velocity(field, x, alive)
+def _velocity(flow, view, x, alive):
+    return flow.velocity(view, x, alive)
 
 
 @eqx.filter_jit
-def _energy(flow, field, x, alive):
-    return flow.energy(field, x, alive)
+def _energy(flow, view, x, alive):
+    return flow.energy(view, x, alive)
 
 
 @eqx.filter_jit
-def _slope(flow, field, x, alive):
-    return jax.grad(lambda x: flow.energy(field, x, alive))(x)
+def _slope(flow, view, x, alive):
+    return jax.grad(lambda x: flow.energy(view, x, alive))(x)
 
 
 # The definitions, a pair at a time, in float64 NumPy
@@ -138,26 +138,26 @@ FROZEN = jnp.asarray([2, 5])
 @pytest.mark.parametrize("name", NAMES)
 def test_velocity_and_energy_are_those_of_the_definition_whatever_the_frozen_are(name):
     velocity, energy = LOOPS[name]
-    x, field = draw(0, (9, 2)), _field(_toward(name))
+    x, view = draw(0, (9, 2)), _view(_toward(name))
     x = x.at[FROZEN].set(jnp.asarray([[1e3, -1.0], [jnp.nan, jnp.inf]], FLOAT))
     alive = _everyone(x).at[FROZEN].set(False)
     living = np.asarray(alive)
     exact = np.asarray(x, np.float64)[living]
-    got, after = _velocity(_flow(name), field, x, alive)
+    got, after = _velocity(_flow(name), view, x, alive)
     assert same_bits(after, alive)
     assert np.all(np.asarray(got)[~living] == 0)
     np.testing.assert_allclose(got[living], velocity(exact), rtol=tolerance(1e-8, 1e-3), atol=tolerance(1e-8, 1e-4))
-    assert float(_energy(_flow(name), field, x, alive)) == pytest.approx(energy(exact), rel=tolerance(1e-10, 1e-4))
+    assert float(_energy(_flow(name), view, x, alive)) == pytest.approx(energy(exact), rel=tolerance(1e-10, 1e-4))
 
 
 @pytest.mark.parametrize("rule", ["fixed", "median"])
 @pytest.mark.parametrize("name", NAMES)
 def test_velocity_is_minus_n_times_the_slope_of_the_energy(name, rule):
-    flow, field = _flow(name, FIXED if rule == "fixed" else flowrl.RBF()), _field(_toward(name))
+    flow, view = _flow(name, FIXED if rule == "fixed" else flowrl.RBF()), _view(_toward(name))
     x = draw(1, (9, 2)) + 3  # off the origin, and so off the mean
     alive = _everyone(x).at[FROZEN].set(False)
-    velocity, _ = _velocity(flow, field, x, alive)
-    slope = _slope(flow, field, x, alive)
+    velocity, _ = _velocity(flow, view, x, alive)
+    slope = _slope(flow, view, x, alive)
     assert_close(velocity, -7 * slope, rtol=tolerance(1e-10, 1e-3), atol=tolerance(1e-11, 1e-4))
     assert np.abs(velocity).max() > 0.01
 
@@ -168,7 +168,7 @@ def test_the_energy_falls(name):
     flow, target = _flow(name), _toward(name)
     budget = flowrl.Budget(steps, 0.1, None if name == "mmd" else ALPHA)
     solution = flowrl.transport(target, particles, budget, flow=flow, save=range(steps + 1))
-    energies = np.array([_energy(flow, _field(target), x, _everyone(x)) for x in solution.trajectory])
+    energies = np.array([_energy(flow, _view(target), x, _everyone(x)) for x in solution.trajectory])
     assert np.all(np.diff(energies) < 0)
     assert energies[-1] < (energies[0] - 0.05 if name == "blob" else 0.5 * energies[0])
 
@@ -178,11 +178,11 @@ def test_the_energy_falls(name):
 
 @pytest.mark.parametrize("name", ["blob", "ksd"])
 def test_a_score_that_is_not_finite_freezes_its_particle_and_spreads_nowhere(name):
-    bad, flow, field = 4, _flow(name, flowrl.RBF()), _field(flowrl.Density(walled))
+    bad, flow, view = 4, _flow(name, flowrl.RBF()), _view(flowrl.Density(walled))
     x = draw(3, (9, 2))
-    velocity, alive = _velocity(flow, field, x.at[bad].set(9.0), _everyone(x))
+    velocity, alive = _velocity(flow, view, x.at[bad].set(9.0), _everyone(x))
     assert np.asarray(alive).tolist() == [i != bad for i in range(9)]
-    want, _ = _velocity(flow, field, x, alive)  # frozen before, and where its score is finite
+    want, _ = _velocity(flow, view, x, alive)  # frozen before, and where its score is finite
     assert_close(velocity, want, rtol=tolerance(1e-12, 1e-4), atol=tolerance(1e-12, 1e-6))
     assert np.all(np.asarray(velocity[bad]) == 0)
     assert np.abs(np.delete(velocity, bad, axis=0)).min() > 1e-4
@@ -194,7 +194,7 @@ def test_one_particle_and_coincident_ones(name, n, d):
     x = jnp.full((n, d), 1.5, FLOAT)
     target = flowrl.Empirical(jnp.zeros((1, d), FLOAT)) if name == "mmd" else NORMAL
     # No two points differ, so the median falls back to 1.
-    velocity, alive = _velocity(_flow(name, flowrl.RBF()), _field(target, 1.0, d), x, _everyone(x))
+    velocity, alive = _velocity(_flow(name, flowrl.RBF()), _view(target, 1.0, d), x, _everyone(x))
     assert np.asarray(alive).all()
     # Ascent of log p; the slope of the kernel at the one sample; −½ ∇|s|².
     pull = 1.5 * np.exp(-d * 1.5**2 / 2) if name == "mmd" else 1.5
@@ -232,8 +232,8 @@ def _sizes(jaxpr):
 
 
 def _largest(function, flow, target, n, d):
-    field = _field(target, 1.0, d)
-    jaxpr = jax.make_jaxpr(lambda x: function(flow, field, x, jnp.ones(n, bool)))(jnp.zeros((n, d), FLOAT))
+    view = _view(target, 1.0, d)
+    jaxpr = jax.make_jaxpr(lambda x: function(flow, view, x, jnp.ones(n, bool)))(jnp.zeros((n, d), FLOAT))
     return max(_sizes(jaxpr.jaxpr))
 
 
@@ -249,11 +249,11 @@ def test_memory(name, function, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_blocks_change_nothing(name, monkeypatch):
-    x, field = draw(6, (50, 2)), _field(_toward(name))
+    x, view = draw(6, (50, 2)), _view(_toward(name))
     alive = jnp.asarray(np.random.default_rng(7).random(50) < 0.8)
     flow = _flow(name)
     # A new function each time, since the size of a block is read while tracing.
-    both = lambda: jax.jit(lambda x: (flow.velocity(field, x, alive)[0], flow.energy(field, x, alive)))(x)
+    both = lambda: jax.jit(lambda x: (flow.velocity(view, x, alive)[0], flow.energy(view, x, alive)))(x)
     dense = both()
     monkeypatch.setattr(_blocks, "ENTRIES", 50 * 16)
     assert_close(both(), dense, rtol=tolerance(1e-10, 1e-3), atol=tolerance(1e-12, 1e-5))
@@ -306,7 +306,7 @@ def test_blob_rests_at_the_minimiser_of_its_regularised_energy():
     at = np.linspace(-3, 3, 25)
     smooth = lambda points, weight: np.exp(-((at[:, None] - points[None]) ** 2) / (2 * sigma**2)) @ weight
     np.testing.assert_allclose(smooth(sample, np.full(n, 1 / n)), smooth(x, mass), atol=0.003)
-    energy = float(_energy(flow, _field(NORMAL, 1.0, 1), particles, _everyone(particles)))
+    energy = float(_energy(flow, _view(NORMAL, 1.0, 1), particles, _everyone(particles)))
     assert energy == pytest.approx(minimum, abs=0.003)
 
 
@@ -334,9 +334,9 @@ def test_mmd_flow_matches_the_samples():
     falls = [mmd_squared(x, samples, sigma) for x in solution.trajectory]
     assert np.all(np.diff(falls) < 0)
     assert falls[-1] < 2e-5 < 0.1 < falls[0]
-    field = _field(target)
+    view = _view(target)
     for x, want in zip(solution.trajectory, falls, strict=True):
-        got = float(_energy(flowrl.MMDFlow(), field, x, _everyone(x)))
+        got = float(_energy(flowrl.MMDFlow(), view, x, _everyone(x)))
         assert got == pytest.approx(want / 2, abs=tolerance(1e-12, 1e-6))
     end = np.asarray(solution.particles, np.float64)
     np.testing.assert_allclose(end.mean(axis=0), samples.mean(axis=0), atol=0.01)
@@ -346,7 +346,7 @@ def test_mmd_flow_matches_the_samples():
 def test_noise_is_injected_where_the_velocity_is_read(key):
     x, beta = draw(11, (6, 2)), 0.7
     flow = flowrl.MMDFlow(FIXED, noise=beta)
-    got, _ = _velocity(flow, _field(flowrl.Empirical(SAMPLES), key=key), x, _everyone(x))
+    got, _ = _velocity(flow, _view(flowrl.Empirical(SAMPLES), key=key), x, _everyone(x))
     at = np.asarray(x + beta * jr.normal(key, x.shape, FLOAT), np.float64)
     witness = lambda a, to: np.mean([_kernel_slope(a, b) for b in np.asarray(to, np.float64)], axis=0)
     want = [witness(a, SAMPLES) - witness(a, x) for a in at]
@@ -361,7 +361,7 @@ def test_noise_injection_needs_a_key_and_leaves_no_energy(key):
     with pytest.raises(ValueError, match="MMDFlow toward Empirical is stochastic: pass key"):
         flowrl.transport(target, x, flowrl.Budget(2), flow=noisy)
     with pytest.raises(TypeError, match="with noise descends no energy"):
-        noisy.energy(_field(target), x, _everyone(x))
+        noisy.energy(_view(target), x, _everyone(x))
     with pytest.raises(ValueError, match="MMDFlow has no entropy"):
         flowrl.transport(target, x, flowrl.Budget(2, temperature=1.0), flow=flowrl.MMDFlow())
     with pytest.raises(ValueError, match="MMDFlow needs the samples of its target"):
@@ -397,7 +397,7 @@ def test_the_discrepancy_falls_by_its_own_flow_and_by_svgd():
     start, steps = 1 + draw(16, (9, 2)), 60
     for flow, step_size in ((flowrl.KSDDescent(FIXED), 0.02), (flowrl.SVGD(FIXED), 0.1)):
         solution = flowrl.transport(CURVED, start, flowrl.Budget(steps, step_size, ALPHA), flow=flow, save=range(61))
-        energies = [_energy(_flow("ksd"), _field(CURVED), x, _everyone(x)) for x in solution.trajectory]
+        energies = [_energy(_flow("ksd"), _view(CURVED), x, _everyone(x)) for x in solution.trajectory]
         assert np.all(np.diff(energies) < 0)
         assert energies[-1] < 0.1 * energies[0]
 
@@ -451,7 +451,7 @@ def test_velocities_are_differentiable_in_the_target_too(name):
         target = flowrl.Boltzmann(_curved, scale * jnp.asarray(PULL))
         if name == "mmd":
             target = flowrl.Empirical(scale * SAMPLES)
-        return jnp.sum(_flow(name).velocity(_field(target), x, _everyone(x))[0] ** 2)
+        return jnp.sum(_flow(name).velocity(_view(target), x, _everyone(x))[0] ** 2)
 
     slope = (size(1 + 1e-5)[0] - size(1 - 1e-5)[0]) / 2e-5
     assert float(size(1.0)[1]) == pytest.approx(float(slope), rel=1e-6)

@@ -45,10 +45,10 @@ def _has_moments(sample, mean, variance, slack=0.0, errors=5.0):
     assert np.all(np.abs(covariance - np.eye(len(unit))) <= error)
 
 
-def _field(target, temperature=1.0, d=2, dtype=None):
+def _view(target, temperature=1.0, d=2, dtype=None):
     dtype = dtype or FLOAT
     ones = jnp.ones((1, d), dtype)
-    return flowrl.Field(
+    return flowrl.TargetView(
         jnp.asarray(temperature, dtype), None, None, target, flowrl.Unbounded(), ones, entropic=True, unravel=_same
     )
 
@@ -58,13 +58,13 @@ def _same(x):
 
 
 @eqx.filter_jit
-def _drift(flow, field, x, alive=None):
-    return flow.velocity(field, x, jnp.ones(x.shape[0], bool) if alive is None else alive)
+def _drift(flow, view, x, alive=None):
+    return flow.velocity(view, x, jnp.ones(x.shape[0], bool) if alive is None else alive)
 
 
 @eqx.filter_jit
-def _noise(flow, field, x, white, alive=None):
-    return flow.noise(field, x, jnp.ones(x.shape[0], bool) if alive is None else alive, white)
+def _noise(flow, view, x, white, alive=None):
+    return flow.noise(view, x, jnp.ones(x.shape[0], bool) if alive is None else alive, white)
 
 
 # Moments
@@ -167,18 +167,18 @@ def _covariance(z):
 def test_the_correction_is_the_divergence_of_the_diffusion(n, d):
     z = draw(n, (n, d))
     slope = draw(d, (d,))
-    moved, _ = _drift(flowrl.ALDI(), _field(flowrl.Boltzmann(linear, slope), 0.6, d), z)
+    moved, _ = _drift(flowrl.ALDI(), _view(flowrl.Boltzmann(linear, slope), 0.6, d), z)
     jacobian = np.asarray(jax.jacfwd(_covariance)(z), np.float64)  # (a, b, i, c)
     divergence = np.einsum("abib->ia", jacobian)
     want = np.asarray(slope) @ np.asarray(_covariance(z)) + 0.6 * divergence
     np.testing.assert_allclose(moved, want, atol=tolerance(1e-12, 1e-5))
 
 
-def _root(flow, field, x):
+def _root(flow, view, x):
     """The matrix R with noise = white @ R, from its rows."""
     d = x.shape[1]
     white = jnp.zeros(x.shape, x.dtype).at[:d].set(jnp.eye(*x[:d].shape, dtype=x.dtype))
-    return np.asarray(_noise(flow, field, x, white)[:d], np.float64)
+    return np.asarray(_noise(flow, view, x, white)[:d], np.float64)
 
 
 def test_aldi_is_the_same_in_all_affine_coordinates():
@@ -186,7 +186,7 @@ def test_aldi_is_the_same_in_all_affine_coordinates():
     z = draw(0, (n, d))
     skewed = np.asarray(draw(1, (d, d)), np.float64) + 2 * np.eye(d)
     lower = np.tril(skewed, -1) + np.diag([0.01, 1.0, 30.0])
-    own = _field(flowrl.Boltzmann(_bowl, jnp.ones(d, FLOAT), jnp.asarray(np.diag([1.0, 2.0, 3.0]), FLOAT)), 0.6, d)
+    own = _view(flowrl.Boltzmann(_bowl, jnp.ones(d, FLOAT), jnp.asarray(np.diag([1.0, 2.0, 3.0]), FLOAT)), 0.6, d)
     drift, root = np.asarray(_drift(flowrl.ALDI(), own, z)[0], np.float64), _root(flowrl.ALDI(), own, z)
     np.testing.assert_allclose(root.T @ root, 2 * temperature * _covariance(np.asarray(z)), atol=tolerance(1e-12, 1e-5))
     white = draw(2, (n, d))
@@ -197,14 +197,14 @@ def test_aldi_is_the_same_in_all_affine_coordinates():
         # log p'(y) = log p(A⁻¹(y − b))
         precision = back.T @ np.diag([1.0, 2.0, 3.0]) @ back
         target = flowrl.Boltzmann(_bowl, jnp.asarray(a @ np.ones(d) + offset, FLOAT), jnp.asarray(precision, FLOAT))
-        field, y = _field(target, temperature, d), jnp.asarray(np.asarray(z) @ a.T + offset, FLOAT)
+        view, y = _view(target, temperature, d), jnp.asarray(np.asarray(z) @ a.T + offset, FLOAT)
         size = np.abs(a).max()
         close = lambda x, y, size=size: np.testing.assert_allclose(x, y, atol=size * tolerance(1e-10, 2e-3))
-        close(_drift(flowrl.ALDI(), field, y)[0], drift @ a.T)
-        other = _root(flowrl.ALDI(), field, y)
+        close(_drift(flowrl.ALDI(), view, y)[0], drift @ a.T)
+        other = _root(flowrl.ALDI(), view, y)
         close(other.T @ other / size, a @ (root.T @ root) @ a.T / size)
         if a is lower:  # then the triangular roots correspond, and so does the noise itself
-            close(_noise(flowrl.ALDI(), field, y, white), kick @ a.T)
+            close(_noise(flowrl.ALDI(), view, y, white), kick @ a.T)
 
 
 def test_a_unit_of_length_changes_nothing_for_aldi(key):
@@ -219,8 +219,8 @@ def test_a_unit_of_length_changes_nothing_for_aldi(key):
 
 def test_the_noise_of_aldi_is_linear_and_follows_the_particles():
     x, one, two = draw(4, (6, 3)), draw(5, (6, 3)), draw(6, (6, 3))
-    field = _field(NORMAL, 0.6, 3)
-    noise = lambda x, white, alive=None: np.asarray(_noise(flowrl.ALDI(), field, x, white, alive))
+    view = _view(NORMAL, 0.6, 3)
+    noise = lambda x, white, alive=None: np.asarray(_noise(flowrl.ALDI(), view, x, white, alive))
     assert_close(noise(x, 2 * one - two), 2 * noise(x, one) - noise(x, two), atol=tolerance(1e-12, 1e-5))
     order = np.array([3, 1, 5, 0, 2, 4])
     for flip in (order, order[::-1]):  # the signs of a QR depend on the first row
@@ -229,14 +229,14 @@ def test_the_noise_of_aldi_is_linear_and_follows_the_particles():
 
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (1, 3), (3, 5), (2, 2)])
 def test_sets_that_do_not_span_space_stay_in_their_hull(n, d):
-    x, field = draw(n + d, (n, d)), _field(NORMAL, 0.6, d)
-    moved, noise = _drift(flowrl.ALDI(), field, x)[0], _noise(flowrl.ALDI(), field, x, draw(7, (n, d)))
+    x, view = draw(n + d, (n, d)), _view(NORMAL, 0.6, d)
+    moved, noise = _drift(flowrl.ALDI(), view, x)[0], _noise(flowrl.ALDI(), view, x, draw(7, (n, d)))
     hull = np.linalg.svd(x - x.mean(axis=0, keepdims=True))[2][: n - 1]
     for step in (np.asarray(moved), np.asarray(noise)):
         assert np.isfinite(step).all()
         np.testing.assert_allclose(step @ hull.T @ hull, step, atol=tolerance(1e-12, 1e-5))
     if n == 3:  # the covariance of the noise is that of the particles, whatever their number
-        root = _root(flowrl.ALDI(), field, x)
+        root = _root(flowrl.ALDI(), view, x)
         np.testing.assert_allclose(root.T @ root, 2 * 0.6 * _covariance(np.asarray(x)), atol=tolerance(1e-12, 1e-5))
 
 
@@ -253,16 +253,16 @@ def test_coincident_particles_do_not_move_by_aldi(d, key):
 
 @pytest.mark.parametrize("name", FLOWS)
 def test_the_frozen_have_no_part(name, key):
-    flow, field, bad = FLOWS[name], _field(flowrl.Density(walled), 0.6), 4
+    flow, view, bad = FLOWS[name], _view(flowrl.Density(walled), 0.6), 4
     x, white = draw(8, (10, 2)).at[bad].set(jnp.asarray([9.0, jnp.nan], FLOAT)), draw(9, (10, 2))
     others = np.delete(np.arange(10), bad)
-    velocity, alive = _drift(flow, field, x)
-    noise = _noise(flow, field, x, white, alive)
+    velocity, alive = _drift(flow, view, x)
+    noise = _noise(flow, view, x, white, alive)
     assert np.asarray(alive).tolist() == [i != bad for i in range(10)]
     assert np.all(np.asarray(velocity[bad]) == 0)
     assert np.all(np.asarray(noise[bad]) == 0)
-    assert_close(velocity[others], _drift(flow, field, x[others])[0], atol=tolerance(1e-13, 1e-6))
-    assert_close(noise[others], _noise(flow, field, x[others], white[others]), atol=tolerance(1e-13, 1e-6))
+    assert_close(velocity[others], _drift(flow, view, x[others])[0], atol=tolerance(1e-13, 1e-6))
+    assert_close(noise[others], _noise(flow, view, x[others], white[others]), atol=tolerance(1e-13, 1e-6))
     start = draw(8, (10, 2)).at[bad].set(9.0)
     solution = flowrl.transport(flowrl.Density(walled), start, flowrl.Budget(3, 0.1), flow=flow, key=key)
     assert same_bits(solution.particles[bad], start[bad])
@@ -302,4 +302,4 @@ def test_a_diffusion_needs_a_key_and_has_no_energy(name):
     with pytest.raises(ValueError, match="stochastic flow"):
         flowrl.Transport(flow, flowrl.Optax())
     with pytest.raises(TypeError, match="infinite for an empirical measure"):
-        flow.energy(_field(NORMAL), particles, jnp.ones(5, bool))
+        flow.energy(_view(NORMAL), particles, jnp.ones(5, bool))

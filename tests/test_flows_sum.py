@@ -19,9 +19,9 @@ JUMPS = flowrl.BirthDeath(FIXED)
 NORMAL = flowrl.Density(log_normal)
 
 
-def _field(target, temperature=1.0, d=2, dtype=FLOAT):
+def _view(target, temperature=1.0, d=2, dtype=FLOAT):
     alpha, scale = jnp.asarray(temperature, dtype), jnp.ones((1, d), dtype)
-    return flowrl.Field(alpha, None, None, target, flowrl.Unbounded(), scale, True, lambda z: z)
+    return flowrl.TargetView(alpha, None, None, target, flowrl.Unbounded(), scale, True, lambda z: z)
 
 
 def _everyone(x):
@@ -30,8 +30,8 @@ def _everyone(x):
 
 @eqx.filter_jit
 def _drawn(flow, target, x, alive, time, keys):
-    field = _field(target, d=x.shape[1], dtype=x.dtype)
-    return jax.vmap(lambda k: flow.ancestors(field, x, alive, time, k))(keys)
+    view = _view(target, d=x.shape[1], dtype=x.dtype)
+    return jax.vmap(lambda k: flow.ancestors(view, x, alive, time, k))(keys)
 
 
 def _parents(flow, target, x, alive, time, keys):
@@ -41,7 +41,7 @@ def _parents(flow, target, x, alive, time, keys):
 
 @eqx.filter_jit
 def _rates(flow, target, temperature, x, alive):
-    return flow.rates(_field(target, temperature, x.shape[1], x.dtype), x, alive)[0]
+    return flow.rates(_view(target, temperature, x.shape[1], x.dtype), x, alive)[0]
 
 
 def _naive_rates(x, log_target, temperature, sigma):
@@ -154,7 +154,7 @@ def test_single_precision_is_kept(key):
 
 def test_birth_death_refuses_what_it_cannot_do(key):
     with pytest.raises(TypeError, match="infinite for an empirical measure"):
-        JUMPS.energy(_field(NORMAL), draw(0, (3, 2)), jnp.ones(3, bool))
+        JUMPS.energy(_view(NORMAL), draw(0, (3, 2)), jnp.ones(3, bool))
     with pytest.raises(TypeError, match="kernel"):
         flowrl.BirthDeath(0.5)  # pyright: ignore
     with pytest.raises(ValueError, match="jump to the places of others"):
@@ -204,8 +204,8 @@ def test_a_sum_of_one_is_that_flow(key):
         alone = _run(flow, start, budget, key=key).particles
         assert_close(_run(flowrl.SumFlow(flow), start, budget, key=key).particles, alone, atol=tolerance(1e-13, 1e-6))
         assert flowrl.SumFlow(flow).traits == flow.traits
-    svgd, field, alive = flowrl.SVGD(FIXED), _field(NORMAL), _everyone(start)
-    run = jax.jit(lambda x: (flowrl.SumFlow(svgd).velocity(field, x, alive), svgd.velocity(field, x, alive)))
+    svgd, view, alive = flowrl.SVGD(FIXED), _view(NORMAL), _everyone(start)
+    run = jax.jit(lambda x: (flowrl.SumFlow(svgd).velocity(view, x, alive), svgd.velocity(view, x, alive)))
     assert same_bits(*run(start))
 
 
@@ -244,22 +244,22 @@ def test_the_time_of_jumps_is_weighed(key):
 
 
 def test_velocities_and_energies_add_up():
-    x, field = draw(11, (6, 2)), _field(NORMAL, 0.7)
+    x, view = draw(11, (6, 2)), _view(NORMAL, 0.7)
     ascent, blob = ENERGETIC
     flow = flowrl.SumFlow(*ENERGETIC, weights=[0.5, 2.0])
-    velocity = flow.velocity(field, x, _everyone(x))[0]
-    parts = [f.velocity(field, x, _everyone(x))[0] for f in ENERGETIC]
+    velocity = flow.velocity(view, x, _everyone(x))[0]
+    parts = [f.velocity(view, x, _everyone(x))[0] for f in ENERGETIC]
     assert_close(velocity, 0.5 * parts[0] + 2.0 * parts[1], atol=1e-6)
-    energy = lambda z: flow.energy(field, z, _everyone(z))
+    energy = lambda z: flow.energy(view, z, _everyone(z))
     assert_close(
-        energy(x), 0.5 * ascent.energy(field, x, _everyone(x)) + 2.0 * blob.energy(field, x, _everyone(x)), rtol=1e-5
+        energy(x), 0.5 * ascent.energy(view, x, _everyone(x)) + 2.0 * blob.energy(view, x, _everyone(x)), rtol=1e-5
     )
     assert_close(velocity, -6 * jax.grad(energy)(x), rtol=1e-4, atol=tolerance(1e-10, 1e-5))
     nested = 0.5 * ascent + 2.0 * blob
-    assert_close(nested.velocity(field, x, _everyone(x))[0], velocity, atol=1e-6)
+    assert_close(nested.velocity(view, x, _everyone(x))[0], velocity, atol=1e-6)
     assert nested.traits.energy_needs is not None
-    assert np.all(np.asarray(flow.noise(field, x, _everyone(x), x)) == 0)
-    own = flow.ancestors(field, x, _everyone(x), jnp.ones((), FLOAT), jr.key(0))
+    assert np.all(np.asarray(flow.noise(view, x, _everyone(x), x)) == 0)
+    own = flow.ancestors(view, x, _everyone(x), jnp.ones((), FLOAT), jr.key(0))
     assert np.array_equal(own, np.arange(6))
 
 
@@ -287,15 +287,15 @@ class Shaken(flowrl.AbstractFlow):
 
     traits: ClassVar[flowrl.Traits] = flowrl.Traits(temperature="none", entropic=False, random=True)
 
-    def velocity(self, field, positions, alive):
-        return jnp.where(alive[:, None], jr.normal(field.flow_key, positions.shape, positions.dtype), 0), alive
+    def velocity(self, view, positions, alive):
+        return jnp.where(alive[:, None], jr.normal(view.flow_key, positions.shape, positions.dtype), 0), alive
 
-    def fitted(self, field, positions, alive):
-        del field, positions, alive
+    def fitted(self, view, positions, alive):
+        del view, positions, alive
         return self
 
-    def energy(self, field, positions, alive):
-        del field, positions, alive
+    def energy(self, view, positions, alive):
+        del view, positions, alive
         raise TypeError
 
 
@@ -366,4 +366,4 @@ def test_sums_that_make_no_sense_are_refused():
         flowrl.SVGD() + 1  # pyright: ignore
     flow, x = flowrl.Ascent() + flowrl.SVGD() + JUMPS, draw(0, (3, 2))
     with pytest.raises(TypeError, match="only if all its flows do, but not SVGD, BirthDeath"):
-        flow.energy(_field(NORMAL), x, _everyone(x))
+        flow.energy(_view(NORMAL), x, _everyone(x))

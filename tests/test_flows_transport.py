@@ -14,19 +14,19 @@ from flowrl._kernel import _blocks
 pytestmark = pytest.mark.slow  # compilation
 
 
-def _field(target, d=2, dtype=FLOAT):
+def _view(target, d=2, dtype=FLOAT):
     one = jnp.ones((), dtype)
-    return flowrl.Field(one, None, None, target, flowrl.Unbounded(), jnp.ones((1, d), dtype), False, lambda z: z)
+    return flowrl.TargetView(one, None, None, target, flowrl.Unbounded(), jnp.ones((1, d), dtype), False, lambda z: z)
 
 
 @eqx.filter_jit
 def _energy(flow, samples, x, alive):
-    return flow.energy(_field(flowrl.Empirical(samples), x.shape[1], x.dtype), x, alive)
+    return flow.energy(_view(flowrl.Empirical(samples), x.shape[1], x.dtype), x, alive)
 
 
 @eqx.filter_jit
 def _velocity(flow, samples, x, alive):
-    return flow.velocity(_field(flowrl.Empirical(samples), x.shape[1], x.dtype), x, alive)[0]
+    return flow.velocity(_view(flowrl.Empirical(samples), x.shape[1], x.dtype), x, alive)[0]
 
 
 _gradient = eqx.filter_jit(lambda flow, samples, x, alive: jax.grad(lambda z: _energy(flow, samples, z, alive))(x))
@@ -288,10 +288,10 @@ def _sizes(jaxpr):
 
 def test_no_matrix_of_all_pairs_is_held(monkeypatch):
     flow, x, samples = flowrl.SinkhornFlow(), draw(0, (128, 2)), draw(1, (100, 2))
-    field = _field(flowrl.Empirical(samples))
+    view = _view(flowrl.Empirical(samples))
     run = lambda z: (
-        flow.velocity(field, z, _everyone(z))[0],
-        jax.grad(lambda y: flow.energy(field, y, _everyone(y)))(z),
+        flow.velocity(view, z, _everyone(z))[0],
+        jax.grad(lambda y: flow.energy(view, y, _everyone(y)))(z),
     )
     dense = jax.jit(run)(x)
     assert max(_sizes(jax.make_jaxpr(run)(x).jaxpr)) == 128 * 128

@@ -33,7 +33,7 @@ class Noisy(flowrl.AbstractTarget):
     def gradient(self, particle, temperature, *, key):
         return jr.normal(key, particle.shape, particle.dtype)
 
-    def potential(self, particle, temperature, *, key):
+    def scaled_log_density(self, particle, temperature, *, key):
         raise TypeError
 
     def value(self, particle):
@@ -94,10 +94,12 @@ def test_a_tilted_reference_adds_the_value_and_alpha_times_the_log_density(refer
     assert not target.needs_positive_temperature
     if first and second:
         want = np.dot(SLOPE, x) - 1.7 * 0.5 * np.sum((np.asarray(x) - CENTRE) ** 2)
-        np.testing.assert_allclose(target.potential(x, temperature, key=None), want, rtol=tolerance(1e-12, 1e-5))
+        np.testing.assert_allclose(
+            target.scaled_log_density(x, temperature, key=None), want, rtol=tolerance(1e-12, 1e-5)
+        )
     else:
         with pytest.raises(TypeError, match="only a gradient"):
-            target.potential(x, temperature, key=None)
+            target.scaled_log_density(x, temperature, key=None)
     if second:
         assert float(target.value(x)) == pytest.approx(np.dot(SLOPE, x))  # V alone ranks
 
@@ -211,11 +213,11 @@ def test_all_data_are_summed_whatever_the_chunks(chunk, monkeypatch):
     value, gradient = _by_loops(x, data, range(len(data["y"])), 1)
     close = {"rtol": tolerance(1e-12, 1e-4), "atol": tolerance(1e-12, 1e-4)}
     np.testing.assert_allclose(target.value(x), value, **close)
-    np.testing.assert_allclose(target.potential(x, _number(0.3), key=None), 0.3 * value, **close)
+    np.testing.assert_allclose(target.scaled_log_density(x, _number(0.3), key=None), 0.3 * value, **close)
     assert_close(target.gradient(x, ONE, key=None), gradient, **close)
     assert_close(jax.grad(target.value)(x), gradient, **close)
     assert_close(
-        jax.grad(lambda x: target.potential(x, _number(0.3), key=None))(x),
+        jax.grad(lambda x: target.scaled_log_density(x, _number(0.3), key=None))(x),
         jax.tree.map(lambda g: 0.3 * g, gradient),
         **close,
     )
@@ -231,7 +233,7 @@ def test_a_batch_stands_for_all_data(key):
         value, gradient = _by_loops(x, data, rows, 9 / 4)
         close = {"rtol": tolerance(1e-12, 1e-4), "atol": tolerance(1e-12, 1e-4)}
         assert_close(target.gradient(x, _number(2.0), key=step_key), jax.tree.map(lambda g: 2 * g, gradient), **close)
-        np.testing.assert_allclose(target.potential(x, _number(2.0), key=step_key), 2 * value, **close)
+        np.testing.assert_allclose(target.scaled_log_density(x, _number(2.0), key=step_key), 2 * value, **close)
     # What particles are ranked by is never an estimate.
     exact = flowrl.Posterior(_prior, _regression, data)
     assert same_bits(target.value(x), exact.value(x))
@@ -353,7 +355,7 @@ def test_samples_are_given_back_and_nothing_else():
     for call in (
         target.value,
         lambda x: target.gradient(x, ONE, key=None),
-        lambda x: target.potential(x, ONE, key=None),
+        lambda x: target.scaled_log_density(x, ONE, key=None),
     ):
         with pytest.raises(TypeError, match=r"Empirical knows only samples.*Density\(log_prob\)"):
             call(samples)

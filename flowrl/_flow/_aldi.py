@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._flow._base import AbstractStochasticFlow, Traits
-from flowrl._flow._field import Field
+from flowrl._flow._target_view import TargetView
 from flowrl._kernel._distance import centre
 
 
@@ -54,27 +54,27 @@ class ALDI(AbstractStochasticFlow):
 
     traits: ClassVar[Traits] = Traits(diffuses=True)
 
-    def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+    def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give the drift at every particle.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        gradient, alive = field.gradient(positions, alive)
+        gradient, alive = view.gradient(positions, alive)
         x, count = _deviations(positions, alive)
         n, d = x.shape
         correction = jnp.minimum((d + 1) / count, 1)
         # The product of three matrices in the cheaper order: through d × d or through n × n.
         drift = gradient @ (x.T @ x) if d <= n else (gradient @ x.T) @ x
-        return drift / count + field.temperature * correction * x, alive
+        return drift / count + view.temperature * correction * x, alive
 
-    def noise(self, field: Field, positions: Positions, alive: Mask, white: Positions) -> Positions:
+    def noise(self, view: TargetView, positions: Positions, alive: Mask, white: Positions) -> Positions:
         """Give √(2α) C^{1/2} times the white noise, where C^{1/2} is the triangular root.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
             white: independent standard normal numbers, (n, d); with n < d the first n columns are used.
@@ -85,31 +85,31 @@ class ALDI(AbstractStochasticFlow):
         # A QR is unique but for signs, which depend on the order of the particles.
         root = root * jnp.where(jnp.diagonal(root) < 0, -1, 1).astype(root.dtype)[:, None]
         shaped = white[:, : root.shape[0]] @ root
-        return jnp.where(alive[:, None], jnp.sqrt(2 * field.temperature) * shaped, 0)
+        return jnp.where(alive[:, None], jnp.sqrt(2 * view.temperature) * shaped, 0)
 
-    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "ALDI":
+    def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "ALDI":
         """Give the flow itself: nothing of it depends on data.
 
         Args:
-            field: unused.
+            view: unused.
             positions: unused.
             alive: unused.
         """
-        del field, positions, alive
+        del view, positions, alive
         return self
 
-    def energy(self, field: Field, positions: Positions, alive: Mask) -> NoReturn:
+    def energy(self, view: TargetView, positions: Positions, alive: Mask) -> NoReturn:
         """Refuse: the dynamics descends KL(q | p), which is infinite for every finite set of particles.
 
         Args:
-            field: unused.
+            view: unused.
             positions: unused.
             alive: unused.
 
         Raises:
             TypeError: always.
         """
-        del field, positions, alive
+        del view, positions, alive
         raise TypeError(
             "ALDI has no energy on particles: it descends KL(q|p), which is infinite for an empirical measure. Use a "
             "flow with an energy (Blob, KSDDescent), or follow the value and the variance of its particles."

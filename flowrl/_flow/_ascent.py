@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._flow._base import AbstractFlow, Traits
-from flowrl._flow._field import Field
+from flowrl._flow._target_view import TargetView
 
 
 class Ascent(AbstractFlow):
@@ -31,35 +31,35 @@ class Ascent(AbstractFlow):
 
     traits: ClassVar[Traits] = Traits(temperature="none", entropic=False, energy_needs=frozenset({"value"}))
 
-    def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+    def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give ∇V at every particle.
 
         Args:
-            field: the target.
+            view: the target.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        return field.gradient(positions, alive)
+        return view.gradient(positions, alive)
 
-    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "Ascent":
+    def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "Ascent":
         """Give the flow itself: nothing of it depends on data.
 
         Args:
-            field: unused.
+            view: unused.
             positions: unused.
             alive: unused.
         """
-        del field, positions, alive
+        del view, positions, alive
         return self
 
-    def energy(self, field: Field, positions: Positions, alive: Mask) -> Scalar:
+    def energy(self, view: TargetView, positions: Positions, alive: Mask) -> Scalar:
         """Give −mean V over the living particles.
 
         Args:
-            field: the target.
+            view: the target.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        potential, alive = field.potential(positions, alive)
+        log_density, alive = view.scaled_log_density(positions, alive)
         weight = alive.astype(positions.dtype)
-        return -jnp.sum(weight * potential) / jnp.maximum(jnp.sum(weight), 1)
+        return -jnp.sum(weight * log_density) / jnp.maximum(jnp.sum(weight), 1)

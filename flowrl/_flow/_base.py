@@ -10,7 +10,7 @@ from equinox import AbstractVar
 from jaxtyping import Array, Int
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
-from flowrl._flow._field import Field
+from flowrl._flow._target_view import TargetView
 from flowrl._target import Knowledge, check_knowledge
 
 _Temperature = Literal["none", "any", "positive"]
@@ -25,7 +25,7 @@ class Traits:
         temperature: "none" if the flow has no temperature, "any" for α >= 0, "positive" if it divides by α.
         entropic: the flow samples a law, so mapped coordinates gain the Jacobian; else the target is maximised.
         energy_needs: what the target must know for `energy`; None if the flow has no energy.
-        random: `velocity` uses the field's `flow_key`.
+        random: `velocity` uses the view's `flow_key`.
         diffuses: the flow is an `AbstractStochasticFlow` with noise.
         additive: that noise is the white noise times numbers that do not depend on the particles.
         jumps: the flow is an `AbstractJumpFlow` with jumps.
@@ -68,11 +68,11 @@ class AbstractFlow(eqx.Module):
     traits: AbstractVar[Traits]
 
     @abc.abstractmethod
-    def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+    def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give the velocity of every particle.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
 
@@ -81,21 +81,21 @@ class AbstractFlow(eqx.Module):
         """
 
     @abc.abstractmethod
-    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "AbstractFlow":
+    def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "AbstractFlow":
         """Give the same flow with all that depends on data (a bandwidth) fixed, so that its energy is one function.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
 
     @abc.abstractmethod
-    def energy(self, field: Field, positions: Positions, alive: Mask) -> Scalar:
+    def energy(self, view: TargetView, positions: Positions, alive: Mask) -> Scalar:
         """Give the functional of the particles that the flow descends: velocity = −n ∇energy.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
 
@@ -138,11 +138,11 @@ class AbstractStochasticFlow(AbstractFlow):
     """A flow with a diffusion, dz = velocity dt + noise(dW) in the sense of Itô."""
 
     @abc.abstractmethod
-    def noise(self, field: Field, positions: Positions, alive: Mask, white: Positions) -> Positions:
+    def noise(self, view: TargetView, positions: Positions, alive: Mask, white: Positions) -> Positions:
         """Give the diffusion applied to white noise; linear in `white`.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
             white: independent standard normal numbers for unit time, (n, d).
@@ -156,11 +156,13 @@ class AbstractJumpFlow(AbstractFlow):
     """A flow by which particles jump to the places of others."""
 
     @abc.abstractmethod
-    def ancestors(self, field: Field, positions: Positions, alive: Mask, time: Scalar, key: Key) -> Int[Array, " n"]:
+    def ancestors(
+        self, view: TargetView, positions: Positions, alive: Mask, time: Scalar, key: Key
+    ) -> Int[Array, " n"]:
         """Say whose place each particle takes; its own if it does not jump.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen; the others neither jump nor are jumped to.
             time: length of the step in the flow's time.
@@ -168,12 +170,12 @@ class AbstractJumpFlow(AbstractFlow):
         """
 
 
-def velocity_of(flow: AbstractFlow, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+def velocity_of(flow: AbstractFlow, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
     """Ask a flow for its velocity and see that it is one: (n, 1) would be broadcast to (n, d) without a word.
 
     Args:
         flow: the velocity field.
-        field: the target at this step's temperature.
+        view: the target at this step's temperature.
         positions: z, (n, d).
         alive: particles that are not frozen.
 
@@ -181,7 +183,7 @@ def velocity_of(flow: AbstractFlow, field: Field, positions: Positions, alive: M
         TypeError: it gave something else than a velocity and a mask.
         ValueError: one of them has another shape.
     """
-    given = flow.velocity(field, positions, alive)
+    given = flow.velocity(view, positions, alive)
     if not isinstance(given, tuple) or len(given) != 2:
         raise TypeError(
             f"{type(flow).__name__}.velocity gave a {type(given).__name__}; expected two things, the velocity (n, d) "
@@ -193,12 +195,12 @@ def velocity_of(flow: AbstractFlow, field: Field, positions: Positions, alive: M
     return velocity, alive
 
 
-def noise_of(flow: Any, field: Field, positions: Positions, alive: Mask, white: Positions) -> Positions:
+def noise_of(flow: Any, view: TargetView, positions: Positions, alive: Mask, white: Positions) -> Positions:
     """Ask a flow for its noise and see that it has the shape of the particles.
 
     Args:
         flow: an `AbstractStochasticFlow`.
-        field: the target at this step's temperature.
+        view: the target at this step's temperature.
         positions: z, (n, d).
         alive: particles that are not frozen.
         white: independent standard normal numbers, (n, d).
@@ -206,7 +208,7 @@ def noise_of(flow: Any, field: Field, positions: Positions, alive: Mask, white: 
     Raises:
         ValueError: it has another shape.
     """
-    noise = flow.noise(field, positions, alive, white)
+    noise = flow.noise(view, positions, alive, white)
     _expect(flow, "noise", noise, positions.shape)
     return noise
 

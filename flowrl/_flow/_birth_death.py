@@ -8,7 +8,7 @@ from jaxtyping import Array, Int
 
 from flowrl._custom_types import Key, Mask, PerParticle, Positions, Scalar
 from flowrl._flow._base import AbstractJumpFlow, Traits
-from flowrl._flow._field import Field
+from flowrl._flow._target_view import TargetView
 from flowrl._kernel import RBF, AbstractScalarKernel
 from flowrl._kernel._distance import centre
 from flowrl._kernel._linear import refuse_linear
@@ -70,28 +70,30 @@ class BirthDeath(AbstractJumpFlow):
             raise TypeError(f"kernel must be a scalar kernel such as RBF(), got {self.kernel!r}.")
         refuse_linear(self.kernel, "BirthDeath")
 
-    def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
-        """Give zero: particles only jump. Those whose potential is not finite are frozen.
+    def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+        """Give zero: particles only jump. Those whose scaled log density is not finite are frozen.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        return jnp.zeros_like(positions), field.potential(positions, alive)[1]
+        return jnp.zeros_like(positions), view.scaled_log_density(positions, alive)[1]
 
-    def ancestors(self, field: Field, positions: Positions, alive: Mask, time: Scalar, key: Key) -> Int[Array, " n"]:
+    def ancestors(
+        self, view: TargetView, positions: Positions, alive: Mask, time: Scalar, key: Key
+    ) -> Int[Array, " n"]:
         """Say whose place each particle takes; its own if it does not jump.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
-            alive: particles that are not frozen; the others, and those whose potential is not finite here, neither
+            alive: particles that are not frozen; the others, and those whose scaled log density is not finite here, neither
                 jump nor are jumped to.
             time: length of the step in the flow's time.
             key: randomness of this step.
         """
-        rates, alive = self.rates(field, positions, alive)
+        rates, alive = self.rates(view, positions, alive)
         n = positions.shape[0]
         ring_key, partner_key, order_key = jr.split(key, 3)
         rings = alive & (jr.uniform(ring_key, (n,), positions.dtype) < -jnp.expm1(-jnp.abs(rates) * time))
@@ -106,49 +108,49 @@ class BirthDeath(AbstractJumpFlow):
         highest = jnp.full(n, -1, rank.dtype).at[partner].max(jnp.where(rings & (rates < 0), rank, -1))
         return jnp.where(highest >= 0, order[highest], parents)
 
-    def rates(self, field: Field, positions: Positions, alive: Mask) -> tuple[PerParticle, Mask]:
+    def rates(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[PerParticle, Mask]:
         """Give Λ, the rate of death where positive and of birth where negative, zero for frozen particles.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
 
         Returns:
             The rates (n,), and who is still alive.
         """
-        potential, alive = field.potential(positions, alive)
+        log_density, alive = view.scaled_log_density(positions, alive)
         x = centre(positions, alive)
         weight = alive.astype(x.dtype)
         count = jnp.maximum(jnp.sum(weight), 1)
         density = self.kernel.fitted(x, alive).apply(x, x, (weight / count)[:, None])[:, 0]
         tiny = jnp.finfo(x.dtype).tiny
-        surplus = jnp.where(alive, jnp.log(jnp.maximum(density, tiny)) - potential / field.temperature, 0)
+        surplus = jnp.where(alive, jnp.log(jnp.maximum(density, tiny)) - log_density / view.temperature, 0)
         return jnp.where(alive, surplus - jnp.sum(surplus) / count, 0), alive
 
-    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "BirthDeath":
+    def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "BirthDeath":
         """Give the flow with the kernel fixed at these particles.
 
         Args:
-            field: unused.
+            view: unused.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        del field
+        del view
         return BirthDeath(self.kernel.fitted(centre(positions, alive), alive))
 
-    def energy(self, field: Field, positions: Positions, alive: Mask) -> NoReturn:
+    def energy(self, view: TargetView, positions: Positions, alive: Mask) -> NoReturn:
         """Refuse: birth-death descends KL(q | p), which is infinite for every finite set of particles.
 
         Args:
-            field: unused.
+            view: unused.
             positions: unused.
             alive: unused.
 
         Raises:
             TypeError: always.
         """
-        del field, positions, alive
+        del view, positions, alive
         raise TypeError(
             "BirthDeath has no energy on particles: it descends KL(q|p), which is infinite for an empirical measure. "
             "Follow the value of its particles, or a discrepancy to samples."

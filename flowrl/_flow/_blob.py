@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._flow._base import AbstractFlow, Traits
-from flowrl._flow._field import Field
+from flowrl._flow._target_view import TargetView
 from flowrl._kernel import RBF, AbstractScalarKernel, LogNBandwidth
 from flowrl._kernel._distance import centre
 from flowrl._kernel._linear import refuse_linear
@@ -66,46 +66,46 @@ class Blob(AbstractFlow):
             raise TypeError(f"kernel must be a scalar kernel such as RBF(), got {self.kernel!r}.")
         refuse_linear(self.kernel, "Blob")
 
-    def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+    def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give the direction of steepest descent of the energy at every particle.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        gradient, alive = field.gradient(positions, alive)
+        gradient, alive = view.gradient(positions, alive)
         x = centre(positions, alive)
         kernel, weight = self.kernel.fitted(x, alive), alive.astype(x.dtype)
         density = _density(kernel, x, alive)
         push = kernel.gradient(x, x, weight) / density[:, None] + kernel.gradient(x, x, weight / density)
-        return jnp.where(alive[:, None], gradient - field.temperature * push, 0), alive
+        return jnp.where(alive[:, None], gradient - view.temperature * push, 0), alive
 
-    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "Blob":
+    def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "Blob":
         """Give the flow with the kernel fixed at these particles.
 
         Args:
-            field: unused.
+            view: unused.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        del field
+        del view
         return Blob(self.kernel.fitted(centre(positions, alive), alive))
 
-    def energy(self, field: Field, positions: Positions, alive: Mask) -> Scalar:
+    def energy(self, view: TargetView, positions: Positions, alive: Mask) -> Scalar:
         """Give −mean U + α mean log (1/n Σ_j k(·, x_j)) over the living particles.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        potential, alive = field.potential(positions, alive)
+        log_density, alive = view.scaled_log_density(positions, alive)
         x = centre(positions, alive)
         weight = alive.astype(x.dtype)
         count = jnp.maximum(jnp.sum(weight), 1)
         smoothed = jnp.log(_density(self.kernel.fitted(x, alive), x, alive) / count)
-        return jnp.sum(weight * (field.temperature * smoothed - potential)) / count
+        return jnp.sum(weight * (view.temperature * smoothed - log_density)) / count
 
 
 def _density(kernel: AbstractScalarKernel, x: Positions, alive: Mask):

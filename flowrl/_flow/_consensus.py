@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike
 
 from flowrl._custom_types import Mask, Positions
 from flowrl._flow._base import AbstractStochasticFlow, Traits
-from flowrl._flow._field import Field
+from flowrl._flow._target_view import TargetView
 from flowrl._kernel._distance import centre
 from flowrl._misc import number, row_norm
 
@@ -79,53 +79,53 @@ class Consensus(AbstractStochasticFlow):
         self.diffusion = number("diffusion", diffusion, _at_least_zero, "a finite number >= 0")
         self.anisotropic = anisotropic
 
-    def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+    def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give −λ (z − m) at every particle.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        apart, alive = _from_consensus(field, positions, alive)
+        apart, alive = _from_consensus(view, positions, alive)
         return -self.drift.astype(apart.dtype) * apart, alive
 
-    def noise(self, field: Field, positions: Positions, alive: Mask, white: Positions) -> Positions:
+    def noise(self, view: TargetView, positions: Positions, alive: Mask, white: Positions) -> Positions:
         """Give σ D(z − m) times the white noise.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
             white: independent standard normal numbers, (n, d).
         """
-        apart, _ = _from_consensus(field, positions, alive)
+        apart, _ = _from_consensus(view, positions, alive)
         size = apart if self.anisotropic else row_norm(apart)[:, None]
         return self.diffusion.astype(apart.dtype) * size * white
 
-    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "Consensus":
+    def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "Consensus":
         """Give the flow itself: nothing of it depends on data.
 
         Args:
-            field: unused.
+            view: unused.
             positions: unused.
             alive: unused.
         """
-        del field, positions, alive
+        del view, positions, alive
         return self
 
-    def energy(self, field: Field, positions: Positions, alive: Mask) -> NoReturn:
+    def energy(self, view: TargetView, positions: Positions, alive: Mask) -> NoReturn:
         """Refuse: consensus is no descent of an energy of the particles.
 
         Args:
-            field: unused.
+            view: unused.
             positions: unused.
             alive: unused.
 
         Raises:
             TypeError: always.
         """
-        del field, positions, alive
+        del view, positions, alive
         raise TypeError(
             "Consensus has no energy on particles: it asks for no gradient and descends none. Follow the best value "
             "and the spread of its particles."
@@ -136,13 +136,13 @@ def _at_least_zero(value: np.ndarray) -> bool:
     return bool(0 <= value < np.inf)
 
 
-def _from_consensus(field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+def _from_consensus(view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
     """Give z − m, zero for frozen particles, and who is still alive."""
-    potential, alive = field.potential(positions, alive)
+    log_density, alive = view.scaled_log_density(positions, alive)
     # The best is subtracted before dividing, so that no temperature overflows.
-    best = jax.lax.stop_gradient(jnp.max(jnp.where(alive, potential, -jnp.inf)))
-    below = jnp.where(alive, potential - jnp.where(jnp.any(alive), best, 0), 0)
-    weight = jnp.where(alive, jnp.exp(below / field.temperature), 0)
+    best = jax.lax.stop_gradient(jnp.max(jnp.where(alive, log_density, -jnp.inf)))
+    below = jnp.where(alive, log_density - jnp.where(jnp.any(alive), best, 0), 0)
+    weight = jnp.where(alive, jnp.exp(below / view.temperature), 0)
     z = centre(positions, alive)
     # Not a maximum with 1, which the sum often is: a tie would halve the derivative.
     mean = (weight[None] @ z) / jnp.where(jnp.any(alive), jnp.sum(weight), 1)

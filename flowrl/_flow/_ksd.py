@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._flow._base import AbstractFlow, Traits
-from flowrl._flow._field import Field
+from flowrl._flow._target_view import TargetView
 from flowrl._kernel import RBF, AbstractKernel
 from flowrl._kernel._blocks import by_rows
 from flowrl._kernel._distance import centre
@@ -61,15 +61,15 @@ class KSDDescent(AbstractFlow):
             raise TypeError(f"kernel must be a kernel such as RBF(), got {self.kernel!r}.")
         refuse_linear(self.kernel, "KSDDescent")
 
-    def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+    def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give the direction of steepest descent of the discrepancy at every particle.
 
         Args:
-            field: the target at this step's temperature; its gradient is differentiated.
+            view: the target at this step's temperature; its gradient is differentiated.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        score, pull_back, alive = jax.vjp(lambda z: _score(field, z, alive), positions, has_aux=True)
+        score, pull_back, alive = jax.vjp(lambda z: _score(view, z, alive), positions, has_aux=True)
         x = centre(positions, alive)
         kernel, weight = self.kernel.fitted(x, alive), alive.astype(x.dtype)
 
@@ -83,35 +83,35 @@ class KSDDescent(AbstractFlow):
         alive = alive & jnp.all(jnp.isfinite(velocity), axis=1)
         return jnp.where(alive[:, None], velocity, 0), alive
 
-    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "KSDDescent":
+    def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "KSDDescent":
         """Give the flow with the kernel fixed at these particles.
 
         Args:
-            field: unused.
+            view: unused.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        del field
+        del view
         return KSDDescent(self.kernel.fitted(centre(positions, alive), alive))
 
-    def energy(self, field: Field, positions: Positions, alive: Mask) -> Scalar:
+    def energy(self, view: TargetView, positions: Positions, alive: Mask) -> Scalar:
         """Give ½ KSD² of the living particles, all pairs counted.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        score, alive = _score(field, positions, alive)
+        score, alive = _score(view, positions, alive)
         x = centre(positions, alive)
         kernel, weight = self.kernel.fitted(x, alive), alive.astype(x.dtype)
         summed = by_rows(lambda block: _columns(kernel, x, score, weight, block), (x, score), x.shape[0])
         return 0.5 * jnp.sum(weight * summed) / jnp.maximum(jnp.sum(weight), 1) ** 2
 
 
-def _score(field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
-    gradient, alive = field.gradient(positions, alive)
-    return gradient / field.temperature, alive
+def _score(view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+    gradient, alive = view.gradient(positions, alive)
+    return gradient / view.temperature, alive
 
 
 def _columns(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from flowrl._custom_types import Mask, Positions
 from flowrl._flow._base import AbstractStochasticFlow, Traits
-from flowrl._flow._field import Field
+from flowrl._flow._target_view import TargetView
 
 
 class Langevin(AbstractStochasticFlow):
@@ -37,51 +37,51 @@ class Langevin(AbstractStochasticFlow):
 
     traits: ClassVar[Traits] = Traits(diffuses=True, additive=True)
 
-    def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+    def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give the drift ∇U at every particle.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        return field.gradient(positions, alive)
+        return view.gradient(positions, alive)
 
-    def noise(self, field: Field, positions: Positions, alive: Mask, white: Positions) -> Positions:
+    def noise(self, view: TargetView, positions: Positions, alive: Mask, white: Positions) -> Positions:
         """Give √(2α) times the white noise.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: unused, the noise is the same everywhere.
             alive: particles that are not frozen.
             white: independent standard normal numbers, (n, d).
         """
         del positions
-        return jnp.where(alive[:, None], jnp.sqrt(2 * field.temperature) * white, 0)
+        return jnp.where(alive[:, None], jnp.sqrt(2 * view.temperature) * white, 0)
 
-    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "Langevin":
+    def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "Langevin":
         """Give the flow itself: nothing of it depends on data.
 
         Args:
-            field: unused.
+            view: unused.
             positions: unused.
             alive: unused.
         """
-        del field, positions, alive
+        del view, positions, alive
         return self
 
-    def energy(self, field: Field, positions: Positions, alive: Mask) -> NoReturn:
+    def energy(self, view: TargetView, positions: Positions, alive: Mask) -> NoReturn:
         """Refuse: Langevin dynamics descends KL(q | p), which is infinite for every finite set of particles.
 
         Args:
-            field: unused.
+            view: unused.
             positions: unused.
             alive: unused.
 
         Raises:
             TypeError: always.
         """
-        del field, positions, alive
+        del view, positions, alive
         raise TypeError(
             "Langevin has no energy on particles: it descends KL(q|p), which is infinite for an empirical measure. Use "
             "a flow with an energy (Blob, KSDDescent), or follow the value and the variance of its particles."

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._flow._base import AbstractFlow, Traits
-from flowrl._flow._field import Field
+from flowrl._flow._target_view import TargetView
 from flowrl._kernel import RBF, AbstractScalarKernel
 from flowrl._kernel._linear import refuse_linear
 from flowrl._misc import number
@@ -83,39 +83,39 @@ class MMDFlow(AbstractFlow):
             random=self.noise is not None,
         )
 
-    def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+    def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give −∇f at every particle, or beside it if there is noise.
 
         Args:
-            field: the target; its samples, and its `flow_key` if there is noise.
+            view: the target; its samples, and its `flow_key` if there is noise.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        kernel, x, y = self._ready(field, positions, alive)
+        kernel, x, y = self._ready(view, positions, alive)
         weight = alive.astype(x.dtype)
         at = x
         if self.noise is not None:
-            at = x + self.noise.astype(x.dtype) * jr.normal(field.flow_key, x.shape, x.dtype)
+            at = x + self.noise.astype(x.dtype) * jr.normal(view.flow_key, x.shape, x.dtype)
         apart = kernel.gradient(at, x, weight) / jnp.maximum(jnp.sum(weight), 1)
         toward = kernel.gradient(at, y, jnp.full(y.shape[0], 1 / y.shape[0], y.dtype))
         return jnp.where(alive[:, None], toward - apart, 0), alive
 
-    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "MMDFlow":
+    def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "MMDFlow":
         """Give the flow with the kernel, which is fitted to the samples, fixed at these particles.
 
         Args:
-            field: the target; its samples.
+            view: the target; its samples.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        kernel, _, _ = self._ready(field, positions, alive)
+        kernel, _, _ = self._ready(view, positions, alive)
         return MMDFlow(kernel, self.noise)
 
-    def energy(self, field: Field, positions: Positions, alive: Mask) -> Scalar:
+    def energy(self, view: TargetView, positions: Positions, alive: Mask) -> Scalar:
         """Give ½ MMD² between the living particles and the samples, all pairs counted.
 
         Args:
-            field: the target; its samples.
+            view: the target; its samples.
             positions: z, (n, d).
             alive: particles that are not frozen.
 
@@ -124,7 +124,7 @@ class MMDFlow(AbstractFlow):
         """
         if self.noise is not None:
             raise TypeError("MMDFlow with noise descends no energy; the discrepancy is that of MMDFlow(kernel).")
-        kernel, x, y = self._ready(field, positions, alive)
+        kernel, x, y = self._ready(view, positions, alive)
         weight = alive.astype(x.dtype) / jnp.maximum(jnp.sum(alive.astype(x.dtype)), 1)
         share = jnp.full(y.shape[0], 1 / y.shape[0], y.dtype)
         own = jnp.sum(weight * kernel.apply(x, x, weight[:, None])[:, 0])
@@ -132,10 +132,10 @@ class MMDFlow(AbstractFlow):
         return 0.5 * (own - 2 * cross + jnp.sum(share * kernel.apply(y, y, share[:, None])[:, 0]))
 
     def _ready(
-        self, field: Field, positions: Positions, alive: Mask
+        self, view: TargetView, positions: Positions, alive: Mask
     ) -> tuple[AbstractScalarKernel, Positions, Float[Array, "m d"]]:
         """Give the kernel fitted to the samples, and both sets counted from the mean of the samples."""
-        y = field.samples()
+        y = view.samples()
         shift = jax.lax.stop_gradient(y[:1] + jnp.mean(y - y[:1], axis=0, keepdims=True))
         x, y = jnp.where(alive[:, None], positions - shift, 0), y - shift
         return self.kernel.fitted(jax.lax.stop_gradient(y), jnp.ones(y.shape[0], bool)), x, y

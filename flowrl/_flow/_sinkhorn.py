@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._flow._base import AbstractFlow, Traits
-from flowrl._flow._field import Field
+from flowrl._flow._target_view import TargetView
 from flowrl._misc import number
 from flowrl._sinkhorn import displacements, divergence
 
@@ -77,42 +77,42 @@ class SinkhornFlow(AbstractFlow):
             raise ValueError(f"iterations must be a Python int >= 1, got {iterations!r}.")
         self.iterations = iterations
 
-    def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+    def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give T_{q→π}(x) − T_{q→q}(x) at every particle.
 
         Args:
-            field: the target, which has samples.
+            view: the target, which has samples.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        moves = _not_differentiable(displacements(positions, *self._against(field, alive)))
+        moves = _not_differentiable(displacements(positions, *self._against(view, alive)))
         return jnp.where(alive[:, None], moves, 0), alive
 
-    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "SinkhornFlow":
+    def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "SinkhornFlow":
         """Give the flow itself: its regularisation depends on the samples alone.
 
         Args:
-            field: unused.
+            view: unused.
             positions: unused.
             alive: unused.
         """
-        del field, positions, alive
+        del view, positions, alive
         return self
 
-    def energy(self, field: Field, positions: Positions, alive: Mask) -> Scalar:
+    def energy(self, view: TargetView, positions: Positions, alive: Mask) -> Scalar:
         """Give the Sinkhorn divergence between the living particles and the samples.
 
         Its gradient is exact; the potentials are constants for autodiff, so its second derivatives are not.
 
         Args:
-            field: the target, which has samples.
+            view: the target, which has samples.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        return divergence(positions, *self._against(field, alive))
+        return divergence(positions, *self._against(view, alive))
 
-    def _against(self, field: Field, alive: Mask) -> tuple[Any, ...]:
-        samples = field.samples()
+    def _against(self, view: TargetView, alive: Mask) -> tuple[Any, ...]:
+        samples = view.samples()
         everyone = jnp.ones(samples.shape[0], samples.dtype)
         return samples, alive.astype(samples.dtype), everyone, self._epsilon(samples), self.iterations
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
 from flowrl._flow._base import AbstractFlow, AbstractJumpFlow, AbstractStochasticFlow, Traits, noise_of, velocity_of
-from flowrl._flow._field import Field
+from flowrl._flow._target_view import TargetView
 from flowrl._misc import concrete
 
 
@@ -103,41 +103,43 @@ class SumFlow(AbstractStochasticFlow, AbstractJumpFlow):
             jumps=any(traits.jumps for traits in every),
         )
 
-    def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+    def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give Σ w_i v_i at every particle.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
         velocities = []
-        for flow, seen in zip(self.flows, self._fields(field), strict=True):
+        for flow, seen in zip(self.flows, self._views(view), strict=True):
             velocity, alive = velocity_of(flow, seen, positions, alive)
             velocities.append(velocity)
         weights = self.weights.astype(positions.dtype)
         velocity = reduce(jnp.add, [w * v for w, v in zip(weights, velocities, strict=True)])
         return jnp.where(alive[:, None], velocity, 0), alive
 
-    def noise(self, field: Field, positions: Positions, alive: Mask, white: Positions) -> Positions:
+    def noise(self, view: TargetView, positions: Positions, alive: Mask, white: Positions) -> Positions:
         """Give √w times the noise of the flow that has one, zero if none has.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
             white: independent standard normal numbers, (n, d).
         """
         for weight, flow in zip(self.weights.astype(positions.dtype), self.flows, strict=True):
             if flow.traits.diffuses:
-                return jnp.sqrt(weight) * noise_of(flow, field, positions, alive, white)
+                return jnp.sqrt(weight) * noise_of(flow, view, positions, alive, white)
         return jnp.zeros_like(positions)
 
-    def ancestors(self, field: Field, positions: Positions, alive: Mask, time: Scalar, key: Key) -> Int[Array, " n"]:
+    def ancestors(
+        self, view: TargetView, positions: Positions, alive: Mask, time: Scalar, key: Key
+    ) -> Int[Array, " n"]:
         """Say whose place each particle takes, by the flow that jumps in w times the time; its own if none does.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
             time: length of the step in the flow's time.
@@ -145,26 +147,26 @@ class SumFlow(AbstractStochasticFlow, AbstractJumpFlow):
         """
         for weight, flow in zip(self.weights.astype(positions.dtype), self.flows, strict=True):
             if flow.traits.jumps:
-                return cast(AbstractJumpFlow, flow).ancestors(field, positions, alive, weight * time, key)
+                return cast(AbstractJumpFlow, flow).ancestors(view, positions, alive, weight * time, key)
         return jnp.arange(positions.shape[0])
 
-    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "SumFlow":
+    def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "SumFlow":
         """Give the flow with all its flows fixed at these particles.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        fields = self._fields(field)
-        flows = [flow.fitted(f, positions, alive) for flow, f in zip(self.flows, fields, strict=True)]
+        views = self._views(view)
+        flows = [flow.fitted(f, positions, alive) for flow, f in zip(self.flows, views, strict=True)]
         return SumFlow(*flows, weights=self.weights)
 
-    def energy(self, field: Field, positions: Positions, alive: Mask) -> Scalar:
+    def energy(self, view: TargetView, positions: Positions, alive: Mask) -> Scalar:
         """Give Σ w_i E_i.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
 
@@ -175,17 +177,17 @@ class SumFlow(AbstractStochasticFlow, AbstractJumpFlow):
         if without:
             raise TypeError(f"a sum has an energy on particles only if all its flows do, but not {', '.join(without)}.")
         weights = self.weights.astype(positions.dtype)
-        energies = [w * f.energy(field, positions, alive) for w, f in zip(weights, self.flows, strict=True)]
+        energies = [w * f.energy(view, positions, alive) for w, f in zip(weights, self.flows, strict=True)]
         return reduce(jnp.add, energies)
 
-    def _fields(self, field: Field) -> list[Field]:
-        """Give each flow the field, with randomness of its own where several ask for it, and none where none is."""
-        if field.velocity_key is None:
-            return [field] * len(self.flows)
+    def _views(self, view: TargetView) -> list[TargetView]:
+        """Give each flow the view, with randomness of its own where several ask for it, and none where none is."""
+        if view.velocity_key is None:
+            return [view] * len(self.flows)
         random = [flow.traits.random for flow in self.flows]
-        keys = jr.split(field.velocity_key, len(self.flows)) if sum(random) > 1 else [field.velocity_key] * len(random)
+        keys = jr.split(view.velocity_key, len(self.flows)) if sum(random) > 1 else [view.velocity_key] * len(random)
         return [
-            eqx.tree_at(lambda f: f.velocity_key, field, key if draws else None)
+            eqx.tree_at(lambda f: f.velocity_key, view, key if draws else None)
             for key, draws in zip(keys, random, strict=True)
         ]
 

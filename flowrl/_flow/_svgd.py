@@ -4,7 +4,7 @@ from typing import ClassVar, NoReturn
 
 from flowrl._custom_types import Mask, Positions
 from flowrl._flow._base import AbstractFlow, Traits
-from flowrl._flow._field import Field
+from flowrl._flow._target_view import TargetView
 from flowrl._kernel import RBF, AbstractKernel
 from flowrl._kernel._distance import centre
 
@@ -45,40 +45,40 @@ class SVGD(AbstractFlow):
         if not isinstance(self.kernel, AbstractKernel):
             raise TypeError(f"kernel must be a kernel such as RBF(), got {self.kernel!r}.")
 
-    def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+    def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give the Stein direction at every particle.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        gradient, alive = field.gradient(positions, alive)
-        return self.kernel.stein(positions, gradient, alive, field.temperature), alive
+        gradient, alive = view.gradient(positions, alive)
+        return self.kernel.stein(positions, gradient, alive, view.temperature), alive
 
-    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "SVGD":
+    def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "SVGD":
         """Give the flow with the kernel fixed at these particles.
 
         Args:
-            field: unused.
+            view: unused.
             positions: z, (n, d).
             alive: particles that are not frozen.
         """
-        del field
+        del view
         return SVGD(self.kernel.fitted(centre(positions, alive), alive))
 
-    def energy(self, field: Field, positions: Positions, alive: Mask) -> NoReturn:
+    def energy(self, view: TargetView, positions: Positions, alive: Mask) -> NoReturn:
         """Refuse: SVGD descends KL(q | p), which is infinite for every finite set of particles.
 
         Args:
-            field: unused.
+            view: unused.
             positions: unused.
             alive: unused.
 
         Raises:
             TypeError: always.
         """
-        del field, positions, alive
+        del view, positions, alive
         raise TypeError(
             "SVGD has no energy on particles: it descends KL(q|p), which is infinite for an empirical measure. Use a "
             "flow with an energy (Ascent), or follow the value and the variance of its particles."

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from flowrl._budget import Budget
 from flowrl._custom_types import Key, Mask, Particles, PerParticle, Positions, Scalar
-from flowrl._flow import AbstractFlow, Field
+from flowrl._flow import AbstractFlow, TargetView
 from flowrl._kernel import RBF, FixedBandwidth
 from flowrl._misc import ravel, row_norm
 
@@ -26,20 +26,20 @@ class Problem(eqx.Module):
 
     Attributes:
         flow: the velocity field.
-        field: the target; its temperature and keys are set for each step by `at`.
+        view: the target; its temperature and keys are set for each step by `at`.
         budget: all numbers in the particles' dtype, `temperature` filled in.
         start: x_0, the particles as the user gave them.
         key: randomness of the whole transport, or None.
     """
 
     flow: AbstractFlow
-    field: Field
+    view: TargetView
     budget: Budget
     start: Particles
     key: Key | None
 
-    def at(self, step: Array) -> tuple[Field, Float[Array, ""], Key | None]:
-        """Give the field, the step size and the solver's own key of one step; beyond the last step, those of the last.
+    def at(self, step: Array) -> tuple[TargetView, Float[Array, ""], Key | None]:
+        """Give the view, the step size and the solver's own key of one step; beyond the last step, those of the last.
 
         Args:
             step: index l = 0, 1, ...
@@ -50,15 +50,15 @@ class Problem(eqx.Module):
         if self.key is not None:
             target_key, flow_key, solver_key = jr.split(jr.fold_in(self.key, step), 3)
         # Randomness goes to who declares it: what works with a key at hand would fail without.
-        target_key = target_key if self.field.target.stochastic else None
+        target_key = target_key if self.view.target.stochastic else None
         flow_key = flow_key if self.flow.traits.random else None
-        field = eqx.tree_at(
+        view = eqx.tree_at(
             lambda f: (f.temperature, f.key, f.velocity_key),
-            self.field,
+            self.view,
             (temperature, target_key, flow_key),
             is_leaf=lambda x: x is None,
         )
-        return field, step_size, solver_key
+        return view, step_size, solver_key
 
     def ends(self) -> Float[Array, " steps"]:
         """Give the time Σ ε at the end of every step; that of the last for steps beyond a traced number."""
@@ -72,7 +72,7 @@ class Problem(eqx.Module):
         Args:
             particles: leaves (n, ...), in the user's coordinates.
         """
-        domain = self.field.domain
+        domain = self.view.domain
         return ravel(eqx.filter_vmap(domain.inverse)(particles) if domain.maps else particles)[0]
 
     def particles(self, coordinates: Positions) -> Particles:
@@ -84,9 +84,9 @@ class Problem(eqx.Module):
             coordinates: y, (n, d).
         """
         particles = self._mapped(coordinates)
-        if not self.field.domain.maps or self.budget.max_displacement is None:
+        if not self.view.domain.maps or self.budget.max_displacement is None:
             return particles
-        return self.field.unravel(self._capped(ravel(particles)[0])[0])
+        return self.view.unravel(self._capped(ravel(particles)[0])[0])
 
     def restrict(self, coordinates: Positions) -> tuple[Positions, Mask, Mask]:
         """Apply the domain and the displacement cap to proposed coordinates.
@@ -97,23 +97,23 @@ class Problem(eqx.Module):
         Returns:
             Allowed coordinates, who was stopped by the domain, and who was pulled back by the cap.
         """
-        domain = self.field.domain
+        domain = self.view.domain
         nobody = jnp.zeros(coordinates.shape[0], bool)
         clipped = capped = nobody
         if domain.restricts:
-            inside = ravel(domain.restrict(self.field.unravel(coordinates)))[0]
+            inside = ravel(domain.restrict(self.view.unravel(coordinates)))[0]
             clipped = jnp.any(inside != coordinates, axis=1)
             coordinates = inside
         if self.budget.max_displacement is not None:
             pulled, capped = self._capped(ravel(self._mapped(coordinates))[0])
             # The segment lies inside a convex domain up to rounding; restricting once more only shortens the move.
-            pulled = self.coordinates(domain.restrict(self.field.unravel(pulled)))
+            pulled = self.coordinates(domain.restrict(self.view.unravel(pulled)))
             coordinates = jnp.where(capped[:, None], pulled, coordinates)
         return coordinates, clipped, capped
 
     def _mapped(self, coordinates: Positions) -> Particles:
-        domain = self.field.domain
-        particles = self.field.unravel(coordinates)
+        domain = self.view.domain
+        particles = self.view.unravel(coordinates)
         return eqx.filter_vmap(domain.forward)(particles) if domain.maps else particles
 
     def _capped(self, positions: Positions) -> tuple[Positions, Mask]:
@@ -121,7 +121,7 @@ class Problem(eqx.Module):
         cap, start = self.budget.max_displacement, ravel(self.start)[0]
         assert cap is not None
         move = positions - start
-        distance = row_norm(move / self.field.scale)
+        distance = row_norm(move / self.view.scale)
         # A few units of rounding are given away so that the certificate |x - x_0| <= D survives float arithmetic.
         eps = jnp.finfo(start.dtype).eps
         capped = distance > cap * (1 - 4 * eps)
@@ -141,10 +141,10 @@ class Problem(eqx.Module):
         Args:
             coordinates: y, (n, d).
         """
-        start = ravel(self.start)[0] / self.field.scale
+        start = ravel(self.start)[0] / self.view.scale
         counted = jnp.all(jnp.isfinite(start), axis=1)
         start = jnp.where(counted[:, None], start, 0)
-        now = jnp.where(counted[:, None], ravel(self.particles(coordinates))[0] / self.field.scale, 0)
+        now = jnp.where(counted[:, None], ravel(self.particles(coordinates))[0] / self.view.scale, 0)
         sigma = self.budget.mmd_sigma
         kernel = RBF() if sigma is None else RBF(FixedBandwidth(sigma))
         kernel = kernel.fitted(start, counted)
@@ -161,7 +161,7 @@ class Problem(eqx.Module):
         Args:
             coordinates: y, (n, d).
         """
-        return row_norm((ravel(self.particles(coordinates))[0] - ravel(self.start)[0]) / self.field.scale)
+        return row_norm((ravel(self.particles(coordinates))[0] - ravel(self.start)[0]) / self.view.scale)
 
 
 class SolverOutput(eqx.Module):
@@ -202,7 +202,7 @@ class AbstractSolver(eqx.Module):
         """SolverOutput the particles from `problem.start` to the end of the budget.
 
         Args:
-            problem: flow, field, budget and start.
+            problem: flow, view, budget and start.
             save: where to record the trajectory, as the solver understands it; None for nowhere.
         """
 

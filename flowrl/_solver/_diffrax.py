@@ -97,14 +97,14 @@ class Diffrax(AbstractSolver):
         """Integrate to the budget's time, or to where an event stops it.
 
         Args:
-            problem: flow, field, budget and start.
+            problem: flow, view, budget and start.
             save: increasing times >= 0 at which to record the particles; None records nothing.
 
         Raises:
             ValueError: `save` is no such sequence; the budget says how often to check its caps; or the flow diffuses,
                 and its step size adapts or the budget has caps or a tolerance.
         """
-        budget, scale = problem.budget, problem.field.scale
+        budget, scale = problem.budget, problem.view.scale
         if budget.check_every > 1:
             raise ValueError("check_every counts steps, and Diffrax watches the caps all the time: leave it out.")
         given = problem.coordinates(problem.start) / scale
@@ -129,7 +129,7 @@ class Diffrax(AbstractSolver):
             )
         controller: Any = self.controller
         scheduled = budget.temperature is not None and budget.temperature.ndim
-        if (scheduled or problem.field.target.stochastic) and not stochastic:
+        if (scheduled or problem.view.target.stochastic) and not stochastic:
             # The velocity jumps where the temperature or the minibatch does, and no step should straddle that.
             controller = diffrax.ClipStepSizeController(controller, jump_ts=ends)
         times = _times(save, start.dtype)
@@ -185,7 +185,7 @@ class Diffrax(AbstractSolver):
         drift = diffrax.ODETerm(_velocity(everyone))
         if not problem.flow.traits.diffuses:
             return drift, False
-        shape = jax.ShapeDtypeStruct((everyone.shape[0], problem.field.scale.shape[1]), problem.field.scale.dtype)
+        shape = jax.ShapeDtypeStruct((everyone.shape[0], problem.view.scale.shape[1]), problem.view.scale.dtype)
         least: Any = getattr(self.solver, "minimal_levy_area", diffrax.AbstractBrownianIncrement)
         areas = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
         area = next(area for area in areas if issubclass(area, least))
@@ -216,7 +216,7 @@ def _brownian_key(problem: Problem) -> Key:
 
 
 def _at_time(problem: Problem, t: Scalar):
-    """Give the field of the step whose time holds t."""
+    """Give the view of the step whose time holds t."""
     step = jnp.minimum(jnp.sum(problem.ends() <= t), max(problem.budget.bound - 1, 0))
     return problem.at(step)[0]
 
@@ -230,18 +230,18 @@ def _velocity(everyone: Mask) -> Callable[[Any, Positions, Problem], Positions]:
 
 def _diffusion(everyone: Mask, shape: jax.ShapeDtypeStruct) -> Callable[[Any, Positions, Problem], Any]:
     def diffusion(t: Any, z: Positions, problem: Problem) -> lx.AbstractLinearOperator:
-        flow, field = problem.flow, _at_time(problem, t)
+        flow, view = problem.flow, _at_time(problem, t)
         assert isinstance(flow, AbstractStochasticFlow)
         if flow.traits.additive:
-            return lx.DiagonalLinearOperator(noise_of(flow, field, z, everyone, jnp.ones(shape.shape, shape.dtype)))
-        return lx.FunctionLinearOperator(lambda white: noise_of(flow, field, z, everyone, white), shape)
+            return lx.DiagonalLinearOperator(noise_of(flow, view, z, everyone, jnp.ones(shape.shape, shape.dtype)))
+        return lx.FunctionLinearOperator(lambda white: noise_of(flow, view, z, everyone, white), shape)
 
     return diffusion
 
 
 def _events(problem: Problem) -> tuple[list[Callable[..., Any]], list[Any]]:
     budget, events, reasons = problem.budget, [], []
-    scale, max_mmd, max_displacement = problem.field.scale, budget.max_mmd, budget.max_displacement
+    scale, max_mmd, max_displacement = problem.view.scale, budget.max_mmd, budget.max_displacement
     if budget.tolerance is not None:
 
         def rms(x: Float[Array, "n d"]) -> Scalar:

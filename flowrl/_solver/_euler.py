@@ -7,7 +7,7 @@ import jax.random as jr
 from jaxtyping import PyTree
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
-from flowrl._flow import AbstractFlow, AbstractJumpFlow, Field, noise_of, velocity_of
+from flowrl._flow import AbstractFlow, AbstractJumpFlow, TargetView, noise_of, velocity_of
 from flowrl._solution import RESULTS
 from flowrl._solver._step import AbstractStepSolver
 
@@ -34,7 +34,7 @@ class Euler(AbstractStepSolver):
     def step(
         self,
         flow: AbstractFlow,
-        field: Field,
+        view: TargetView,
         positions: Positions,
         alive: Mask,
         state: PyTree,
@@ -45,14 +45,14 @@ class Euler(AbstractStepSolver):
 
         Args:
             flow: the velocity field.
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
             state: passed through.
             step_size: ε.
             key: randomness of this step for stochastic flows, else None.
         """
-        velocity, alive = velocity_of(flow, field, positions, alive)
+        velocity, alive = velocity_of(flow, view, positions, alive)
         move = step_size * velocity
         if not flow.traits.diffuses and not flow.traits.jumps:
             return move, state, alive, RESULTS.successful
@@ -60,9 +60,9 @@ class Euler(AbstractStepSolver):
         noise_key, jump_key = jr.split(key)
         if flow.traits.diffuses:
             white = jr.normal(noise_key, positions.shape, positions.dtype)
-            move = move + jnp.sqrt(step_size) * noise_of(flow, field, positions, alive, white)
+            move = move + jnp.sqrt(step_size) * noise_of(flow, view, positions, alive, white)
         if flow.traits.jumps:
             moved = positions + move
-            parents = cast(AbstractJumpFlow, flow).ancestors(field, moved, alive, step_size, jump_key)
+            parents = cast(AbstractJumpFlow, flow).ancestors(view, moved, alive, step_size, jump_key)
             move = moved[parents] - positions
         return move, state, alive, RESULTS.successful

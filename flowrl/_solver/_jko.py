@@ -9,7 +9,7 @@ import optimistix as optx
 from jaxtyping import PyTree
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
-from flowrl._flow import AbstractFlow, Field, velocity_of
+from flowrl._flow import AbstractFlow, TargetView, velocity_of
 from flowrl._misc import check_count
 from flowrl._solution import RESULTS
 from flowrl._solver._step import AbstractStepSolver
@@ -76,7 +76,7 @@ class JKO(AbstractStepSolver):
     def step(
         self,
         flow: AbstractFlow,
-        field: Field,
+        view: TargetView,
         positions: Positions,
         alive: Mask,
         state: PyTree,
@@ -87,7 +87,7 @@ class JKO(AbstractStepSolver):
 
         Args:
             flow: a flow with an energy.
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
             state: passed through.
@@ -95,8 +95,8 @@ class JKO(AbstractStepSolver):
             key: unused.
         """
         del key
-        _, alive = velocity_of(flow, field, positions, alive)
-        fixed = flow.fitted(field, positions, alive)
+        _, alive = velocity_of(flow, view, positions, alive)
+        fixed = flow.fitted(view, positions, alive)
         count = jnp.maximum(jnp.sum(alive.astype(positions.dtype)), 1)
         # Zero has no proximal pull to divide by; such a step stays where it is.
         h = jnp.where(step_size > 0, step_size, 1)
@@ -105,7 +105,7 @@ class JKO(AbstractStepSolver):
 
         def objective(move: Positions, _: Any) -> Scalar:
             z = positions + jnp.where(alive[:, None], move, 0).astype(positions.dtype)
-            energy = (count * fixed.energy(field, z, alive)).astype(wide)
+            energy = (count * fixed.energy(view, z, alive)).astype(wide)
             return energy + jnp.sum(move**2) / (2 * h.astype(wide))
 
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -114,5 +114,5 @@ class JKO(AbstractStepSolver):
         move = jnp.where(step_size > 0, found.value.astype(positions.dtype), 0)
         result: Any = RESULTS
         result = result.where(step_size > 0, RESULTS.promote(found.result), result.successful)
-        _, still = velocity_of(flow, field, positions + move, alive)
+        _, still = velocity_of(flow, view, positions + move, alive)
         return move, state, still, result

@@ -8,7 +8,7 @@ import optax
 from jaxtyping import PyTree
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
-from flowrl._flow import AbstractFlow, Field, velocity_of
+from flowrl._flow import AbstractFlow, TargetView, velocity_of
 from flowrl._solution import RESULTS
 from flowrl._solver._step import AbstractStepSolver
 
@@ -64,7 +64,7 @@ class Optax(AbstractStepSolver):
     def step(
         self,
         flow: AbstractFlow,
-        field: Field,
+        view: TargetView,
         positions: Positions,
         alive: Mask,
         state: PyTree,
@@ -75,7 +75,7 @@ class Optax(AbstractStepSolver):
 
         Args:
             flow: the velocity field.
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
             state: moments of the optimiser.
@@ -83,7 +83,7 @@ class Optax(AbstractStepSolver):
             key: unused, stochastic flows are refused.
         """
         del key
-        velocity, alive = velocity_of(flow, field, positions, alive)
+        velocity, alive = velocity_of(flow, view, positions, alive)
         # Some optax transforms mix dtypes (adam raises a float32 rate to an int32 power); the results are cast back.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             update, new_state = self.optimiser.update(-velocity, state, positions)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from flowrl._custom_types import Count, Key, Mask, PerParticle, Positions, Scalar
-from flowrl._flow import AbstractFlow, Field
+from flowrl._flow import AbstractFlow, TargetView
 from flowrl._misc import row_norm
 from flowrl._solution import RESULTS
 from flowrl._solver._base import AbstractSolver, Problem, SolverOutput
@@ -32,7 +32,7 @@ class AbstractStepSolver(AbstractSolver):
     def step(
         self,
         flow: AbstractFlow,
-        field: Field,
+        view: TargetView,
         positions: Positions,
         alive: Mask,
         state: PyTree,
@@ -43,7 +43,7 @@ class AbstractStepSolver(AbstractSolver):
 
         Args:
             flow: the velocity field.
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen.
             state: from `init` or the previous step.
@@ -59,7 +59,7 @@ class AbstractStepSolver(AbstractSolver):
         """Give the progress before the first step.
 
         Args:
-            problem: flow, field, budget and start.
+            problem: flow, view, budget and start.
         """
         start = problem.coordinates(problem.start)
         zero = jnp.zeros((), start.dtype)
@@ -68,7 +68,7 @@ class AbstractStepSolver(AbstractSolver):
             step=jnp.zeros((), int),
             coordinates=start,
             alive=jnp.all(jnp.isfinite(start), axis=1),
-            state=self.init(start / problem.field.scale),
+            state=self.init(start / problem.view.scale),
             time=zero,
             path=jnp.zeros(start.shape[0], start.dtype),
             clipped=zero,
@@ -81,13 +81,13 @@ class AbstractStepSolver(AbstractSolver):
         """Take one step: propose, restrict to the domain, pull back to the cap, freeze what is not finite.
 
         Args:
-            problem: flow, field, budget and start.
+            problem: flow, view, budget and start.
             progress: where the last step led.
         """
-        field, step_size, key = problem.at(progress.step)
-        scale, before = field.scale, progress.coordinates
+        view, step_size, key = problem.at(progress.step)
+        scale, before = view.scale, progress.coordinates
         move, state, alive, result = self.step(
-            problem.flow, field, before / scale, progress.alive, progress.state, step_size, key
+            problem.flow, view, before / scale, progress.alive, progress.state, step_size, key
         )
         if jnp.shape(move) != before.shape:
             raise ValueError(
@@ -119,7 +119,7 @@ class AbstractStepSolver(AbstractSolver):
         """Give the result of the steps taken so far.
 
         Args:
-            problem: flow, field, budget and start.
+            problem: flow, view, budget and start.
             progress: where the last step led.
         """
         taken = jnp.maximum(progress.step, 1).astype(progress.time.dtype)
@@ -138,7 +138,7 @@ class AbstractStepSolver(AbstractSolver):
         """SolverOutput `steps` steps, or fewer where the budget says when to stop.
 
         Args:
-            problem: flow, field, budget and start.
+            problem: flow, view, budget and start.
             save: increasing step counts at which to record the particles, each within 0 and the static number of
                 steps; None records nothing. A run that stops early leaves its last particles in every later slot.
 

@@ -1,6 +1,6 @@
 """What a target is.
 
-A target has a potential U(x, α) = α × log density + constant; flows use its gradient. One temperature convention holds
+A target has a scaled log density U(x, α) = α × log density + constant; flows use its gradient. One temperature convention holds
 everywhere: `Boltzmann` has U = V(x), law ∝ exp(V/α); `Density` has U = α log p(x), law p at every α > 0.
 """
 
@@ -20,12 +20,12 @@ Knowledge: TypeAlias = Literal["value", "gradient", "samples"]
 
 
 class AbstractTarget(eqx.Module):
-    """A density that particles move toward, known by its value, the gradient of its potential, or samples.
+    """A density that particles move toward, known by its value, the gradient of its scaled log density, or samples.
 
     Attributes:
-        knows: what can be asked: "value" (and so `potential`), "gradient", "samples".
-        stochastic: `gradient` and `potential` need a key.
-        needs_positive_temperature: the potential is zero at α = 0, so that temperature is refused.
+        knows: what can be asked: "value" (and so `scaled_log_density`), "gradient", "samples".
+        stochastic: `gradient` and `scaled_log_density` need a key.
+        needs_positive_temperature: the scaled log density is zero at α = 0, so that temperature is refused.
     """
 
     knows: AbstractVar[frozenset[Knowledge]]
@@ -52,7 +52,7 @@ class AbstractTarget(eqx.Module):
         """
 
     @abc.abstractmethod
-    def potential(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
+    def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
         """Give U(x, α) at one particle.
 
         Args:

@@ -72,7 +72,7 @@ class Empirical(AbstractTarget):
         del particle, temperature, key
         _no_density("a gradient")
 
-    def potential(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> NoReturn:
+    def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> NoReturn:
         """Refuse: samples have no density.
 
         Args:
@@ -84,7 +84,7 @@ class Empirical(AbstractTarget):
             TypeError: always.
         """
         del particle, temperature, key
-        _no_density("a potential")
+        _no_density("a scaled log density")
 
     def value(self, particle: Particle) -> NoReturn:
         """Refuse: samples have no density.

@@ -58,7 +58,7 @@ class Score(AbstractTarget):
         score = _like(self.function(*self.args, particle), particle, "score")
         return jax.tree.map(lambda leaf: temperature.astype(leaf.dtype) * leaf, score)
 
-    def potential(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> NoReturn:
+    def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> NoReturn:
         """Refuse: a score does not determine log p at once.
 
         Args:
@@ -143,7 +143,7 @@ class ValueGradient(AbstractTarget):
         del temperature, key
         return _like(self.function(*self.args, particle), particle, "value_gradient")
 
-    def potential(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> NoReturn:
+    def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> NoReturn:
         """Refuse: a gradient does not determine V at once.
 
         Args:

@@ -76,7 +76,7 @@ class Posterior(AbstractTarget):
             data: array (N, ...) or PyTree of such; N >= 1. New data of the same shape do not recompile.
             batch_size: a Python int or None: data drawn at each step, >= 1; None, or N and more, for all of them and
                 no randomness. The score is then unbiased, which is enough for flows that are linear in it (`SVGD`,
-                `Langevin`, `Ascent`); `KSDDescent` is quadratic in it and `Consensus` exponential in the potential,
+                `Langevin`, `Ascent`); `KSDDescent` is quadratic in it and `Consensus` exponential in the scaled log density,
                 so they are biased by a batch.
 
         Raises:
@@ -116,7 +116,7 @@ class Posterior(AbstractTarget):
         data = _sum_in_chunks(lambda chunk: jax.grad(self._likelihood)(particle, chunk), rows)
         return jax.tree.map(lambda p, d: temperature.astype(p.dtype) * (p + weight * d), prior, data)
 
-    def potential(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
+    def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
         """Give U(x, α), estimated from the batch that `key` draws.
 
         Args:

@@ -13,7 +13,7 @@ from flowrl._target._value import Boltzmann, Density
 
 
 class Tilted(AbstractTarget):
-    r"""The law $\propto μ(x) \exp(V(x)/α)$: a reference μ tilted by a value V, with the potential $V + α \log μ$.
+    r"""The law $\propto μ(x) \exp(V(x)/α)$: a reference μ tilted by a value V, with the scaled log density $V + α \log μ$.
 
     It maximises $E_q[V] - α\,\mathrm{KL}(q \,|\, μ)$: the regularised policy of offline RL and of preference
     alignment. With a prior as reference and a log likelihood as value it is the posterior whose likelihood is tempered
@@ -23,8 +23,8 @@ class Tilted(AbstractTarget):
     with α, so a large α wants a small step.
 
     Attributes:
-        reference: the target whose potential is α log μ.
-        tilt: the target whose potential is V; its `value` is what particles are ranked by.
+        reference: the target whose scaled log density is α log μ.
+        tilt: the target whose scaled log density is V; its `value` is what particles are ranked by.
 
     Example:
         ```python
@@ -54,9 +54,9 @@ class Tilted(AbstractTarget):
 
         Args:
             log_reference: log μ: a function of a particle or a distribution with `log_prob` (taken as
-                `Density(log_reference)`), or a target whose potential is α log μ: `Density` (to give arguments),
+                `Density(log_reference)`), or a target whose scaled log density is α log μ: `Density` (to give arguments),
                 `Score`, `Posterior`.
-            value: V: a function of a particle (taken as `Boltzmann(value)`), or a target whose potential is V whatever
+            value: V: a function of a particle (taken as `Boltzmann(value)`), or a target whose scaled log density is V whatever
                 α: `Boltzmann`, `ValueGradient`.
 
         Raises:
@@ -69,12 +69,12 @@ class Tilted(AbstractTarget):
                 raise TypeError(f"{name} is {type(target).__name__}, which has no gradient to add to the other's.")
         if not self.reference.needs_positive_temperature:
             raise TypeError(
-                f"log_reference is {type(self.reference).__name__}, whose potential is not α log μ; expected log μ as "
+                f"log_reference is {type(self.reference).__name__}, whose scaled log density is not α log μ; expected log μ as "
                 "a function, or Density, Score or Posterior. The value comes second: Tilted(log_reference, value)."
             )
         if self.tilt.needs_positive_temperature:
             raise TypeError(
-                f"value is {type(self.tilt).__name__}, whose potential is α log p and would vanish at α = 0; expected "
+                f"value is {type(self.tilt).__name__}, whose scaled log density is α log p and would vanish at α = 0; expected "
                 "V as a function, Boltzmann(value) or ValueGradient(...). To temper a log likelihood give it as the "
                 "function: Tilted(log_prior, log_likelihood)."
             )
@@ -101,7 +101,7 @@ class Tilted(AbstractTarget):
         gradient = self.reference.gradient(particle, temperature, key=first)
         return jax.tree.map(jnp.add, self.tilt.gradient(particle, temperature, key=second), gradient)
 
-    def potential(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
+    def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
         """Give V(x) + α log μ(x).
 
         Args:
@@ -113,8 +113,8 @@ class Tilted(AbstractTarget):
             TypeError: a part knows only its gradient.
         """
         first, second = self._keys(key)
-        potential = self.reference.potential(particle, temperature, key=first)
-        return self.tilt.potential(particle, temperature, key=second) + potential
+        log_density = self.reference.scaled_log_density(particle, temperature, key=first)
+        return self.tilt.scaled_log_density(particle, temperature, key=second) + log_density
 
     def value(self, particle: Particle) -> Float[Array, ""]:
         """Give V(x): the value of the tilt, without the reference.

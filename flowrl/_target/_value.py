@@ -16,12 +16,12 @@ from flowrl._target._function import as_function, scalar
 class AbstractValueTarget(AbstractTarget):
     """A target given by a scalar function of a particle; its gradient is taken by autodiff.
 
-    A subclass writes `value` and `potential`, and declares `needs_positive_temperature`; the rest is given here.
+    A subclass writes `value` and `scaled_log_density`, and declares `needs_positive_temperature`; the rest is given here.
 
     Attributes:
         knows: "value" and "gradient".
         stochastic: False; a value that draws at random subclasses `AbstractTarget`.
-        needs_positive_temperature: to be declared: True if the potential is α × a log density, which is zero at α = 0; False if
+        needs_positive_temperature: to be declared: True if the scaled log density is α × a log density, which is zero at α = 0; False if
             it is a value, whatever α.
     """
 
@@ -46,11 +46,11 @@ class AbstractValueTarget(AbstractTarget):
             temperature: α >= 0.
             key: unused, the target is deterministic.
         """
-        name = f"{type(self).__name__}.potential"
-        potential, gradient = jax.value_and_grad(lambda x: scalar(self.potential(x, temperature, key=key), name))(
-            particle
-        )
-        return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(potential), leaf, jnp.nan), gradient)
+        name = f"{type(self).__name__}.scaled_log_density"
+        log_density, gradient = jax.value_and_grad(
+            lambda x: scalar(self.scaled_log_density(x, temperature, key=key), name)
+        )(particle)
+        return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(log_density), leaf, jnp.nan), gradient)
 
     def samples(self) -> NoReturn:
         """Refuse: a function gives no samples.
@@ -113,7 +113,7 @@ class Boltzmann(AbstractValueTarget):
         """
         return scalar(self.function(*self.args, particle), "value")
 
-    def potential(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
+    def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
         """Give U(x, α) = V(x), whatever α.
 
         Args:
@@ -169,7 +169,7 @@ class Density(AbstractValueTarget):
         """
         return scalar(self.function(*self.args, particle), "log_prob")
 
-    def potential(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
+    def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
         """Give U(x, α) = α log p(x).
 
         Args:

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from flowrl._custom_types import Key, Particles, Positions, Scalar
 from flowrl._domain import Unbounded
-from flowrl._flow import Field, SinkhornFlow
+from flowrl._flow import SinkhornFlow, TargetView
 from flowrl._kernel._blocks import by_rows
 from flowrl._misc import check_count
 from flowrl._target import Empirical
@@ -139,8 +139,8 @@ def sinkhorn_divergence(x: Particles, y: Particles, regularisation: ArrayLike = 
 @eqx.filter_jit
 def _divergence(x: Positions, y: Float[Array, "m d"], flow: SinkhornFlow) -> Scalar:
     one, row = jnp.ones((), x.dtype), jnp.ones((1, x.shape[1]), x.dtype)
-    field = Field(one, None, None, Empirical(y), Unbounded(), row, entropic=False, unravel=_same)
-    return flow.energy(field, x, jnp.ones(x.shape[0], bool))
+    view = TargetView(one, None, None, Empirical(y), Unbounded(), row, entropic=False, unravel=_same)
+    return flow.energy(view, x, jnp.ones(x.shape[0], bool))
 
 
 @eqx.filter_jit

@@ -80,15 +80,15 @@ def density(
     grid = np.empty((points, points, 2))
     grid[..., right], grid[..., up] = np.meshgrid(*sides)
     nodes = unravel(jnp.asarray(grid.reshape(-1, 2), start.dtype))
-    potential = np.asarray(_potentials(target, nodes, jnp.asarray(temperature, start.dtype)), np.float64)
-    potential = np.ma.masked_invalid(potential.reshape(points, points))
-    if potential.count() == 0:
+    log_density = np.asarray(_scaled_log_densities(target, nodes, jnp.asarray(temperature, start.dtype)), np.float64)
+    log_density = np.ma.masked_invalid(log_density.reshape(points, points))
+    if log_density.count() == 0:
         raise ValueError(f"{type(target).__name__} is finite nowhere within the limits {limits}; give others.")
     ax = axes_or_new(ax)
     if temperature == 0:
-        heights, levels = potential, np.linspace(potential.min(), potential.max(), 13)
+        heights, levels = log_density, np.linspace(log_density.min(), log_density.max(), 13)
     else:
-        heights = np.ma.filled(np.exp((potential - potential.max()) / temperature), 0)
+        heights = np.ma.filled(np.exp((log_density - log_density.max()) / temperature), 0)
         # The height above which the regions of highest density hold each share.
         falling = np.sort(heights, axis=None)[::-1]
         held = np.cumsum(falling) / falling.sum()
@@ -132,5 +132,5 @@ def _draw_samples(target: AbstractTarget, limits: Limits | None, coordinates: Co
 
 
 @eqx.filter_jit
-def _potentials(target: AbstractTarget, nodes: Particles, temperature: Scalar) -> Float[Array, " n"]:
-    return jax.lax.map(lambda x: target.potential(x, temperature, key=None), nodes, batch_size=BATCH)
+def _scaled_log_densities(target: AbstractTarget, nodes: Particles, temperature: Scalar) -> Float[Array, " n"]:
+    return jax.lax.map(lambda x: target.scaled_log_density(x, temperature, key=None), nodes, batch_size=BATCH)

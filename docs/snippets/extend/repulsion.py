@@ -22,25 +22,25 @@ class Crowd(flowrl.AbstractFlow):
         energy_needs=frozenset({"value"}),  # of the target, by energy(); None for a flow without one
     )
 
-    def velocity(self, field, positions, alive):
+    def velocity(self, view, positions, alive):
         """∇V(x_i) + (α/n) Σ_j k_ij (x_i − x_j)/w²: −n times the slope of the energy."""
-        gradient, alive = field.gradient(positions, alive)  # zero for whoever is not alive; may freeze more
+        gradient, alive = view.gradient(positions, alive)  # zero for whoever is not alive; may freeze more
         kernel, centred, count = self._kernel(positions, alive)
         width = self.width.astype(positions.dtype)
         # Two matrix products in the place of an array (n, n, d).
         repulsion = (jnp.sum(kernel, axis=1, keepdims=True) * centred - kernel @ centred) / width**2
-        return gradient + field.temperature * repulsion / count, alive
+        return gradient + view.temperature * repulsion / count, alive
 
-    def fitted(self, field, positions, alive):
+    def fitted(self, view, positions, alive):
         """Nothing in it depends on data: a flow with a bandwidth rule would fix the bandwidth here."""
-        del field, positions, alive
+        del view, positions, alive
         return self
 
-    def energy(self, field, positions, alive):
+    def energy(self, view, positions, alive):
         """One number for the whole set."""
-        potential, alive = field.potential(positions, alive)
+        log_density, alive = view.scaled_log_density(positions, alive)
         kernel, _, count = self._kernel(positions, alive)
-        return -jnp.sum(potential) / count + field.temperature * jnp.sum(kernel) / (2 * count**2)
+        return -jnp.sum(log_density) / count + view.temperature * jnp.sum(kernel) / (2 * count**2)
 
     def _kernel(self, positions, alive):
         """k between the living, zero for the others; the positions around their mean; and how many live."""
@@ -74,7 +74,7 @@ boxed = flowrl.transport(target, start, flowrl.Budget(200, 0.1, 4.0), flow=flow,
 def slope_error(flow, target, positions, temperature):
     """How far velocity is from −n ∇energy, on a set of which one particle is frozen."""
     alive = jnp.arange(len(positions)) > 0
-    field = flowrl.Field(
+    view = flowrl.TargetView(
         temperature=jnp.asarray(temperature, positions.dtype),
         key=None,  # of the target, if it is stochastic
         velocity_key=jr.key(0) if flow.traits.random else None,
@@ -84,8 +84,8 @@ def slope_error(flow, target, positions, temperature):
         entropic=flow.traits.entropic,
         unravel=lambda z: z,
     )
-    velocity, _ = flow.velocity(field, positions, alive)
-    slope = jax.grad(lambda x: flow.energy(field, x, alive))(positions)
+    velocity, _ = flow.velocity(view, positions, alive)
+    slope = jax.grad(lambda x: flow.energy(view, x, alive))(positions)
     return jnp.max(jnp.abs(velocity + jnp.sum(alive).astype(positions.dtype) * slope))
 
 
@@ -103,11 +103,11 @@ class Heun(flowrl.AbstractStepSolver):
         """No memory from step to step."""
         del positions
 
-    def step(self, flow, field, positions, alive, state, step_size, key):
+    def step(self, flow, view, positions, alive, state, step_size, key):
         """Propose a move of z (n, d)."""
         del key
-        first, alive = flow.velocity(field, positions, alive)
-        second, alive = flow.velocity(field, positions + step_size * first, alive)
+        first, alive = flow.velocity(view, positions, alive)
+        second, alive = flow.velocity(view, positions + step_size * first, alive)
         return step_size * (first + second) / 2, state, alive, flowrl.RESULTS.successful
 
 

@@ -28,7 +28,7 @@ class Smoothed(flowrl.AbstractTarget):
         """V itself: particles are ranked by it."""
         return self.function(*self.args, particle)
 
-    def potential(self, particle, temperature, *, key):
+    def scaled_log_density(self, particle, temperature, *, key):
         """U(x, α) = V, as for Boltzmann: the law is ∝ exp(V/α)."""
         del temperature, key
         return self.value(particle)
@@ -77,13 +77,13 @@ class Robust(flowrl.AbstractValueTarget):
     """The same law as a class; gradient, samples and two of the declarations are inherited."""
 
     data: jax.Array = eqx.field(converter=jnp.asarray)  # an array: new data do not compile anew
-    needs_positive_temperature: ClassVar[bool] = True  # the potential below is zero at α = 0
+    needs_positive_temperature: ClassVar[bool] = True  # the scaled log density below is zero at α = 0
 
     def value(self, particle):
         """Log p(x), up to a constant."""
         return log_prob(self.data, particle)
 
-    def potential(self, particle, temperature, *, key):
+    def scaled_log_density(self, particle, temperature, *, key):
         """U(x, α) = α log p(x), as for Density; of a value it would be the value itself, as for Boltzmann."""
         del key
         return temperature * self.value(particle)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowrl._custom_types import Mask, Positions
-from flowrl._flow import AbstractFlow, Field, Traits
+from flowrl._flow import AbstractFlow, TargetView, Traits
 from flowrl._kernel._distance import squared_distances
 
 
@@ -32,15 +32,15 @@ class AuthorsSVGD(AbstractFlow):
     through_bandwidth: bool = eqx.field(static=True, default=True)
     traits: ClassVar[Traits] = Traits()
 
-    def velocity(self, field: Field, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
+    def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         """Give (1/n) (K ∇V + α G) at every particle.
 
         Args:
-            field: the target at this step's temperature.
+            view: the target at this step's temperature.
             positions: z, (n, d).
             alive: particles that are not frozen; the bandwidth counts all, as the authors' code knows no others.
         """
-        gradient, alive = field.gradient(positions, alive)
+        gradient, alive = view.gradient(positions, alive)
         weight = alive.astype(positions.dtype)
         constant = jax.lax.stop_gradient(positions)
 
@@ -49,32 +49,32 @@ class AuthorsSVGD(AbstractFlow):
             return jnp.sum(kernel), kernel
 
         repulsion, kernel = jax.grad(summed, has_aux=True)(positions)
-        velocity = kernel @ gradient - field.temperature * repulsion
+        velocity = kernel @ gradient - view.temperature * repulsion
         return weight[:, None] * velocity / jnp.maximum(jnp.sum(weight), 1), alive
 
-    def fitted(self, field: Field, positions: Positions, alive: Mask) -> "AuthorsSVGD":
+    def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "AuthorsSVGD":
         """Give the flow itself: nothing of it depends on data.
 
         Args:
-            field: unused.
+            view: unused.
             positions: unused.
             alive: unused.
         """
-        del field, positions, alive
+        del view, positions, alive
         return self
 
-    def energy(self, field: Field, positions: Positions, alive: Mask) -> NoReturn:
+    def energy(self, view: TargetView, positions: Positions, alive: Mask) -> NoReturn:
         """Refuse, as `flowrl.SVGD` does.
 
         Args:
-            field: unused.
+            view: unused.
             positions: unused.
             alive: unused.
 
         Raises:
             TypeError: always.
         """
-        del field, positions, alive
+        del view, positions, alive
         raise TypeError("AuthorsSVGD has no energy on particles: KL(q|p) is infinite for an empirical measure.")
 
     def _kernel(self, x: Positions, y: Positions) -> Array:

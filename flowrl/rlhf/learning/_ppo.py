@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from flowrl._custom_types import Key
 from flowrl._misc import check_count, concrete, number
-from flowrl.rlhf import score
+from flowrl.rlhf.alignment import score
 from flowrl.rlhf.learning._ppo_terms import clipped_error, clipped_surrogate, gae, masked_mean, whiten
 from flowrl.rlhf.models import AbstractReward, Dense, LanguageModel, Prompt, Sampler, Transformer
 

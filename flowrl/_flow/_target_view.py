@@ -1,6 +1,6 @@
 """The target as a flow sees it: a matrix of positions in, a matrix of gradients out, at one step's temperature.
 
-A field hides the structure of the particles, the unit of length, the coordinates of the domain and non-finite scores.
+A view hides the structure of the particles, the unit of length, the coordinates of the domain and non-finite scores.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from flowrl._domain import AbstractDomain
 from flowrl._target import AbstractTarget, scalar
 
 
-class Field(eqx.Module):
+class TargetView(eqx.Module):
     """A target in the coordinates z of a flow, x = T(scale · z).
 
     Attributes:
@@ -44,11 +44,11 @@ class Field(eqx.Module):
         """Randomness of the flow's velocity at this step.
 
         Raises:
-            ValueError: the flow's traits do not say `random=True`, or the field was made without a key.
+            ValueError: the flow's traits do not say `random=True`, or the view was made without a key.
         """
         if self.velocity_key is None:
             raise ValueError(
-                "the field has no flow_key: a flow whose velocity is random says so by Traits(random=True), and then "
+                "the view has no flow_key: a flow whose velocity is random says so by Traits(random=True), and then "
                 "transport asks for a key."
             )
         return self.velocity_key
@@ -75,7 +75,7 @@ class Field(eqx.Module):
         alive = alive & jnp.all(jnp.isfinite(flat), axis=1)
         return jnp.where(alive[:, None], flat, 0), alive
 
-    def potential(self, positions: Positions, alive: Mask) -> tuple[PerParticle, Mask]:
+    def scaled_log_density(self, positions: Positions, alive: Mask) -> tuple[PerParticle, Mask]:
         """Give U(x, α), plus α log|det ∂x/∂y| in mapped coordinates, at every particle.
 
         Args:
@@ -83,12 +83,12 @@ class Field(eqx.Module):
             alive: particles not frozen yet.
 
         Returns:
-            The potential (n,), zero where it is not finite or the particle is frozen; and who is still alive.
+            The scaled log density (n,), zero where it is not finite or the particle is frozen; and who is still alive.
         """
         particles = self.unravel(positions * self.scale)
-        potential = jax.vmap(self._potential)(particles)
-        alive = alive & jnp.isfinite(potential)
-        return jnp.where(alive, potential, 0), alive
+        log_density = jax.vmap(self._scaled_log_density)(particles)
+        alive = alive & jnp.isfinite(log_density)
+        return jnp.where(alive, log_density, 0), alive
 
     def samples(self) -> Float[Array, "m d"]:
         """Give the samples of the target in the coordinates z."""
@@ -118,10 +118,10 @@ class Field(eqx.Module):
         volume = jax.grad(self.domain.log_det_jacobian)(particle)
         return jax.tree.map(lambda g, v: g + self.temperature * v, gradient, volume)
 
-    def _potential(self, particle: Particle) -> Scalar:
+    def _scaled_log_density(self, particle: Particle) -> Scalar:
         x = self.domain.forward(particle) if self.domain.maps else particle
-        potential = self.target.potential(x, self.temperature, key=self.key)
-        potential = scalar(potential, f"{type(self.target).__name__}.potential")
+        log_density = self.target.scaled_log_density(x, self.temperature, key=self.key)
+        log_density = scalar(log_density, f"{type(self.target).__name__}.scaled_log_density")
         if self.domain.maps and self.entropic:
-            return potential + self.temperature * self.domain.log_det_jacobian(particle)
-        return potential
+            return log_density + self.temperature * self.domain.log_det_jacobian(particle)
+        return log_density
