@@ -165,6 +165,29 @@ class Budget(eqx.Module):
         """
         return eqx.tree_at(lambda budget: budget.scale, self, _scale(scale), is_leaf=lambda x: x is None)
 
+    def with_steps(self, steps: int | Count, step_size: ArrayLike | Schedule | None = None) -> "Budget":
+        """Return the same budget at another number of steps, and at another step size if one is given.
+
+        Args:
+            steps: L >= 0; an integer array needs the budget's own `max_steps`.
+            step_size: ε >= 0, or None to keep it.
+
+        Raises:
+            ValueError: a schedule of this budget, an array `(steps,)`, does not fit the new number of steps.
+        """
+        return Budget(
+            steps,
+            self.step_size if step_size is None else step_size,
+            self.temperature,
+            max_displacement=self.max_displacement,
+            scale=self.scale,
+            tolerance=self.tolerance,
+            max_mmd=self.max_mmd,
+            mmd_sigma=self.mmd_sigma,
+            check_every=self.check_every,
+            max_steps=None if isinstance(steps, int | np.integer) else self.max_steps,
+        )
+
     def valid(self) -> Bool[Array, ""]:
         """Whether all numbers are in range; for budgets whose numbers were traced when they were made."""
         checks = [jnp.all((self.step_size >= 0) & jnp.isfinite(self.step_size)), jnp.all(jnp.asarray(self.steps) >= 0)]

@@ -211,3 +211,17 @@ def test_lists_of_numbers_are_arrays():
     target = flowrl.Boltzmann(lambda x: jnp.sum(x))
     end = flowrl.transport(target, start, flowrl.Budget(1, 5.0, scale=[1.0, 1.0]), flow=flowrl.Ascent(), domain=box)
     assert (end.particles == jnp.asarray([[1.0, 2.0]], FLOAT)).all()
+
+
+def test_a_budget_at_other_steps_keeps_everything_else():
+    budget = flowrl.Budget(5, 0.1, 0.5, max_displacement=1.0, scale=2.0, max_mmd=0.3, mmd_sigma=1.5, check_every=2)
+    other = budget.with_steps(3, 0.2)
+    assert (other.steps, float(other.step_size)) == (3, pytest.approx(0.2))
+    assert float(budget.with_steps(8).step_size) == pytest.approx(0.1)
+    same = eqx.tree_equal(other.with_steps(5, budget.step_size), budget)
+    assert same is True or bool(same)
+
+
+def test_a_schedule_does_not_stretch_to_other_steps():
+    with pytest.raises(ValueError, match=r"temperature must be a number or have shape \(4,\)"):
+        flowrl.Budget(2, 0.1, jnp.array([1.0, 0.5])).with_steps(4)
