@@ -41,6 +41,7 @@ from flowrl.rl.learning import (
     AbstractAlgorithm as AbstractAlgorithm,
     AbstractPretrained as AbstractPretrained,
     AbstractState as AbstractState,
+    AbstractValueBased as AbstractValueBased,
     AuthorsSVGD as AuthorsSVGD,
     Progress as Progress,
     ReferenceLearner as ReferenceLearner,

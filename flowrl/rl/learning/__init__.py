@@ -4,6 +4,7 @@ from flowrl.rl.learning._algorithm import (
     AbstractAlgorithm as AbstractAlgorithm,
     AbstractPretrained as AbstractPretrained,
     AbstractState as AbstractState,
+    AbstractValueBased as AbstractValueBased,
 )
 from flowrl.rl.learning._authors_svgd import AuthorsSVGD as AuthorsSVGD
 from flowrl.rl.learning._fit import Progress as Progress, fit as fit, refuse_failures as refuse_failures

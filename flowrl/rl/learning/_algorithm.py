@@ -5,12 +5,13 @@ where they are), and one is chosen by its value.
 """
 
 import abc
-from typing import Any
+from typing import Generic, TypeVar
 
 import equinox as eqx
 from equinox import AbstractVar
 from jaxtyping import Array, Float, Int
 
+from flowrl._budget import Budget
 from flowrl._custom_types import Key
 from flowrl._solution import Solution
 from flowrl.rl.data.replay import Replay
@@ -21,32 +22,29 @@ class AbstractState(eqx.Module):
     """Everything that training changes; with the data and the algorithm it determines the rest of the run.
 
     Attributes:
-        scale: unit of length of budgets, (act,): the reference's within-state spread, or ones.
-        reference_step: updates of the reference alone, before the others.
-        step: the other updates.
+        step: updates so far, those of a pretraining not counted.
         key: randomness to come.
     """
 
-    scale: AbstractVar[Float[Array, " act"]]
-    reference_step: AbstractVar[Int[Array, ""]]
     step: AbstractVar[Int[Array, ""]]
     key: AbstractVar[Key]
 
 
-class AbstractAlgorithm(eqx.Module):
-    """An offline algorithm as a value. `State` below is its own `AbstractState`.
+S = TypeVar("S", bound=AbstractState)
+
+
+class AbstractAlgorithm(eqx.Module, Generic[S]):
+    """An offline algorithm as a value; `S` is its `AbstractState`. Training and acting on its proposals need no more.
 
     Attributes:
-        batch_size: transitions an update.
-        selection: makes the values of the ensemble one number by which candidates are ranked.
+        batch_size: transitions per update.
     """
 
     batch_size: AbstractVar[int]
-    selection: AbstractVar[AbstractAggregate]
 
     @abc.abstractmethod
-    def init(self, observation_size: int, action_size: int, *, key: Key) -> Any:
-        """Make the state before the first update.
+    def init(self, observation_size: int, action_size: int, *, key: Key) -> S:
+        """Return the state before the first update.
 
         Args:
             observation_size: coordinates of s.
@@ -56,8 +54,8 @@ class AbstractAlgorithm(eqx.Module):
 
     @abc.abstractmethod
     def update(
-        self, state: Any, replay: Replay, rows: Int[Array, " batch"], key: Key
-    ) -> tuple[Any, dict[str, Float[Array, ""]]]:
+        self, state: S, replay: Replay, rows: Int[Array, " batch"], key: Key
+    ) -> tuple[S, dict[str, Float[Array, ""]]]:
         """Learn from one batch.
 
         Args:
@@ -72,45 +70,30 @@ class AbstractAlgorithm(eqx.Module):
         """
 
     @abc.abstractmethod
-    def propose(self, state: Any, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
-        """Draw one candidate action.
+    def propose(self, state: S, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
+        """Draw one candidate action in [−1, 1].
 
         Args:
             state: the networks.
             observation: s, standardised.
             key: randomness of this candidate.
-
-        Returns:
-            An action in [−1, 1].
         """
 
-    @abc.abstractmethod
-    def improve(
-        self,
-        state: Any,
-        observation: Float[Array, " obs"],
-        particles: Float[Array, "n act"],
-        steps: int,
-        step_size: Float[Array, ""],
-    ) -> Solution:
-        """Transport candidates within a test budget.
 
-        Args:
-            state: the networks.
-            observation: s, standardised.
-            particles: candidates, in [−1, 1].
-            steps: L_test >= 1.
-            step_size: ε, in the unit of length `state.scale`.
+class AbstractValueBased(AbstractAlgorithm[S]):
+    """An algorithm with a critic: its candidates have values, and can be transported along their gradient.
 
-        Returns:
-            The `flowrl.Solution`, its trajectory saved after 0, 1, ..., `steps` steps.
-        """
+    Attributes:
+        selection: makes the values of the ensemble one number by which candidates are ranked.
+    """
+
+    selection: AbstractVar[AbstractAggregate]
 
     @abc.abstractmethod
     def values(
-        self, state: Any, observation: Float[Array, " obs"], actions: Float[Array, "n act"]
+        self, state: S, observation: Float[Array, " obs"], actions: Float[Array, "n act"]
     ) -> Float[Array, "members n"]:
-        """Give the value of candidates by each member of the ensemble.
+        """Compute Q_k(s, a) of candidates by each member of the ensemble.
 
         Args:
             state: the networks.
@@ -118,8 +101,32 @@ class AbstractAlgorithm(eqx.Module):
             actions: candidates.
         """
 
+    @abc.abstractmethod
+    def improve(
+        self, state: S, observation: Float[Array, " obs"], particles: Float[Array, "n act"], budget: Budget
+    ) -> Solution:
+        """Transport candidates within a test budget.
 
-class AbstractPretrained(AbstractAlgorithm):
+        Args:
+            state: the networks.
+            observation: s, standardised.
+            particles: candidates, in [−1, 1].
+            budget: of a Python int of steps >= 1, in lengths of `unit`; its own `scale` must be None.
+
+        Returns:
+            The `flowrl.Solution`, its trajectory saved after 0, 1, ..., `budget.steps` steps.
+        """
+
+    @abc.abstractmethod
+    def unit(self, state: S) -> Float[Array, "#act"] | Float[Array, ""]:
+        """Return the unit of length of budgets and displacements, per coordinate of the action or one for all.
+
+        Args:
+            state: the networks.
+        """
+
+
+class AbstractPretrained(AbstractAlgorithm[S]):
     """An algorithm that trains its reference first."""
 
     @property
@@ -128,9 +135,17 @@ class AbstractPretrained(AbstractAlgorithm):
         """Updates of the reference alone, before the others; may be 0."""
 
     @abc.abstractmethod
+    def pretrained(self, state: S) -> Int[Array, ""]:
+        """Return how many updates the reference has had.
+
+        Args:
+            state: the current state.
+        """
+
+    @abc.abstractmethod
     def pretrain(
-        self, state: Any, replay: Replay, rows: Int[Array, " batch"], key: Key
-    ) -> tuple[Any, dict[str, Float[Array, ""]]]:
+        self, state: S, replay: Replay, rows: Int[Array, " batch"], key: Key
+    ) -> tuple[S, dict[str, Float[Array, ""]]]:
         """Update the reference alone.
 
         Args:
@@ -140,11 +155,11 @@ class AbstractPretrained(AbstractAlgorithm):
             key: randomness of this update.
 
         Returns:
-            The next state, its `reference_step` one more, and metrics.
+            The next state, its `pretrained` one more, and metrics.
         """
 
     @abc.abstractmethod
-    def prepare(self, state: Any, replay: Replay, *, key: Key) -> tuple[Any, Replay]:
+    def prepare(self, state: S, replay: Replay, *, key: Key) -> tuple[S, Replay]:
         """Do what lies between the reference's training and the rest. Done again, from the same key, after a restart.
 
         Args:

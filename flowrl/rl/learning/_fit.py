@@ -92,6 +92,11 @@ def fit(
     if run is not None:
         state = run.load(state) or state
 
+    def done_in(phase: Phase, state: AbstractState) -> int:
+        if phase == "reference" and isinstance(algorithm, AbstractPretrained):
+            return int(algorithm.pretrained(state))
+        return int(state.step)
+
     def advance(state: AbstractState, replay: Replay, phase: Phase, total: int) -> AbstractState:
         evaluated = evaluate is not None and phase == "main" and int(state.step) + interval in evaluate_at
         # A compiled call cannot be stopped half-way: what it made is kept. An evaluation may take minutes more.
@@ -103,7 +108,7 @@ def fit(
         state, metrics = train(algorithm, state, replay, interval, phase)
         metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
         seconds = time.perf_counter() - started
-        done = int(state.reference_step if phase == "reference" else state.step)
+        done = done_in(phase, state)
         refuse_failures(phase, done, metrics, state)
         if progress is not None:
             progress(Progress(phase, done, total, interval / seconds))
@@ -119,7 +124,7 @@ def fit(
         return state
 
     if isinstance(algorithm, AbstractPretrained):
-        while int(state.reference_step) < pretraining:
+        while int(algorithm.pretrained(state)) < pretraining:
             state = advance(state, replay, "reference", pretraining)
         # What it caches is drawn again after a restart, from the same key: cheaper to recompute than to store.
         state, replay = algorithm.prepare(state, replay, key=prepare_key)

@@ -24,14 +24,19 @@ class ReferenceState(eqx.Module):
         one_step: the distilled sampler with its optimiser, or None.
     """
 
-    model: Trainable
+    model: Trainable[AbstractReference]
     average: AbstractReference | None
-    one_step: Trainable | None
+    one_step: Trainable[OneStepReference] | None
 
     @property
     def network(self) -> AbstractReference:
         """The model that stands for the behaviour policy: the average if there is one."""
         return self.model.network if self.average is None else self.average
+
+    @property
+    def action_size(self) -> int:
+        """Coordinates of an action."""
+        return self.network.action_size
 
     def sample(self, observation: Float[Array, " obs"], noise: Float[Array, " act"]) -> Float[Array, " act"]:
         """Turn noise into an action, by the one-step sampler if there is one.

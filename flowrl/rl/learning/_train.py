@@ -1,6 +1,6 @@
 """Many updates in one compiled call, for any algorithm."""
 
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import equinox as eqx
 import jax
@@ -14,9 +14,10 @@ from flowrl.rl.data.replay import Batches, Buffer, HostBuffer, Replay
 from flowrl.rl.learning._algorithm import AbstractAlgorithm, AbstractPretrained
 
 Phase = Literal["reference", "main"]
+N = TypeVar("N", bound=eqx.Module)
 
 
-class Trainable(eqx.Module):
+class Trainable(eqx.Module, Generic[N]):
     """A network with the state of its optimiser.
 
     Attributes:
@@ -24,12 +25,12 @@ class Trainable(eqx.Module):
         optimiser: Adam's state.
     """
 
-    network: Any
-    optimiser: Any
+    network: N
+    optimiser: optax.OptState
 
     @classmethod
-    def start(cls, network: Any, optimiser: optax.GradientTransformation) -> "Trainable":
-        """Begin.
+    def start(cls, network: N, optimiser: optax.GradientTransformation) -> "Trainable[N]":
+        """Pair a network with the optimiser's state before its first step.
 
         Args:
             network: the network.
@@ -37,8 +38,8 @@ class Trainable(eqx.Module):
         """
         return cls(network, optimiser.init(eqx.filter(network, eqx.is_array)))
 
-    def updated(self, gradient: Any, optimiser: optax.GradientTransformation) -> "Trainable":
-        """Take one step of the optimiser.
+    def updated(self, gradient: N, optimiser: optax.GradientTransformation) -> "Trainable[N]":
+        """Return the pair after one step of the optimiser.
 
         Args:
             gradient: of the loss, the structure of the network.
@@ -46,11 +47,11 @@ class Trainable(eqx.Module):
         """
         # Adam raises a float to an int32 power, which strict promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
-            updates, state = optimiser.update(gradient, self.optimiser)
+            updates, state = optimiser.update(cast(optax.Updates, gradient), self.optimiser)
         return Trainable(eqx.apply_updates(self.network, updates), state)
 
 
-def copied(network: Any) -> Any:
+def copied(network: N) -> N:
     """Give a copy with buffers of its own: donated buffers must not be shared between two fields of a state.
 
     Args:
@@ -59,7 +60,7 @@ def copied(network: Any) -> Any:
     return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, network)
 
 
-def polyak(slow: Any, new: Any, rate: float) -> Any:
+def polyak(slow: N, new: N, rate: float) -> N:
     """Move a target network toward the one it follows.
 
     Args:

@@ -27,7 +27,7 @@ from flowrl._target import AbstractTarget, Boltzmann, ValueGradient
 from flowrl._transport import Transport
 from flowrl.nn import MLP
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning._algorithm import AbstractPretrained, AbstractState
+from flowrl.rl.learning._algorithm import AbstractPretrained, AbstractState, AbstractValueBased
 from flowrl.rl.learning._losses import critic_loss, gradient_loss, td_target, value
 from flowrl.rl.learning._reference_learner import ReferenceLearner, ReferenceState, sample_rows, sample_sets
 from flowrl.rl.learning._train import Trainable, copied, polyak
@@ -38,7 +38,31 @@ from flowrl.sharding import over_states
 MAX_WEIGHT = 100.0
 
 
-class VGF(AbstractPretrained):
+class VGFState(AbstractState):
+    """Everything that training changes.
+
+    Attributes:
+        reference: μ.
+        critic: Q.
+        target_critic: its Polyak average.
+        gradient: f, the network of its gradient, or None.
+        scale: unit of length of the budgets, (act,): the reference's spread, or ones.
+        reference_step: updates of the reference so far.
+        step: updates of the critic so far.
+        key: randomness to come.
+    """
+
+    reference: ReferenceState
+    critic: Trainable[Critic]
+    target_critic: Critic
+    gradient: Trainable[MLP] | None
+    scale: Float[Array, " act"]
+    reference_step: Int[Array, ""]
+    step: Int[Array, ""]
+    key: Key
+
+
+class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
     r"""The algorithm as a value: its parts and constants. See `flowrl.rl.presets` for named settings.
 
     With `advantage_temperature` β the reference is fitted to the data weighted by
@@ -143,7 +167,10 @@ class VGF(AbstractPretrained):
         """Updates of the reference alone: `reference_updates` if it is frozen after them, else 0."""
         return self.reference_updates if self.frozen_reference else 0
 
-    def init(self, observation_size: int, action_size: int, *, key: Key) -> "VGFState":
+    def pretrained(self, state: VGFState) -> Int[Array, ""]:
+        return state.reference_step
+
+    def init(self, observation_size: int, action_size: int, *, key: Key) -> VGFState:
         """Make the state before the first update.
 
         Args:
@@ -169,8 +196,8 @@ class VGF(AbstractPretrained):
         )
 
     def pretrain(
-        self, state: "VGFState", replay: Replay, rows: Int[Array, " batch"], key: Key
-    ) -> tuple["VGFState", dict[str, Float[Array, ""]]]:
+        self, state: VGFState, replay: Replay, rows: Int[Array, " batch"], key: Key
+    ) -> tuple[VGFState, dict[str, Float[Array, ""]]]:
         """Fit the reference to the actions of a batch.
 
         Args:
@@ -181,7 +208,7 @@ class VGF(AbstractPretrained):
         """
         return self._reference_update(state, replay, over_states(rows), key, None)
 
-    def prepare(self, state: "VGFState", replay: Replay, *, key: Key, chunk: int = 2048) -> tuple["VGFState", Replay]:
+    def prepare(self, state: VGFState, replay: Replay, *, key: Key, chunk: int = 2048) -> tuple[VGFState, Replay]:
         """Sample a frozen reference at every next state, and measure its spread.
 
         Args:
@@ -203,8 +230,8 @@ class VGF(AbstractPretrained):
         return state, replay
 
     def update(
-        self, state: "VGFState", replay: Replay, rows: Int[Array, " batch"], key: Key
-    ) -> tuple["VGFState", dict[str, Float[Array, ""]]]:
+        self, state: VGFState, replay: Replay, rows: Int[Array, " batch"], key: Key
+    ) -> tuple[VGFState, dict[str, Float[Array, ""]]]:
         """Make one TD update, and one of what is trained along: the reference if it is not frozen, f if there is one.
 
         Args:
@@ -233,7 +260,7 @@ class VGF(AbstractPretrained):
         state, critic_metrics = self._critic_update(state, replay, rows, start)
         return state, metrics | critic_metrics
 
-    def propose(self, state: "VGFState", observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
+    def propose(self, state: VGFState, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
         """Draw one sample of the reference.
 
         Args:
@@ -244,30 +271,17 @@ class VGF(AbstractPretrained):
         return state.reference.sample(observation, jr.normal(key, state.scale.shape, observation.dtype))
 
     def improve(
-        self,
-        state: "VGFState",
-        observation: Float[Array, " obs"],
-        particles: Float[Array, "n act"],
-        steps: int,
-        step_size: Float[Array, ""],
+        self, state: VGFState, observation: Float[Array, " obs"], particles: Float[Array, "n act"], budget: Budget
     ) -> Solution:
-        """Transport samples of the reference; temperature and displacement cap are those of the train budget.
-
-        Args:
-            state: the networks.
-            observation: s, standardised.
-            particles: samples of the reference.
-            steps: L_test.
-            step_size: ε, in the unit of length `state.scale`.
-        """
-        train = self.train_budget
-        cap = train.max_displacement
-        budget = Budget(steps, step_size, train.temperature, scale=state.scale, max_displacement=cap)
         target = self._direction(state.critic.network, state.gradient, observation)
-        return self.transport(target, particles, budget, save=tuple(range(steps + 1)), throw=False)
+        save = tuple(range(budget.bound + 1))
+        return self.transport(target, particles, budget.rescaled(state.scale), save=save, throw=False)
+
+    def unit(self, state: VGFState) -> Float[Array, " act"]:
+        return state.scale
 
     def values(
-        self, state: "VGFState", observation: Float[Array, " obs"], actions: Float[Array, "n act"]
+        self, state: VGFState, observation: Float[Array, " obs"], actions: Float[Array, "n act"]
     ) -> Float[Array, "members n"]:
         """Give Q_k(s, a).
 
@@ -278,7 +292,7 @@ class VGF(AbstractPretrained):
         """
         return jax.vmap(state.critic.network, (None, 0), 1)(observation, actions)
 
-    def with_live_reference(self, state: "VGFState") -> tuple["VGF", "VGFState"]:
+    def with_live_reference(self, state: VGFState) -> tuple["VGF", VGFState]:
         """Give the algorithm whose reference learns on along with the critic, for data that keep changing.
 
         The unit of length stays what it was; the reference's optimiser starts anew, at a constant rate.
@@ -296,12 +310,12 @@ class VGF(AbstractPretrained):
 
     def _reference_update(
         self,
-        state: "VGFState",
+        state: VGFState,
         replay: Replay,
         rows: Int[Array, " batch"],
         key: Key,
         weights: Float[Array, " batch"] | None,
-    ) -> tuple["VGFState", dict[str, Float[Array, ""]]]:
+    ) -> tuple[VGFState, dict[str, Float[Array, ""]]]:
         reference, metrics = self._learner.update(
             state.reference, replay.observations[rows], replay.actions[rows], key, weights
         )
@@ -309,8 +323,8 @@ class VGF(AbstractPretrained):
         return state, metrics
 
     def _critic_update(
-        self, state: "VGFState", replay: Replay, rows: Int[Array, " batch"], start: Float[Array, "batch n act"]
-    ) -> tuple["VGFState", dict[str, Float[Array, ""]]]:
+        self, state: VGFState, replay: Replay, rows: Int[Array, " batch"], start: Float[Array, "batch n act"]
+    ) -> tuple[VGFState, dict[str, Float[Array, ""]]]:
         next_observations = replay.next_observations[replay.bootstrap[rows]]
         budget = self.train_budget.rescaled(state.scale)
         critic = state.critic.network
@@ -368,7 +382,7 @@ class VGF(AbstractPretrained):
         return Boltzmann(aggregated_value, critic, self.improvement, observation)
 
     def _weights(
-        self, state: "VGFState", replay: Replay, rows: Int[Array, " batch"], key: Key
+        self, state: VGFState, replay: Replay, rows: Int[Array, " batch"], key: Key
     ) -> Float[Array, " batch"] | None:
         """Give the weight of each transition in the reference's loss."""
         if self.advantage_temperature is None:
@@ -379,9 +393,7 @@ class VGF(AbstractPretrained):
         advantages = values(observations, replay.actions[rows][:, None])[:, 0] - baseline
         return jnp.minimum(jnp.exp(advantages / self.advantage_temperature), MAX_WEIGHT)
 
-    def _fresh(
-        self, state: "VGFState", observations: Float[Array, "batch obs"], key: Key
-    ) -> Float[Array, "batch n act"]:
+    def _fresh(self, state: VGFState, observations: Float[Array, "batch obs"], key: Key) -> Float[Array, "batch n act"]:
         """Draw N samples of the reference in every state."""
         shape = (observations.shape[0], self.particles, state.scale.shape[0])
         return sample_sets(state.reference.sample, observations, jr.normal(key, shape, observations.dtype))
@@ -410,27 +422,3 @@ class VGF(AbstractPretrained):
             average=self.reference_average,
             one_step=self.one_step,
         )
-
-
-class VGFState(AbstractState):
-    """Everything that training changes.
-
-    Attributes:
-        reference: μ.
-        critic: Q.
-        target_critic: its Polyak average.
-        gradient: f, the network of its gradient, or None.
-        scale: unit of length of the budgets, (act,): the reference's spread, or ones.
-        reference_step: updates of the reference so far.
-        step: updates of the critic so far.
-        key: randomness to come.
-    """
-
-    reference: ReferenceState
-    critic: Trainable
-    target_critic: Critic
-    gradient: Trainable | None
-    scale: Float[Array, " act"]
-    reference_step: Int[Array, ""]
-    step: Int[Array, ""]
-    key: Key

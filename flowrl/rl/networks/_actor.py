@@ -63,6 +63,11 @@ class GaussianActor(eqx.Module):
         self.network = MLP((observation_size,), action_size, hidden, key=key)
         self.log_std = jnp.zeros(action_size, jnp.float32)
 
+    @property
+    def action_size(self) -> int:
+        """Coordinates of an action."""
+        return self.log_std.shape[0]
+
     def log_prob(self, observation: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, ""]:
         """Give log π(a|s), summed over the coordinates.
 

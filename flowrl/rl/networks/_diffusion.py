@@ -59,6 +59,11 @@ class DiffusionPolicy(eqx.Module):
         self.network = MLP((observation_size, action_size, steps), action_size, hidden, key=key)
         self.steps = steps
 
+    @property
+    def action_size(self) -> int:
+        """Coordinates of an action."""
+        return self.network.layers[-1].bias.shape[0]
+
     def loss(
         self,
         observation: Float[Array, " obs"],

@@ -15,6 +15,11 @@ from flowrl.nn import MLP
 class AbstractReference(eqx.Module):
     """A model of the behaviour policy: a loss to fit it by, and a map from noise to actions."""
 
+    @property
+    @abc.abstractmethod
+    def action_size(self) -> int:
+        """Coordinates of an action."""
+
     @abc.abstractmethod
     def loss(
         self,
@@ -75,6 +80,10 @@ class FlowReference(AbstractReference):
         self.field = MLP((observation_size, action_size, 1), action_size, hidden, key=key)
         self.steps = steps
 
+    @property
+    def action_size(self) -> int:
+        return self.field.layers[-1].bias.shape[0]
+
     def loss(
         self,
         observation: Float[Array, " obs"],
@@ -130,6 +139,10 @@ class GaussianReference(AbstractReference):
             key: randomness of the weights.
         """
         self.network = MLP((observation_size,), 2 * action_size, hidden, key=key)
+
+    @property
+    def action_size(self) -> int:
+        return self.network.layers[-1].bias.shape[0] // 2
 
     def loss(
         self,
@@ -193,6 +206,11 @@ class OneStepReference(eqx.Module):
             key: randomness of the weights.
         """
         self.network = MLP((observation_size, action_size), action_size, hidden, key=key)
+
+    @property
+    def action_size(self) -> int:
+        """Coordinates of an action."""
+        return self.network.layers[-1].bias.shape[0]
 
     def loss(
         self, teacher: AbstractReference, observation: Float[Array, " obs"], noise: Float[Array, " act"]

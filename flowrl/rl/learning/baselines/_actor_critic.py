@@ -1,7 +1,7 @@
 """What the baselines with a critic share: a batch, the critic's update and values, and the flow along it in test."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -11,7 +11,6 @@ from equinox import AbstractVar
 from jaxtyping import Array, Float, Int
 
 from flowrl._budget import Budget
-from flowrl._custom_types import Key
 from flowrl._domain import Box
 from flowrl._flow import Ascent
 from flowrl._solution import Solution
@@ -19,7 +18,14 @@ from flowrl._solver import Optax
 from flowrl._target import Boltzmann
 from flowrl._transport import Transport
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning import AbstractAlgorithm, Trainable, critic_loss, td_target
+from flowrl.rl.learning import (
+    AbstractAlgorithm,
+    AbstractState,
+    AbstractValueBased,
+    Trainable,
+    critic_loss,
+    td_target,
+)
 from flowrl.rl.networks import AbstractAggregate, Critic, aggregated_value
 
 
@@ -30,52 +36,50 @@ def _transport() -> Transport:
         return Transport(Ascent(), Optax(), Box(-1.0, 1.0))
 
 
-class AbstractActorCritic(AbstractAlgorithm):
+class AbstractActorCriticState(AbstractState):
+    """The state of a baseline with a critic.
+
+    Attributes:
+        critic: Q.
+        target_critic: its Polyak average.
+    """
+
+    critic: AbstractVar[Trainable[Critic]]
+    target_critic: AbstractVar[Critic]
+
+
+S = TypeVar("S", bound=AbstractActorCriticState)
+
+
+class AbstractActorCritic(AbstractValueBased[S]):
     """A baseline with a critic: its proposals can be transported along that critic, as those of VGF are.
 
-    Its state has a field `critic`. The proposals climb, each by itself, along the gradient of the ensemble aggregated
-    by `improvement`, with the steps of Adam, within the box of actions: `flowrl.rl.presets.default` in test. So the test
+    The proposals climb, each by itself, along the gradient of the ensemble aggregated by `improvement`, with the steps
+    of Adam in the units of the action, within the box of actions: `flowrl.rl.presets.default` in test. So the test
     budget of a `Policy` asks of every baseline what a flow along its critic adds to it.
 
     Attributes:
-        improvement: makes the values of the ensemble the number that an actor climbs in training, and the proposals in test.
+        improvement: makes the values of the ensemble the number that an actor climbs in training, and the proposals in
+            test.
     """
 
     improvement: AbstractVar[AbstractAggregate]
 
     def improve(
-        self,
-        state: Any,
-        observation: Float[Array, " obs"],
-        particles: Float[Array, "n act"],
-        steps: int,
-        step_size: Float[Array, ""],
+        self, state: S, observation: Float[Array, " obs"], particles: Float[Array, "n act"], budget: Budget
     ) -> Solution:
-        """Transport proposals along the critic.
-
-        Args:
-            state: the networks.
-            observation: s, standardised.
-            particles: proposals.
-            steps: L_test.
-            step_size: ε, in the unit of length `state.scale`: the rate of Adam, and nearly the length of a step in
-                each coordinate.
-        """
         target = Boltzmann(aggregated_value, state.critic.network, self.improvement, observation)
-        budget = Budget(steps, step_size, scale=state.scale)
-        return _transport()(target, particles, budget, save=tuple(range(steps + 1)), throw=False)
+        save = tuple(range(budget.bound + 1))
+        return _transport()(target, particles, budget, save=save, throw=False)
 
     def values(
-        self, state: Any, observation: Float[Array, " obs"], actions: Float[Array, "n act"]
+        self, state: S, observation: Float[Array, " obs"], actions: Float[Array, "n act"]
     ) -> Float[Array, "members n"]:
-        """Give Q_k(s, a).
-
-        Args:
-            state: the networks.
-            observation: s, standardised.
-            actions: candidates.
-        """
         return jax.vmap(state.critic.network, (None, 0), 1)(observation, actions)
+
+    def unit(self, state: S) -> Float[Array, ""]:
+        del state
+        return jnp.ones((), jnp.float32)
 
 
 class Batch(NamedTuple):
@@ -110,17 +114,6 @@ def gather(replay: Replay, rows: Int[Array, " batch"]) -> Batch:
         replay.discounts[rows],
         replay.next_observations[replay.bootstrap[rows]],
     )
-
-
-def counters(action_size: int, key: Key) -> dict[str, Array]:
-    """Give the fields that every state begins with: ε is in the units of the action, and nothing is done yet.
-
-    Args:
-        action_size: coordinates of a.
-        key: randomness of the run.
-    """
-    zero = {name: jnp.zeros((), jnp.int32) for name in ("reference_step", "step")}
-    return {"scale": jnp.ones(action_size, jnp.float32), "key": key, **zero}
 
 
 def backup(

@@ -1,7 +1,7 @@
 """Behaviour cloning: the reference alone."""
 
 import dataclasses
-from typing import Literal, NoReturn
+from typing import Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,8 +11,7 @@ from jaxtyping import Array, Float, Int
 from flowrl._custom_types import Key
 from flowrl.rl.data.replay import Replay
 from flowrl.rl.learning import AbstractAlgorithm, AbstractState, ReferenceLearner, ReferenceState
-from flowrl.rl.learning.baselines._actor_critic import check, counters
-from flowrl.rl.networks import AbstractAggregate, Mean
+from flowrl.rl.learning.baselines._actor_critic import check
 
 
 class BCState(AbstractState):
@@ -20,30 +19,25 @@ class BCState(AbstractState):
 
     Attributes:
         reference: μ.
-        scale: ones, (act,).
-        reference_step: 0.
         step: updates so far.
         key: randomness to come.
     """
 
     reference: ReferenceState
-    scale: Float[Array, " act"]
-    reference_step: Int[Array, ""]
     step: Int[Array, ""]
     key: Key
 
 
-class BC(AbstractAlgorithm):
+class BC(AbstractAlgorithm[BCState]):
     r"""Behaviour cloning by a generative model; one proposal is the policy.
 
     $$\mathcal{L}_\mu = \mathbb{E}\,|w(s, x_t, t) - (a - x_0)|^2, \qquad x_t = (1 - t)\, x_0 + t\, a$$
 
     for the flow, x₀ standard normal and t uniform on [0, 1]; the negative log likelihood for the normal law. There is
-    no critic: all candidates have the value 0, and none can be moved.
+    no critic: nothing ranks the proposals, and none can be moved.
 
     Attributes:
         reference: "flow" for a flow-matching model, "gaussian" for a normal law.
-        selection: of no effect, as there is nothing to rank by.
         learning_rate: Adam's rate.
         batch_size: transitions an update.
         hidden: widths of the hidden layers.
@@ -54,7 +48,6 @@ class BC(AbstractAlgorithm):
     """
 
     reference: Literal["flow", "gaussian"] = eqx.field(static=True, default="flow")
-    selection: AbstractAggregate = Mean()
     learning_rate: float = eqx.field(static=True, default=3e-4)
     batch_size: int = eqx.field(static=True, default=256)
     hidden: tuple[int, ...] = eqx.field(static=True, default=(512, 512, 512, 512))
@@ -75,7 +68,7 @@ class BC(AbstractAlgorithm):
         """
         reference_key, run_key = jr.split(key)
         reference = self._learner.init(observation_size, action_size, key=reference_key)
-        return BCState(reference=reference, **counters(action_size, run_key))
+        return BCState(reference=reference, step=jnp.zeros((), jnp.int32), key=run_key)
 
     def update(
         self, state: BCState, replay: Replay, rows: Int[Array, " batch"], key: Key
@@ -103,43 +96,7 @@ class BC(AbstractAlgorithm):
             observation: s, standardised.
             key: randomness of this sample.
         """
-        return state.reference.sample(observation, jr.normal(key, state.scale.shape, observation.dtype))
-
-    def improve(
-        self,
-        state: BCState,
-        observation: Float[Array, " obs"],
-        particles: Float[Array, "n act"],
-        steps: int,
-        step_size: Float[Array, ""],
-    ) -> NoReturn:
-        """Refuse: without a critic there is no direction to move in.
-
-        Args:
-            state: the networks.
-            observation: s, standardised.
-            particles: candidates.
-            steps: L_test.
-            step_size: ε.
-
-        Raises:
-            ValueError: always.
-        """
-        del state, observation, particles, steps, step_size
-        raise ValueError("BC has no critic to move candidates along: evaluate it with policies of 0 steps.")
-
-    def values(
-        self, state: BCState, observation: Float[Array, " obs"], actions: Float[Array, "n act"]
-    ) -> Float[Array, "1 n"]:
-        """Give zeros: all candidates are as good.
-
-        Args:
-            state: the networks.
-            observation: s, standardised.
-            actions: candidates.
-        """
-        del state, observation
-        return jnp.zeros((1, actions.shape[0]), actions.dtype)
+        return state.reference.sample(observation, jr.normal(key, (state.reference.action_size,), observation.dtype))
 
     @property
     def _learner(self) -> ReferenceLearner:

@@ -12,12 +12,12 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
-from flowrl.rl.learning import AbstractState, Trainable, copied, polyak
-from flowrl.rl.learning.baselines._actor_critic import Batch, counters, critic_step
+from flowrl.rl.learning import Trainable, copied, polyak
+from flowrl.rl.learning.baselines._actor_critic import AbstractActorCriticState, Batch, critic_step
 from flowrl.rl.networks import Critic, DeterministicActor
 
 
-class DeterministicState(AbstractState):
+class DeterministicState(AbstractActorCriticState):
     """Everything that the training of TD3+BC and ReBRAC changes.
 
     Attributes:
@@ -25,18 +25,14 @@ class DeterministicState(AbstractState):
         target_actor: its Polyak average.
         critic: Q.
         target_critic: its Polyak average.
-        scale: ones, (act,): the unit of length of test budgets is that of the action.
-        reference_step: 0.
         step: updates so far.
         key: randomness to come.
     """
 
-    actor: Trainable
+    actor: Trainable[DeterministicActor]
     target_actor: DeterministicActor
-    critic: Trainable
+    critic: Trainable[Critic]
     target_critic: Critic
-    scale: Float[Array, " act"]
-    reference_step: Int[Array, ""]
     step: Int[Array, ""]
     key: Key
 
@@ -67,7 +63,8 @@ def start(
         target_actor=copied(actor),
         critic=Trainable.start(critic, optimiser),
         target_critic=copied(critic),
-        **counters(action_size, run_key),
+        step=jnp.zeros((), jnp.int32),
+        key=run_key,
     )
 
 

@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning import AbstractState, Trainable, copied, polyak
+from flowrl.rl.learning import Trainable, copied, polyak
 from flowrl.rl.learning.baselines._actor_critic import (
     AbstractActorCritic,
+    AbstractActorCriticState,
     backup,
     check,
-    counters,
     critic_step,
     gather,
     magnitude,
@@ -24,7 +24,7 @@ from flowrl.rl.learning.baselines._actor_critic import (
 from flowrl.rl.networks import AbstractAggregate, Critic, DiffusionPolicy, Mean, Minimum
 
 
-class DiffusionQLState(AbstractState):
+class DiffusionQLState(AbstractActorCriticState):
     """Everything that training changes.
 
     Attributes:
@@ -32,23 +32,19 @@ class DiffusionQLState(AbstractState):
         target_actor: the average of its weights.
         critic: Q.
         target_critic: its Polyak average.
-        scale: ones, (act,): the unit of length of test budgets is that of the action.
-        reference_step: 0.
         step: updates so far.
         key: randomness to come.
     """
 
-    actor: Trainable
+    actor: Trainable[DiffusionPolicy]
     target_actor: DiffusionPolicy
-    critic: Trainable
+    critic: Trainable[Critic]
     target_critic: Critic
-    scale: Float[Array, " act"]
-    reference_step: Int[Array, ""]
     step: Int[Array, ""]
     key: Key
 
 
-class DiffusionQL(AbstractActorCritic):
+class DiffusionQL(AbstractActorCritic[DiffusionQLState]):
     r"""A diffusion policy that fits the data and climbs the critic through all its denoising steps.
 
     $$\mathcal{L}_\pi = \mathbb{E}\,|\epsilon_\theta(s, x_t, t) - \varepsilon|^2 -
@@ -120,7 +116,8 @@ class DiffusionQL(AbstractActorCritic):
             target_actor=copied(actor),
             critic=Trainable.start(critic, self._optimiser),
             target_critic=copied(critic),
-            **counters(action_size, run_key),
+            step=jnp.zeros((), jnp.int32),
+            key=run_key,
         )
 
     def update(
@@ -175,7 +172,7 @@ class DiffusionQL(AbstractActorCritic):
             observation: s, standardised.
             key: randomness of this sample.
         """
-        noise = jr.normal(key, (self.reference_steps, *state.scale.shape), observation.dtype)
+        noise = jr.normal(key, (self.reference_steps, state.actor.network.action_size), observation.dtype)
         return state.actor.network.sample(observation, noise)
 
     @property

@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning import AbstractState, Trainable, copied, polyak, reference_loss
+from flowrl.rl.learning import Trainable, copied, polyak, reference_loss
 from flowrl.rl.learning.baselines._actor_critic import (
     AbstractActorCritic,
+    AbstractActorCriticState,
     backup,
     check,
-    counters,
     critic_step,
     gather,
     magnitude,
@@ -24,29 +24,25 @@ from flowrl.rl.learning.baselines._actor_critic import (
 from flowrl.rl.networks import AbstractAggregate, Critic, FlowReference, Mean, aggregated_value
 
 
-class FlowQLState(AbstractState):
+class FlowQLState(AbstractActorCriticState):
     """Everything that training changes.
 
     Attributes:
         actor: π.
         critic: Q.
         target_critic: its Polyak average.
-        scale: ones, (act,): the unit of length of test budgets is that of the action.
-        reference_step: 0.
         step: updates so far.
         key: randomness to come.
     """
 
-    actor: Trainable
-    critic: Trainable
+    actor: Trainable[FlowReference]
+    critic: Trainable[Critic]
     target_critic: Critic
-    scale: Float[Array, " act"]
-    reference_step: Int[Array, ""]
     step: Int[Array, ""]
     key: Key
 
 
-class FlowQL(AbstractActorCritic):
+class FlowQL(AbstractActorCritic[FlowQLState]):
     r"""A flow policy that fits the data and climbs the critic through all its Euler steps: FBRAC in the paper of FQL.
 
     $$\mathcal{L}_\pi = \alpha\, \mathbb{E}\,|w(s, x_t, t) - (a - x_0)|^2 - \mathbb{E}\,\operatorname{mean}_k
@@ -107,7 +103,8 @@ class FlowQL(AbstractActorCritic):
             actor=Trainable.start(actor, self._optimiser),
             critic=Trainable.start(critic, self._optimiser),
             target_critic=copied(critic),
-            **counters(action_size, run_key),
+            step=jnp.zeros((), jnp.int32),
+            key=run_key,
         )
 
     def update(
@@ -160,7 +157,9 @@ class FlowQL(AbstractActorCritic):
             observation: s, standardised.
             key: randomness of this sample.
         """
-        return state.actor.network.sample(observation, jr.normal(key, state.scale.shape, observation.dtype))
+        return state.actor.network.sample(
+            observation, jr.normal(key, (state.actor.network.action_size,), observation.dtype)
+        )
 
     @property
     def _optimiser(self) -> optax.GradientTransformation:

@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning import AbstractState, ReferenceLearner, ReferenceState, Trainable, copied, polyak
+from flowrl.rl.learning import ReferenceLearner, ReferenceState, Trainable, copied, polyak
 from flowrl.rl.learning.baselines._actor_critic import (
     AbstractActorCritic,
+    AbstractActorCriticState,
     backup,
     check,
-    counters,
     critic_step,
     gather,
     magnitude,
@@ -25,7 +25,7 @@ from flowrl.rl.learning.baselines._bc import reference_learner
 from flowrl.rl.networks import AbstractAggregate, AbstractReference, Critic, Mean, OneStepReference, aggregated_value
 
 
-class FQLState(AbstractState):
+class FQLState(AbstractActorCriticState):
     """Everything that training changes.
 
     Attributes:
@@ -33,23 +33,19 @@ class FQLState(AbstractState):
         actor: g, the one-step policy.
         critic: Q.
         target_critic: its Polyak average.
-        scale: ones, (act,): the unit of length of test budgets is that of the action.
-        reference_step: 0.
         step: updates so far.
         key: randomness to come.
     """
 
     reference: ReferenceState
-    actor: Trainable
-    critic: Trainable
+    actor: Trainable[OneStepReference]
+    critic: Trainable[Critic]
     target_critic: Critic
-    scale: Float[Array, " act"]
-    reference_step: Int[Array, ""]
     step: Int[Array, ""]
     key: Key
 
 
-class FQL(AbstractActorCritic):
+class FQL(AbstractActorCritic[FQLState]):
     r"""A flow cloned from the data, and a one-step policy distilled from it that climbs the critic.
 
     $$\mathcal{L}_g = \alpha\, \mathbb{E}\,|g(s, z) - \mu(s, z)|^2 - \mathbb{E}\,\operatorname{mean}_k Q_k(s, g(s, z)),
@@ -111,7 +107,8 @@ class FQL(AbstractActorCritic):
             actor=Trainable.start(actor, self._optimiser),
             critic=Trainable.start(critic, self._optimiser),
             target_critic=copied(critic),
-            **counters(action_size, run_key),
+            step=jnp.zeros((), jnp.int32),
+            key=run_key,
         )
 
     def update(
@@ -166,7 +163,9 @@ class FQL(AbstractActorCritic):
             observation: s, standardised.
             key: randomness of this action.
         """
-        return state.actor.network.sample(observation, jr.normal(key, state.scale.shape, observation.dtype))
+        return state.actor.network.sample(
+            observation, jr.normal(key, (state.actor.network.action_size,), observation.dtype)
+        )
 
     @property
     def _optimiser(self) -> optax.GradientTransformation:

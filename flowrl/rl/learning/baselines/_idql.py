@@ -3,6 +3,7 @@
 import dataclasses
 
 import equinox as eqx
+import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Int
@@ -10,14 +11,14 @@ from jaxtyping import Array, Float, Int
 from flowrl._custom_types import Key
 from flowrl.nn import MLP
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning import AbstractState, ReferenceLearner, ReferenceState, Trainable, copied
-from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, check, counters, gather
+from flowrl.rl.learning import ReferenceLearner, ReferenceState, Trainable, copied
+from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, AbstractActorCriticState, check, gather
 from flowrl.rl.learning.baselines._bc import reference_learner
 from flowrl.rl.learning.baselines._implicit import implicit_step
 from flowrl.rl.networks import AbstractAggregate, Critic, Minimum
 
 
-class IDQLState(AbstractState):
+class IDQLState(AbstractActorCriticState):
     """Everything that training changes.
 
     Attributes:
@@ -25,23 +26,19 @@ class IDQLState(AbstractState):
         value: V.
         critic: Q.
         target_critic: its Polyak average.
-        scale: ones, (act,): the unit of length of test budgets is that of the action.
-        reference_step: 0.
         step: updates so far.
         key: randomness to come.
     """
 
     reference: ReferenceState
-    value: Trainable
-    critic: Trainable
+    value: Trainable[MLP]
+    critic: Trainable[Critic]
     target_critic: Critic
-    scale: Float[Array, " act"]
-    reference_step: Int[Array, ""]
     step: Int[Array, ""]
     key: Key
 
 
-class IDQL(AbstractActorCritic):
+class IDQL(AbstractActorCritic[IDQLState]):
     r"""Samples of a model of the data, ranked by the critic of IQL: what the paper of FQL calls IFQL.
 
     $$\mathcal{L}_V = \mathbb{E}\,\bigl|\tau - 1(u < 0)\bigr|\, u^2, \quad u = \min_k \bar Q_k(s, a) - V(s), \qquad
@@ -106,7 +103,8 @@ class IDQL(AbstractActorCritic):
             value=Trainable.start(value, self._optimiser),
             critic=Trainable.start(critic, self._optimiser),
             target_critic=copied(critic),
-            **counters(action_size, run_key),
+            step=jnp.zeros((), jnp.int32),
+            key=run_key,
         )
 
     def update(
@@ -153,7 +151,7 @@ class IDQL(AbstractActorCritic):
             observation: s, standardised.
             key: randomness of this sample.
         """
-        return state.reference.sample(observation, jr.normal(key, state.scale.shape, observation.dtype))
+        return state.reference.sample(observation, jr.normal(key, (state.reference.action_size,), observation.dtype))
 
     @property
     def _optimiser(self) -> optax.GradientTransformation:

@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, Int
 from flowrl._custom_types import Key
 from flowrl.nn import MLP
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning import AbstractState, Trainable, copied
-from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, check, counters, gather
+from flowrl.rl.learning import Trainable, copied
+from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, AbstractActorCriticState, check, gather
 from flowrl.rl.learning.baselines._implicit import implicit_step
 from flowrl.rl.networks import AbstractAggregate, Critic, GaussianActor, Minimum
 
 
-class IQLState(AbstractState):
+class IQLState(AbstractActorCriticState):
     """Everything that training changes.
 
     Attributes:
@@ -26,23 +26,19 @@ class IQLState(AbstractState):
         value: V.
         critic: Q.
         target_critic: its Polyak average.
-        scale: ones, (act,): the unit of length of test budgets is that of the action.
-        reference_step: 0.
         step: updates so far.
         key: randomness to come.
     """
 
-    actor: Trainable
-    value: Trainable
-    critic: Trainable
+    actor: Trainable[GaussianActor]
+    value: Trainable[MLP]
+    critic: Trainable[Critic]
     target_critic: Critic
-    scale: Float[Array, " act"]
-    reference_step: Int[Array, ""]
     step: Int[Array, ""]
     key: Key
 
 
-class IQL(AbstractActorCritic):
+class IQL(AbstractActorCritic[IQLState]):
     r"""Implicit Q-learning: no action outside the data is ever asked for.
 
     $$\mathcal{L}_V = \mathbb{E}\,\bigl|\tau - 1(u < 0)\bigr|\, u^2, \quad u = \min_k \bar Q_k(s, a) - V(s), \qquad
@@ -115,7 +111,8 @@ class IQL(AbstractActorCritic):
             value=Trainable.start(value, self._optimiser),
             critic=Trainable.start(critic, self._optimiser),
             target_critic=copied(critic),
-            **counters(action_size, run_key),
+            step=jnp.zeros((), jnp.int32),
+            key=run_key,
         )
 
     def update(
@@ -166,7 +163,7 @@ class IQL(AbstractActorCritic):
             observation: s, standardised.
             key: randomness of this action.
         """
-        noise = self.temperature * jr.normal(key, state.scale.shape, observation.dtype)
+        noise = self.temperature * jr.normal(key, (state.actor.network.action_size,), observation.dtype)
         return state.actor.network.sample(observation, noise)
 
     @property

@@ -13,7 +13,7 @@ from flowrl.rl.learning.baselines._deterministic import DeterministicState, dela
 from flowrl.rl.networks import AbstractAggregate, Critic, DeterministicActor, Minimum, aggregated_value
 
 
-class ReBRAC(AbstractActorCritic):
+class ReBRAC(AbstractActorCritic[DeterministicState]):
     r"""TD3+BC with a penalty on the actor and another in the TD target.
 
     $$\mathcal{L}_\pi = \mathbb{E}\bigl[\beta_1 |\pi(s) - a|^2 - \lambda \min_k Q_k(s, \pi(s))\bigr], \qquad

@@ -25,7 +25,7 @@ class First(AbstractAggregate):
         return values[0]
 
 
-class TD3BC(AbstractActorCritic):
+class TD3BC(AbstractActorCritic[DeterministicState]):
     r"""A deterministic policy that climbs the critic and stays near the actions of the data.
 
     $$\mathcal{L}_\pi = -\lambda\, \mathbb{E}\, Q_1(s, \pi(s)) + \mathbb{E}\,|\pi(s) - a|^2, \qquad
