@@ -1,14 +1,18 @@
 """What an evaluation showed: intervals, paired differences, a table, two plots."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax.random as jr
 import numpy as np
 
 from flowrl import _distribution
 from flowrl.rl.acting import Evaluation, Policy
 from flowrl.rl.data import ReferenceScores
+from flowrl.rl.data.replay import Replay
+from flowrl.rl.learning import AbstractAlgorithm, AbstractPretrained, held_out
 from flowrl.runs.statistics import student
 
 
@@ -117,6 +121,90 @@ def markdown(rows: list[Row], unit: str, length: str = "spreads") -> str:
             f"{row.episodes} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def table(rows: list[Row], unit: str, baseline: str, length: str = "spreads") -> str:
+    """Return the rows as plain text, for a terminal.
+
+    Args:
+        rows: from `summarise`.
+        unit: heading of the score.
+        baseline: name of the policy that is compared with.
+        length: the budget's unit of length.
+    """
+    lines = [("policy", unit, "95 % interval", f"minus {baseline}, paired", f"moved (RMS, {length})", "L")]
+    for row in rows:
+        difference = f"{row.difference:+.1f} [{row.difference_low:+.1f}, {row.difference_high:+.1f}]"
+        interval = f"[{row.low:.1f}, {row.high:.1f}]"
+        lines.append(
+            (row.name, f"{row.score:.1f}", interval, difference, f"{row.displacement:.3f}", f"{row.steps:.2g}")
+        )
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    widths = [f"<{first}", *(f">{width}" for width in others)]
+    laid_out = ["  ".join(format(x, width) for x, width in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join([laid_out[0], "-" * len(laid_out[0]), *laid_out[1:]])
+
+
+def episode_rows(policies: tuple[Policy, ...], evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return a row per policy and episode, as for `flowrl.runs.to_csv`.
+
+    Args:
+        policies: as evaluated.
+        evaluation: what was measured.
+    """
+    return [
+        {
+            "policy": policy.name,
+            "episode": e,
+            "return": float(evaluation.returns[p, e]),
+            "success": int(evaluation.successes[p, e]),
+            "length": int(evaluation.lengths[p, e]),
+            "displacement": float(evaluation.displacements[p, e]),
+            "steps": float(evaluation.steps[p, e]),
+        }
+        for p, policy in enumerate(policies)
+        for e in range(evaluation.returns.shape[1])
+    ]
+
+
+def mean_scores(
+    policies: tuple[Policy, ...],
+    evaluation: Evaluation,
+    metric: Literal["success", "return"],
+    reference: ReferenceScores | None = None,
+) -> dict[str, float]:
+    """Return the mean score of every policy as metrics named "score/<policy>", which `plot_learning` draws.
+
+    Args:
+        policies: as evaluated.
+        evaluation: what was measured.
+        metric: how this environment is scored.
+        reference: as for `Evaluation.scores`.
+    """
+    means = evaluation.scores(metric, reference).mean(axis=1)
+    return {f"score/{policy.name}": float(x) for policy, x in zip(policies, means, strict=True)}
+
+
+def held_out_losses(
+    algorithm: AbstractAlgorithm, state: Any, validation: Sequence[Replay], step: int
+) -> dict[str, float]:
+    """Return the losses on data that are not trained on, as metrics named "held_out/<loss>".
+
+    Args:
+        algorithm: what is trained; a reference that is trained first is measured too.
+        state: its networks.
+        validation: the held-out data: one replay, or none.
+        step: updates so far; randomness comes from it alone.
+    """
+    row: dict[str, float] = {}
+    for replay in validation:
+        (reference_key, cache_key, key), losses = jr.split(jr.key(step), 3), {}
+        if isinstance(algorithm, AbstractPretrained) and algorithm.pretraining:
+            losses = held_out(algorithm, state, replay, reference_key, phase="reference")
+            _, replay = algorithm.prepare(state, replay, key=cache_key)  # the unit of length stays that of training
+        losses |= held_out(algorithm, state, replay, key)
+        row |= {f"held_out/{name}": float(x) for name, x in losses.items() if name.endswith("loss")}
+    return row
 
 
 def plot_budget(rows: list[Row], policies: tuple[Policy, ...], unit: str, title: str, path: Path) -> None:
