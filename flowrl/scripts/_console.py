@@ -1,32 +1,33 @@
-"""How the long examples show what they do, and how they end: progress bars, a table, one line when they are stopped."""
+"""How programs show what they do, and how they end: progress bars, and one line when they are stopped."""
 
 import importlib.util
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from flowrl._io import resolve_dir
-from flowrl.rl import report
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: it ends a program as Ctrl-C does, so that what is open is closed."""
 
 
-def end_well(main: Callable[[], Any], out: Path | None = None, *, verb: str = "go on") -> NoReturn:
-    """Run a program to its end, whatever that is: its exit status, an error in one line, or where it was stopped.
+def end_well(
+    main: Callable[[], Any], command: Sequence[str], out: Path | None = None, *, verb: str = "go on"
+) -> NoReturn:
+    """Run a program to its end: its exit status, an error in one line, or the command that goes on after a stop.
 
     Args:
         main: the program; what it returns is the exit status if it is a number.
+        command: the words that started it.
         out: its run directory, for a program that goes on from there by --resume.
         verb: what the same command does after a stop; "start again" for a program that keeps nothing.
     """
@@ -41,7 +42,7 @@ def end_well(main: Callable[[], Any], out: Path | None = None, *, verb: str = "g
         status = main()
     except KeyboardInterrupt as stop:
         number = 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
-        words = ["python", *sys.argv]
+        words = list(command)
         if out is not None and (out / "config.json").exists() and "--resume" not in words:
             words.append("--resume")
         print(f"stopped; to {verb}: {shlex.join(words)}", file=sys.stderr)
@@ -104,20 +105,3 @@ def online_bar(bars: Progress) -> Callable[[Any], None]:
         bars.update(show, completed=progress.done, rate=rate)
 
     return advance
-
-
-def table(rows: list[report.Row], unit: str, title: str, baseline: str, length: str) -> Table:
-    """Lay out what an evaluation showed."""
-    out = Table(title=title)
-    for heading in ("policy", unit, "95 % interval", f"minus {baseline}, paired", f"moved (RMS, {length})", "L"):
-        out.add_column(heading, justify="left" if heading == "policy" else "right")
-    for row in rows:
-        out.add_row(
-            row.name,
-            f"{row.score:.1f}",
-            f"[{row.low:.1f}, {row.high:.1f}]",
-            f"{row.difference:+.1f} [{row.difference_low:+.1f}, {row.difference_high:+.1f}]",
-            f"{row.displacement:.3f}",
-            f"{row.steps:.2g}",
-        )
-    return out

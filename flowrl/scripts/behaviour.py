@@ -4,7 +4,7 @@ Soft actor-critic as in Haarnoja et al. 2018 (arXiv:1812.05905): twin critics, a
 coefficient tuned towards an entropy of minus the action dimension. The snapshots are the behaviour policies of the
 local locomotion data sets (`flowrl.rl.data`); this script made those that ship with the library:
 
-    python examples/train_behaviour.py --env HalfCheetah-v5 --steps 45000 --out flowrl/rl/data/_behaviour
+    flowrl behaviour --env HalfCheetah-v5 --steps 45000 --out flowrl/rl/data/_behaviour
 """
 
 import dataclasses
@@ -25,13 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jaxtyping import Array, PRNGKeyArray
 
 # A private module: the script and the library must agree on the form of the weights, and nobody else needs to.
 from flowrl.rl.data import Environment
 from flowrl.rl.data.generators import _behaviour
-from flowrl.scripts._console import end_well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +228,7 @@ def train(config: Config, env: Environment, save: Any) -> int:
 
 def describe(config: Config, files: dict[int, str], seconds: float, argv: Sequence[str]) -> dict[str, Any]:
     """Measures every snapshot as it was saved, and says where it came from."""
-    env = _behaviour.make(config.env)
+    env = _behaviour.make_mujoco(config.env)
     snapshots = []
     for step, name in files.items():
         path = config.out / name
@@ -242,7 +240,7 @@ def describe(config: Config, files: dict[int, str], seconds: float, argv: Sequen
         snapshots.append(entry)
     packages = ("jax", "equinox", "optax", "numpy", "gymnasium", "mujoco")
     return {
-        "command": shlex.join(["python", *argv]),
+        "command": shlex.join(["flowrl", *argv[1:]]),
         "config": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
         "seed": config.seed,
         "steps": max(files),
@@ -262,7 +260,7 @@ def main(config: Config) -> None:
         files[step] = f"{config.env.lower()}-{step:07d}.npz"
         _behaviour.save_policy(config.out / files[step], policy)
 
-    env = _behaviour.make(config.env)
+    env = _behaviour.make_mujoco(config.env)
     box = env.action_space
     if not isinstance(box, gymnasium.spaces.Box) or not (np.all(box.low == -1) and np.all(box.high == 1)):
         raise ValueError(f"--env {config.env}: got actions in {box}, expected a box [-1, 1]; rescale the environment.")
@@ -274,8 +272,3 @@ def main(config: Config) -> None:
     beside = path.with_name(f"{path.name}.tmp")
     beside.write_text(json.dumps(known | {config.env: entry}, indent=1, sort_keys=True) + "\n")
     beside.replace(path)
-
-
-if __name__ == "__main__":
-    config = tyro.cli(Config)
-    end_well(lambda: main(config), verb="start again")

@@ -1,8 +1,7 @@
-"""Tables and plots from the rows of `experiments.py`."""
+"""Tables and plots from rows."""
 
 import csv
 import dataclasses
-import json
 import math
 import re
 from pathlib import Path
@@ -15,9 +14,9 @@ from matplotlib.figure import Figure
 from flowrl.rl.data import ReferenceScores
 
 # A private module: D4RL's numbers are the library's, and no user of it needs them by name.
-from flowrl.rl.data.sources._d4rl_names import REFERENCES
+from flowrl.rl.data.sources import REFERENCES
 from flowrl.runs import statistics
-from flowrl.scripts.offline._options import OF_VGF
+from flowrl.scripts.experiments._rows import LOGGED, options_of
 
 Scale = Literal["d4rl", "bc", "none"]
 #: The way to act whose mean return is the unit of the scale "bc".
@@ -30,8 +29,6 @@ _CURVES = {
 }
 #: What must be equal in rows that are compared.
 _SHARED = ("metric", "data_sha256", "rows", "eval_seed", "episodes", "protocol", "step")
-#: Options that change what is logged on the way, and nothing else.
-LOGGED = ("interval", "curve_points", "curve_episodes", "video")
 #: Options that add rows and change none.
 _MORE_ROWS = ("bandit_episodes", "test_steps", "chosen", "band")
 
@@ -100,8 +97,8 @@ def read(paths: tuple[Path, ...]) -> dict[str, dict[str, Results]]:
 
 def _check_options(where: str, rows: list[dict[str, Any]]) -> None:
     """Refuse seeds of one way to act that were run with other options, as far as both rows know them."""
-    unread = (*LOGGED, *_MORE_ROWS, *(() if rows[0]["algorithm"] == "vgf" else OF_VGF))
-    first, *others = (json.loads(row["options"]) for row in rows)
+    unread = (*LOGGED, *_MORE_ROWS)
+    first, *others = (options_of(row) for row in rows)
     for other in others:
         known = first.keys() & other.keys() - set(unread)
         changed = [k for k in known if first[k] != other[k]]

@@ -1,359 +1,260 @@
-"""What `offline_rl.py` can be told, what is refused, and what the options mean: the algorithm and the ways to act."""
+"""The command line of offline runs: groups of options as one value, read from words or from a run's config.json."""
 
-import ast
 import dataclasses
-import itertools
+import json
 import math
-import os
-from collections.abc import Iterable
+import types
+import typing
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
-from flowrl import SVGD, Budget, Optax, Transport
-from flowrl.rl import VGF, AbstractAlgorithm, LowerConfidence, Mean, Minimum, Policy, PolicyTable, data, tasks
-from flowrl.rl.learning import baselines, presets
+from flowrl.rl import AbstractAlgorithm, Policy, PolicyTable, data
+from flowrl.scripts.offline._algorithms import NAMES, Entry, entry
+from flowrl.scripts.offline._groups import Data, Evaluation, Proposal, Run, Sample, Training
+from flowrl.scripts.offline._vgf import VGFOptions
 
-#: Options of VGF alone; an option that nothing would read is refused.
-OF_VGF = ("reference_updates", "train_particles", "train_steps", "train_step_size", "band", "temperature", "budget")
 #: Step sizes among which `--budget auto` chooses, in spreads; the steps are those of --test-steps.
 AUTO_STEP_SIZES = (0.1, 0.3, 0.6)
-#: What may be chosen along with a task of the paper, which fixes the rest.
-_BESIDE_PAPER = (
-    *("paper", "data_dir", "dataset_path", "origin", "out", "resume", "seed", "interval", "particles", "set", "log"),
-    *("eval_episodes", "bandit_episodes", "eval_seed", "curve_points", "curve_episodes", "video", "lanes", "workers"),
-)
-#: Policies without randomness.
-DETERMINISTIC = ("td3_bc", "rebrac", "iql")
+#: Where things are and who works on them is no part of what a run is.
+ELSEWHERE = ("out", "resume", "data_dir", "workers", "log")
+#: How a run is evaluated at the end may change when it goes on.
+FREE = ("lanes", "eval_episodes", "eval_seed", "bandit_episodes", "video")
+_GROUPS = ("data", "training", "learning", "acting", "evaluation", "run")
+_ABOUT = """Train {label} on a data set, and evaluate one set of weights under several test budgets, with the controls
+that tell what each part adds. (env): the default is the environment's.
+
+ALGORITHM is {names}, or MODULE:CLASS of your own (derived from flowrl.rl.AbstractAlgorithm); each has its own options:
+`flowrl offline iql --help`. --paper cube-double is a task of the paper at full size."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Offline reinforcement learning by Value Gradient Flow and its rivals. (env): the default is the environment's."""
+    """All options of a run.
 
-    env: str = "halfcheetah-medium-local-v0"
-    """Environment: {halfcheetah,walker2d}-medium[-replay]-local-v0, an OGBench single task such as
-    puzzle-3x3-play-singletask-task1-v0, d4rl:NAME, minari:ID, gym:ID with --dataset-path; a wrong name lists near
-    ones."""
-    algorithm: Literal["vgf", "bc", "td3_bc", "rebrac", "iql", "idql", "diffusion_ql", "flow_ql", "fql"] = "vgf"
-    """What is trained. An option that it has no use for is refused."""
-    paper: str | None = None
-    """A task of the paper at full size, such as cube-double: sets the environment, the published data and what is
-    trained, over the other options. Needs a GPU; its cost is printed."""
-    origin: Literal["local", "published"] | None = None
-    """Generate the data here, or download what the benchmark's authors made; default: generate where possible."""
-    data_dir: Path | None = None
-    """Where generated data are kept; default: the user's cache directory."""
-    dataset_path: Path | None = None
-    """A data file to use instead: npz in the layout of the environment's family, D4RL's HDF5, or your own arrays."""
-    rewards: Literal["auto", "none", "unit_std", "d4rl_locomotion", "antmaze"] = "auto"
-    """Reward protocol; auto: unit_std where returns are scored, none where success is."""
-    rows: int = 100_000
-    """Rows of generated training data."""
-    out: Path = Path("runs/offline_rl")
-    """Directory of the run."""
-    resume: bool = False
-    """Go on with the run in --out; what determines training must be the same."""
-    seed: int = 0
-    """Seed of the networks and of all sampling in training."""
+    Attributes:
+        algorithm: its name, or MODULE:CLASS.
+        data: what is learned from.
+        training: how long, and on which returns.
+        learning: the algorithm's own options.
+        acting: ways to act.
+        evaluation: episodes.
+        run: where the run is kept.
+    """
 
-    steps: int = 10_000
-    """Updates of the critic."""
-    reference_updates: int = 8_000
-    """Updates of the reference policy, before the critic."""
-    interval: int = 1_000
-    """Updates in one compiled call; a checkpoint follows each."""
-    batch_size: int = 256
-    """Transitions an update (env)."""
-    hidden: tuple[int, ...] = (256, 256)
-    """Widths of the hidden layers of all networks."""
-    members: int = 2
-    """Critics in the ensemble."""
-    aggregate: Literal["mean", "min", "lower"] | None = None
-    """How critics become one number in target, improvement and selection: mean, minimum, or mean - std. Default: VGF takes
-    the minimum where returns are scored, the mean where success is; its rivals what their papers do."""
-    learning_rate: float = 1e-3
-    """Adam's rate for the critic."""
-    polyak: float = 0.01
-    """Rate at which the target network follows."""
-    discount: float = 0.99
-    """Discount factor."""
-    n_step: int = 5
-    """Steps of the n-step return. With one step, ten thousand updates are too few for values to reach back far."""
-    chunk: int = 1
-    """Actions taken at once."""
-    set: tuple[str, ...] = ()
-    """Other fields of the algorithm as NAME=VALUE, such as alpha=3 expectile=0.9 amortized=particles."""
+    algorithm: str
+    data: Data
+    training: Training
+    learning: Any
+    acting: Sample
+    evaluation: Evaluation
+    run: Run
 
-    particles: int = 8
-    """N: candidates a state, in test; best-of-N and every transported policy choose among N."""
-    train_particles: int = 4
-    """Particles a state in the TD target."""
-    budget: Literal["given", "auto"] = "given"
-    """auto: critics choose L and the step size on held-out data, for training after a pilot with L_train = 0 (a tenth
-    of the updates), for test at the end, as one more policy; the report says why."""
-    train_steps: int = 0
-    """L_train: steps of the flow in the TD target; each costs a gradient of the critic a particle."""
-    train_step_size: float = 0.1
-    """Step size in training, in units of the reference's within-state spread."""
-    temperature: float | None = None
-    """α at which VGF's particles repel each other (SVGD), in the units of the value; default: each ascends alone."""
-    test_steps: tuple[int, ...] = (1, 3)
-    """All L_test to report (env)."""
-    test_step_size: float = 0.3
-    """Step size in test, in units of the reference's within-state spread; of the action, for the rivals of VGF."""
-    chosen: int = 1
-    """The L_test, fixed in advance, that the controls are matched to (env)."""
-    band: float = 1.0
-    """States that choose their own L stop where the critics disagree by more than this, relative to the reference."""
+    @property
+    def out(self) -> Path:
+        """Directory of the run."""
+        return self.run.out
 
-    eval_episodes: int = 16
-    """Episodes of every policy at the end, the same for all; 0 trains without acting."""
-    bandit_episodes: int = 0
-    """Episodes to spend, before those, on finding the best L_test by acting (sequential halving); 0: none."""
-    eval_seed: int = 1
-    """Seed of the evaluation's episodes."""
-    curve_points: int = 1
-    """Evaluations along the way, for the learning curve."""
-    curve_episodes: int = 4
-    """Episodes of each policy in those."""
-    video: int = 0
-    """Episodes to draw of the policy that the controls are matched to, as policy.gif (with MUJOCO_GL=egl or osmesa)."""
-    log: Literal["tensorboard", "wandb", "trackio"] | None = None
-    """Send the metrics to a tracker too; the CSV files are always written."""
-    lanes: int = 40
-    """Environments stepped in lockstep (env)."""
-    workers: int = os.cpu_count() or 1
-    """Processes for data and environments."""
+    @property
+    def paper(self) -> str | None:
+        """Task of the paper."""
+        return getattr(self.learning, "paper", None)
+
+    @property
+    def label(self) -> str:
+        """What tables call the algorithm."""
+        return entry(self.algorithm, self.paper).label
+
+    def learner(self) -> AbstractAlgorithm:
+        """Make the algorithm."""
+        dense = data.metric(self.data.env) == "return"
+        return self.learning.learner(getattr(self.acting, "particles", 1), dense=dense)
+
+    def policies(self, learner: AbstractAlgorithm) -> tuple[Policy, ...]:
+        """List the ways to act."""
+        return self.acting.policies(self.label, learner)
+
+    def flat(self) -> dict[str, Any]:
+        """Return all options by name, as config.json has them."""
+        groups = (dataclasses.asdict(getattr(self, group)) for group in _GROUPS)
+        options = {"algorithm": self.algorithm, **{k: v for group in groups for k, v in group.items()}}
+        return json.loads(json.dumps(options, default=str))
+
+    def changed(self, **options: Any) -> "Config":
+        """Return the same with other values of some options, by name."""
+        groups = {}
+        for name in _GROUPS:
+            group = getattr(self, name)
+            mine = {k: options.pop(k) for k in [f.name for f in dataclasses.fields(group)] if k in options}
+            groups[name] = dataclasses.replace(group, **mine)
+        if options:
+            raise ValueError(f"{self.algorithm} has no options {', '.join(sorted(options))}.")
+        return dataclasses.replace(self, **groups)
 
 
-def defaults(env: str) -> Config:
-    """Give the defaults for an environment: sparse tasks (success) and dense rewards (return) want different ones."""
+def defaults(algorithm: str = "vgf", *, env: str = Data.env, paper: str | None = None) -> Config:
+    """Return the options that are not given: sparse tasks (success) and dense rewards (return) want different ones."""
+    return _defaults(algorithm, entry(algorithm, paper), env)
+
+
+def _defaults(algorithm: str, found: Entry, env: str) -> Config:
+    # Required options of a user's own algorithm have no default; tyro asks for them.
+    learning: Any = tyro.MISSING_NONPROP if _required(found.learning) else found.learning()
+    usual = Config(algorithm, found.data(), found.training(), learning, found.acting(), found.evaluation(), Run())
+    if hasattr(learning, "paper"):
+        return usual
+    usual = usual.changed(env=env)
     if data.metric(env) == "return":
-        return Config(env=env)
-    return Config(env=env, batch_size=128, test_steps=(1, 3, 5), chosen=5, lanes=20)
+        return usual
+    sparse = {"batch_size": 128, "test_steps": (1, 3, 5), "chosen": 5, "lanes": 20}
+    known = usual.flat()
+    if algorithm not in NAMES:  # a batch is as large as the user's own algorithm has it
+        del sparse["batch_size"]
+    return usual.changed(**{name: value for name, value in sparse.items() if name in known})
+
+
+def _required(options: type) -> bool:
+    return any(
+        f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        for f in dataclasses.fields(options)  # pyright: ignore[reportArgumentType]
+    )
+
+
+def parse(words: Sequence[str]) -> Config:
+    """Read the command line: the algorithm decides which options there are, the environment their defaults."""
+    words = list(words)
+    named = words.pop(0) if words and not words[0].startswith("-") else None
+    given = last_value(words, "--algorithm", take=True)
+    algorithm, paper = given or named or "vgf", last_value(words, "--paper")
+    if given and named and given != named:
+        raise ValueError(f"both {named} and --algorithm {given} are given; leave one out.")
+    if paper is not None and algorithm != "vgf":
+        raise ValueError(f"--paper {paper} is trained by vgf; leave {algorithm} out.")
+    found = entry(algorithm, paper)
+    usual = _defaults(algorithm, found, last_value(words, "--env") or Data.env)
+    fields = [(name, type(getattr(usual, name)), getattr(usual, name)) for name in _GROUPS if name != "learning"]
+    fields.insert(2, ("learning", found.learning, usual.learning))
+    groups = dataclasses.make_dataclass(
+        "Options", [(name, kind, dataclasses.field(default=default)) for name, kind, default in fields], frozen=True
+    )
+    read = tyro.cli(
+        groups,
+        args=words,
+        prog=f"flowrl offline {algorithm}",
+        description=_ABOUT.format(label=found.label, names=", ".join(NAMES)),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed),
+    )
+    return Config(algorithm, *(getattr(read, name) for name in _GROUPS))
+
+
+def last_value(words: list[str], option: str, *, take: bool = False) -> str | None:
+    """Look up the last value that is given to an option, and take the option out of the words if asked to."""
+    value, kept, given = None, [], iter(words)
+    for word in given:
+        name, equals, joined = word.partition("=")
+        if name == option:
+            value = joined if equals else next(given, None)
+        else:
+            kept.append(word)
+    if take:
+        words[:] = kept
+    return value
+
+
+def from_flat(options: dict[str, Any], source: Path) -> Config:
+    """Read the options of a run from its config.json.
+
+    Raises:
+        ValueError: it has options that this version does not know.
+    """
+    usual = defaults(options["algorithm"], paper=options.get("paper"))
+    kinds = {f.name: f.type for name in _GROUPS for f in dataclasses.fields(getattr(usual, name))}
+    unknown = sorted(options.keys() - kinds.keys() - {"algorithm"})
+    if unknown:
+        raise ValueError(f"{source} is of another version: unknown {', '.join(unknown)}.")
+    return usual.changed(**{name: _typed(options[name], kind) for name, kind in kinds.items() if name in options})
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """Turn a JSON value back into what the option holds."""
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is not None and Path in kinds:
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def check(config: Config) -> None:
     """Refuse numbers that make no sense, before anything is generated."""
+    options = config.flat()
     positive = ("steps", "reference_updates", "interval", "rows", "batch_size", "members", "n_step", "particles")
-    refuse_below_one(config, (*positive, "train_particles", "curve_episodes", "lanes", "workers", "chunk"))
+    refuse_below_one(options, (*positive, "train_particles", "curve_episodes", "lanes", "workers", "chunk"))
+    training, evaluation = config.training, config.evaluation
     for name in ("steps", "reference_updates"):
-        if getattr(config, name) % config.interval:
-            raise ValueError(f"--{name.replace('_', '-')} must be a multiple of --interval ({config.interval}).")
-    if min(config.test_steps, default=0) < 1 or len(set(config.test_steps)) < len(config.test_steps):
-        raise ValueError(f"--test-steps must be different numbers >= 1 (0 is best-of-N), got {config.test_steps}.")
-    if config.chunk > 1 and config.n_step not in (1, config.chunk):
-        raise ValueError(f"--chunk {config.chunk} sets the steps of the return itself: give --n-step 1.")
-    if config.chosen not in config.test_steps:
-        raise ValueError(f"--chosen {config.chosen} must be one of --test-steps {config.test_steps}.")
-    if min(config.eval_seed, config.seed, config.curve_points, config.eval_episodes, config.video) < 0:
+        if options.get(name, 0) % training.interval:
+            raise ValueError(f"--{name.replace('_', '-')} must be a multiple of --interval ({training.interval}).")
+    if training.chunk > 1 and training.n_step not in (1, training.chunk):
+        raise ValueError(f"--chunk {training.chunk} sets the steps of the return itself: give --n-step 1.")
+    if (
+        min(evaluation.eval_seed, training.seed, evaluation.curve_points, evaluation.eval_episodes, evaluation.video)
+        < 0
+    ):
         raise ValueError("--seed, --eval-seed, --eval-episodes, --curve-points and --video must be >= 0.")
-    if config.bandit_episodes < 0 or (config.bandit_episodes and not config.eval_episodes):
-        raise ValueError("--bandit-episodes must be >= 0, and needs --eval-episodes 1 or more.")
-    if config.video and not config.eval_episodes:
+    if evaluation.video and not evaluation.eval_episodes:
         raise ValueError("--video needs an environment to act in: give --eval-episodes 1 or more.")
-    if not 0 <= config.discount <= 1:
-        raise ValueError(f"--discount must be in [0, 1], got {config.discount}.")
-    if not config.hidden or min(config.hidden) < 1:
-        raise ValueError(f"--hidden must be widths >= 1, got {config.hidden}.")
-    if config.paper is not None and (config.paper not in tasks.PAPER_TASKS or config.algorithm != "vgf"):
-        raise ValueError(f"--paper must be one of {', '.join(tasks.PAPER_TASKS)}, with --algorithm vgf.")
-    if config.budget == "auto" and config.steps // config.interval < 2:
-        raise ValueError("--budget auto needs two intervals or more: one for the pilot, one to train by its choice.")
-    _refuse_unread(config)
-    config = at_full_size(config)
-    if config.env.startswith("d4rl:antmaze") and config.eval_episodes:
+    if not 0 <= training.discount <= 1:
+        raise ValueError(f"--discount must be in [0, 1], got {training.discount}.")
+    if "hidden" in options and (not options["hidden"] or min(options["hidden"]) < 1):
+        raise ValueError(f"--hidden must be widths >= 1, got {config.learning.hidden}.")
+    if config.data.env.startswith("d4rl:antmaze") and evaluation.eval_episodes:
         raise ValueError(
-            f"{config.env}: D4RL's mazes have no environment here to act in. Give --eval-episodes 0 to train, with "
-            "losses on held-out data."
+            f"{config.data.env}: D4RL's mazes have no environment here to act in. Give --eval-episodes 0 to train, "
+            "with losses on held-out data."
         )
+    acting, auto = config.acting, is_auto(config)
+    if isinstance(acting, Proposal):
+        _check_acting(acting, evaluation)
+    if auto and (config.learning.train_steps, config.learning.train_step_size) != (
+        VGFOptions.train_steps,
+        VGFOptions.train_step_size,
+    ):
+        raise ValueError("--budget auto has no use for --train-steps and --train-step-size: it chooses them.")
+    if auto and training.steps // training.interval < 2:
+        raise ValueError("--budget auto needs two intervals or more: one for the pilot, one to train by its choice.")
     # These say themselves what is wrong with the rest: step sizes, rates, too few lanes for the policies.
-    algorithm(config)
-    policies = test_policies(config)
-    PolicyTable(policies, config.lanes)
-    arms = len(budgets(policies)) + (config.budget == "auto")
-    least = arms * math.ceil(math.log2(max(arms, 2)))
-    if 0 < config.bandit_episodes < least:
-        raise ValueError(f"--bandit-episodes must be 0, or {least} for {arms} budgets, got {config.bandit_episodes}.")
+    policies = config.policies(config.learner())
+    PolicyTable(policies, evaluation.lanes)
+    arms = len(budgets(policies)) + auto
+    least, spent = arms * math.ceil(math.log2(max(arms, 2))), getattr(acting, "bandit_episodes", 0)
+    if 0 < spent < least:
+        raise ValueError(f"--bandit-episodes must be 0, or {least} for {arms} budgets, got {spent}.")
 
 
-def _refuse_unread(config: Config) -> None:
-    """Refuse options that were changed and that nothing would read."""
-    usual = defaults(config.env)
-    if config.paper is not None:
-        what, unread = f"--paper {config.paper}", {f.name for f in dataclasses.fields(Config)} - set(_BESIDE_PAPER)
-        usual = Config()
-    elif config.algorithm != "vgf":
-        what, unread = f"--algorithm {config.algorithm}", set(OF_VGF)
-        if config.algorithm == "bc":
-            unread |= {
-                "particles",
-                "members",
-                "polyak",
-                "aggregate",
-                "test_steps",
-                "test_step_size",
-                "chosen",
-                "bandit_episodes",
-            }
-        if config.algorithm in DETERMINISTIC:
-            unread |= {"particles"}
-    elif config.budget == "auto":
-        what, unread = "--budget auto", {"train_steps", "train_step_size"}
-    else:
-        return
-    refuse_changed(config, usual, sorted(unread), what)
+def _check_acting(acting: Proposal, evaluation: Evaluation) -> None:
+    steps = acting.test_steps
+    if min(steps, default=0) < 1 or len(set(steps)) < len(steps):
+        raise ValueError(f"--test-steps must be different numbers >= 1 (0 is best-of-N), got {steps}.")
+    if acting.chosen not in steps:
+        raise ValueError(f"--chosen {acting.chosen} must be one of --test-steps {steps}.")
+    if acting.bandit_episodes < 0 or (acting.bandit_episodes and not evaluation.eval_episodes):
+        raise ValueError("--bandit-episodes must be >= 0, and needs --eval-episodes 1 or more.")
 
 
-def refuse_below_one(config: Any, names: Iterable[str]) -> None:
-    """Refuse counts below 1; an option that is None is left out."""
+def is_auto(config: Config) -> bool:
+    """Check whether the budget chooses itself."""
+    return isinstance(config.learning, VGFOptions) and config.learning.budget == "auto"
+
+
+def refuse_below_one(options: dict[str, Any], names: Iterable[str]) -> None:
+    """Refuse counts below 1; an option that is missing or None is left out."""
     for name in names:
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}.")
-
-
-def refuse_changed(config: Any, usual: Any, names: Iterable[str], what: str) -> None:
-    """Refuse options that differ from the usual ones, because `what` would not read them."""
-    changed = [name for name in names if getattr(config, name) != getattr(usual, name)]
-    if changed:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
-        raise ValueError(f"{what} has no use for {options}; leave out what would be ignored.")
-
-
-def parse(arguments: list[str]) -> Config:
-    """Read the command line; the environment decides the defaults of the rest."""
-    env = Config.env
-    for word, following in itertools.pairwise([*arguments, ""]):
-        name, equals, joined = word.partition("=")
-        if name == "--env":
-            env = joined if equals else following
-    return tyro.cli(Config, args=arguments, default=defaults(env))
-
-
-# --8<-- [start:algorithm]
-def algorithm(config: Config) -> AbstractAlgorithm:
-    """Turn options into the algorithm."""
-    if config.paper is not None:
-        return _with_fields(tasks.PAPER_TASKS[config.paper].algorithm(), config)
-    aggregates = {"mean": Mean(), "min": Minimum(), "lower": LowerConfidence(1.0)}
-    common = {
-        "hidden": config.hidden,
-        "batch_size": config.batch_size,
-        "learning_rate": config.learning_rate,
-        "members": config.members,
-        "polyak": config.polyak,
-    }
-    if config.algorithm != "vgf":
-        learner = baselines.make(config.algorithm, **common)
-        if config.aggregate is not None:
-            roles = {"target", "improvement", "selection"} & {f.name for f in dataclasses.fields(learner)}
-            learner = dataclasses.replace(learner, **dict.fromkeys(roles, aggregates[config.aggregate]))
-        return _with_fields(learner, config)
-    dense = data.metric(config.env) == "return"
-    aggregate = aggregates[config.aggregate or ("min" if dense else "mean")]
-    if config.temperature is not None:
-        common["transport"] = Transport(SVGD(), Optax(), presets.default().transport.domain)
-        common["train_budget"] = Budget(config.train_steps, config.train_step_size, config.temperature)
-    learner = presets.default(
-        config.train_steps,
-        config.train_step_size,
-        particles=config.train_particles,
-        samples=max(config.particles, config.train_particles),
-        target=aggregate,
-        improvement=aggregate,
-        selection=aggregate,
-        reference_updates=config.reference_updates,
-        reference_hidden=config.hidden,
-        **common,
-    )
-    return _with_fields(learner, config)
-
-
-# --8<-- [end:algorithm]
-
-
-def with_chosen_budget(learner: VGF, chosen: dict[str, Any]) -> VGF:
-    """Train by the budget that `--budget auto` chose, as training_budget.json has it."""
-    budget = Budget(chosen["steps"], chosen["step_size"], learner.train_budget.temperature)
-    return dataclasses.replace(learner, train_budget=budget)
-
-
-def _with_fields(learner: AbstractAlgorithm, config: Config) -> AbstractAlgorithm:
-    """Set the fields given by --set."""
-    kind = type(learner).__name__
-    # Parts that are modules have options of their own.
-    settable = {
-        field.name
-        for field in dataclasses.fields(learner)
-        if isinstance(getattr(learner, field.name), bool | int | float | str | tuple | None)
-    }
-    values = {}
-    for setting in config.set:
-        name, equals, text = setting.partition("=")
-        if not equals or name not in settable:
-            raise ValueError(f"--set {setting}: give NAME=VALUE with a field of {kind}: {', '.join(sorted(settable))}.")
-        if config.paper is None and name in {field.name for field in dataclasses.fields(config)}:
-            raise ValueError(f"--set {setting}: give --{name.replace('_', '-')} itself.")
-        try:
-            values[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            values[name] = text
-    try:
-        return dataclasses.replace(learner, **values)
-    except TypeError as error:
-        raise ValueError(f"--set {' '.join(config.set)}: {kind} refuses these values ({error}).") from error
-
-
-def test_policies(config: Config) -> tuple[Policy, ...]:
-    """List the ways to act, decided before anything is evaluated."""
-    n, size, chosen = config.particles, config.test_step_size, config.chosen
-    if config.algorithm == "bc":
-        return (Policy("BC (one sample)", 1),)
-    if config.algorithm in DETERMINISTIC:  # one proposal is all there is
-        flows = (Policy(f"{config.algorithm}, transported L={steps}", 1, steps, size) for steps in config.test_steps)
-        return (Policy(config.algorithm, 1), *flows)
-    if config.algorithm != "vgf":
-        flows = (Policy(f"{config.algorithm}, transported L={steps}", n, steps, size) for steps in config.test_steps)
-        return (Policy(f"{config.algorithm} (one proposal)", n, select="uniform"), Policy(f"best-of-{n}", n), *flows)
-    own = ()
-    if config.members > 1 and max(config.test_steps) > 1:
-        most = max(config.test_steps)
-        own = (Policy(f"VGF, each state its own L <= {most}", n, most, size, band=config.band),)
-    return (
-        Policy("BC (one random particle)", n, select="uniform"),
-        Policy(f"best-of-{n} (L=0)", n),
-        *(Policy(f"VGF L={steps}", n, steps, size) for steps in config.test_steps),
-        *own,
-        Policy(f"one random transported particle, L={chosen}", n, chosen, size, select="uniform"),
-        Policy(f"random directions, same length as L={chosen}, best", n, chosen, size, random_directions=True),
-        Policy(f"best-of-{4 * n}", 4 * n),
-    )
+        if options.get(name) is not None and options[name] < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {options[name]}.")
 
 
 def budgets(policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
-    """Give those that differ in nothing but their test budget: N candidates, the best of them."""
+    """Return those that differ in nothing but their test budget: N candidates, the best of them."""
     return tuple(
         p for p in policies if p.candidates == policies[0].candidates and p.select == "best" and not p.random_directions
-    )
-
-
-def at_full_size(config: Config) -> Config:
-    """Take the data and the numbers of a task of the paper, if one is named."""
-    if config.paper is None:
-        return config
-    task = tasks.PAPER_TASKS[config.paper]
-    return dataclasses.replace(
-        config,
-        env=task.env,
-        origin=config.origin or "published",
-        rewards=task.rewards,
-        steps=task.updates,
-        discount=task.discount,
-        eval_episodes=task.episodes if config.eval_episodes == Config.eval_episodes else config.eval_episodes,
-        n_step=1,
-        test_steps=(1, 2, 3),
-        test_step_size=task.step_size,
-        chosen=task.steps if task.steps in (1, 2, 3) else 1,
     )

@@ -1,30 +1,28 @@
-"""Offline reinforcement learning by Value Gradient Flow, from data to table.
+"""Offline reinforcement learning, from data to table.
 
-Makes the data on this machine if they are not there, learns a reference policy by flow matching and a critic by TD on
-transported particles, and evaluates one set of weights under several test budgets, with the controls that tell what the
-flow adds: the reference alone, selection alone (best-of-N, best-of-4N), the flow alone, and random directions of the
-same length. Everything goes to `--out`: metrics.csv, results.csv, results.md, two plots, config.json, a checkpoint.
-
-    python examples/offline_rl.py --help
+Makes the data on this machine if they are not there, trains an algorithm (VGF: a reference policy by flow matching,
+then a critic by TD on transported particles), and evaluates one set of weights under several test budgets, with the
+controls that tell what the flow adds: the reference alone, selection alone (best-of-N, best-of-4N), the flow alone, and
+random directions of the same length. Everything goes to `--out`: metrics.csv, results.csv, results.md, two plots,
+config.json, a checkpoint.
 """
 
 import contextlib
 import dataclasses
 import importlib.metadata
 import json
-import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.random as jr
 from rich.console import Console
+from rich.progress import Progress
 
-from flowrl import Budget
 from flowrl.rl import (
+    VGF,
     AbstractAlgorithm,
-    AbstractPretrained,
     Agent,
     ChosenBudget,
     Evaluation,
@@ -37,7 +35,6 @@ from flowrl.rl import (
     data,
     evaluate,
     fit,
-    held_out,
     make_replay,
     measure_budgets,
     record_video,
@@ -46,225 +43,251 @@ from flowrl.rl import (
     tasks,
 )
 from flowrl.runs import RunDirectory, to_csv
-from flowrl.scripts._console import bar, end_well, progress, table, training_bar
-from flowrl.scripts.offline._options import (
-    AUTO_STEP_SIZES,
-    Config,
-    algorithm,
-    at_full_size,
-    budgets,
-    check,
-    parse,
-    test_policies,
-    with_chosen_budget,
-)
+from flowrl.scripts._console import bar, progress, training_bar
+from flowrl.scripts.offline._groups import Data, Flow, Training
+from flowrl.scripts.offline._options import AUTO_STEP_SIZES, ELSEWHERE, FREE, Config, budgets, check, is_auto
 
 
-def main(config: Config) -> list[report.Row]:
-    """Run the whole experiment."""
-    console = Console(stderr=True)
-    started = time.perf_counter()
+def main(config: Config) -> None:
+    """Run everything that is not done yet."""
+    console, started = Console(stderr=True), time.perf_counter()
     check(config)
-    config = at_full_size(config)
-    learner, policies, metric = algorithm(config), test_policies(config), data.metric(config.env)
     if config.paper is not None:
-        console.print(_cost(config.paper, learner, config.steps))
-    # Where things are and who works on them is no part of what a run is; how it is evaluated at the end may change.
-    elsewhere = ("out", "resume", "data_dir", "workers", "log")
-    free = ("lanes", "eval_episodes", "eval_seed", "bandit_episodes", "video")
-    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in elsewhere}
-    identity = {k: str(v) if isinstance(v, Path) else v for k, v in options.items()}
-
-    with RunDirectory(config.out, identity, resume=config.resume, free=free) as run, progress(console) as bars:
-        dataset = treated(config, load_data(config, bar(bars, "data")))
+        console.print(_cost(config.paper, config.learner(), config.training.steps))
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(RunDirectory(config.out, _identity(config), resume=config.run.resume, free=FREE))
+        bars = stack.enter_context(progress(console))
+        dataset = treated(config.data, load_data(config.data, bar(bars, "data"), config.run.workers))
         same_data(run, dataset.info.to_json() + "\n")
         run.write_software(protocol=protocol(dataset.info))
-        title = f"{config.env}, {dataset.info.label} data, {dataset.info.rows:,} rows"
-        console.print(title)
-        for note in dataset.info.notes:
-            console.print(note)
-        reference = dataset.info.reference
-        unit = score_unit(dataset.info)
-        acting = Lanes(config.env, config.lanes, workers=config.workers) if config.eval_episodes else None
-        with acting or contextlib.nullcontext(), contextlib.ExitStack() as stack:
-            standardizer = Standardizer.fit(dataset.train.observations)
-            training, *validation = replays(config, dataset, standardizer)
-            curve = tuple(p for p in policies if p.candidates == policies[0].candidates and not p.random_directions)
+        program = _Program(config, run, bars, console, dataset, stack)
+        state = program.train()
+        rows = program.evaluate(state) if program.lanes is not None else []
+    if rows:
+        policies_from = rows[program.config.acting.baseline].name
+        print(f"{program.title}\n\n{report.table(rows, program.unit, policies_from, program.length)}")
+        seconds, platform = time.perf_counter() - started, jax.devices()[0].platform
+        version = importlib.metadata.version("jax")
+        console.print(f"{seconds:.0f} s in all on {platform} (jax {version}); everything is in {config.out}")
+    else:
+        console.print(f"trained without acting; losses and the checkpoint are in {config.out}")
 
-            def measure(state: Any, step: int) -> dict[str, Any]:
-                row = _held_out(learner, state, validation, step)
-                if acting is None or step == config.steps:  # the end has its own evaluation
-                    return row
-                show = bar(bars, f"curve at {step:,} (episodes)")
-                agent = Agent(learner, state, standardizer, config.chunk)
-                measured = evaluate(agent, curve, acting, episodes=config.curve_episodes, seed=0, progress=show)
-                means = measured.scores(metric, reference).mean(axis=1)
-                return {f"score/{p.name}": float(x) for p, x in zip(curve, means, strict=True)} | row
 
-            name = f"{config.env} {config.algorithm} seed{config.seed}"
-            tracker = Tracker(config.log, run.path, identity, name=name) if config.log else None
-            log = stack.enter_context(tracker).log if tracker else None
-            settings = {"interval": config.interval, "key": jr.key(config.seed), "run": run, "log": log}
-            notes = []
-            if config.budget == "auto":
-                learner, reason = _piloted(config, learner, training, validation, settings, training_bar(bars))
-                notes.append(f"training budget: {reason}")
-            state = fit(
-                learner,
-                training,
-                updates=config.steps,
-                **settings,
-                evaluate=measure,
-                evaluate_at=(*_curve_steps(config), config.steps),
-                progress=training_bar(bars),
-            )
-            report.plot_learning(run.rows, unit, title, run.path / "learning_curve.png")
-            if acting is None:
-                console.print(f"trained without acting; losses and the checkpoint are in {config.out}")
-                return []
-            trained = time.perf_counter()
-            if config.budget == "auto":
-                choice = _budget(config, learner, state, validation)
-                notes.append(f"test budget: {choice.reason}")
-                name = f"VGF, chosen L={choice.steps}, step {choice.step_size:g}"
-                policies = (*policies, Policy(name, config.particles, choice.steps, choice.step_size))
-            agent = Agent(learner, state, standardizer, config.chunk)
-            if config.bandit_episodes:
-                found = select_by_acting(
-                    agent,
-                    budgets(policies),
-                    acting,
-                    episodes=config.bandit_episodes,
-                    metric=metric,
-                    seed=config.eval_seed + 1,  # none of the episodes that are reported
-                    progress=bar(bars, "choosing by acting (episodes)"),
-                )
-                spent = sum(found.episodes.values())
-                notes.append(f"by acting, {spent} other episodes: {found.policy.name}")
-            show = bar(bars, "evaluation (episodes)")
-            measured = evaluate(
-                agent, policies, acting, episodes=config.eval_episodes, seed=config.eval_seed, progress=show
-            )
-            notes += played_again(measured)
-            for note in notes:
-                console.print(note)
-        baseline = policies[min(1, len(policies) - 1)].name if config.algorithm == "vgf" else policies[0].name
-        rows = report.summarise(policies, measured, metric, baseline=baseline, reference=reference)
-        length = length_unit(config)
-        text = "\n\n".join([title, *notes, report.markdown(rows, unit, length)])
-        run.write("results.md", text)
-        report.plot_budget(rows, policies, unit, title, run.path / "budget_curve.png")
-        run.append_timing(
-            phase="evaluation", step=config.steps, seconds=time.perf_counter() - trained, updates_per_second=0.0
+class _Program:
+    """A run whose data are there: its training and its evaluation."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunDirectory,
+        bars: Progress,
+        console: Console,
+        dataset: data.OfflineDataset,
+        stack: contextlib.ExitStack,
+    ):
+        self.config, self.run, self.bars, self.console = config, run, bars, console
+        self.learner = config.learner()
+        self.policies = config.policies(self.learner)
+        info = dataset.info
+        self.metric, self.reference, self.unit = info.metric, info.reference, score_unit(info)
+        self.length = length_unit(self.learner)
+        self.title = f"{config.data.env}, {info.label} data, {info.rows:,} rows"
+        for line in (self.title, *info.notes):
+            console.print(line)
+        self.standardizer = Standardizer.fit(dataset.train.observations)
+        self.training, *self.validation = replays(config.training, dataset, self.standardizer)
+        self.notes: list[str] = []
+        self.lanes = None
+        if config.evaluation.eval_episodes:
+            lanes = Lanes(config.data.env, config.evaluation.lanes, workers=config.run.workers)
+            self.lanes = stack.enter_context(lanes)
+        self.log = None
+        if config.run.log:
+            name = f"{config.data.env} {config.algorithm} seed{config.training.seed}"
+            self.log = stack.enter_context(Tracker(config.run.log, run.path, _identity(config), name=name)).log
+
+    def train(self) -> Any:
+        """Train, or go on training, and return the state at the end."""
+        training = self.config.training
+        if is_auto(self.config):
+            self.learner, reason = self._piloted()
+            self.notes.append(f"training budget: {reason}")
+        at = (*_curve_steps(training, self.config.evaluation.curve_points), training.steps)
+        state = self._fit(self.learner, training.steps, evaluate=self._measure, evaluate_at=at)
+        report.plot_learning(self.run.rows, self.unit, self.title, self.run.path / "learning_curve.png")
+        return state
+
+    def _fit(self, learner: AbstractAlgorithm, updates: int, **more: Any) -> Any:
+        training = self.config.training
+        return fit(
+            learner,
+            self.training,
+            updates=updates,
+            interval=training.interval,
+            key=jr.key(training.seed),
+            run=self.run,
+            log=self.log,
+            progress=training_bar(self.bars),
+            **more,
         )
-        if config.video:
-            shown = next((p for p in policies if p.steps == config.chosen), policies[-1])
-            seed, path = config.eval_seed, run.path / "policy.gif"
-            record_video(agent, shown, config.env, path, episodes=config.video, seed=seed)
+
+    def _measure(self, state: Any, step: int) -> dict[str, Any]:
+        row = report.held_out_losses(self.learner, state, self.validation, step)
+        if self.lanes is None or step == self.config.training.steps:  # the end has its own evaluation
+            return row
+        policies = self.policies
+        curve = tuple(p for p in policies if p.candidates == policies[0].candidates and not p.random_directions)
+        show = bar(self.bars, f"curve at {step:,} (episodes)")
+        episodes = self.config.evaluation.curve_episodes
+        measured = evaluate(self._agent(state), curve, self.lanes, episodes=episodes, seed=0, progress=show)
+        return report.mean_scores(curve, measured, self.metric, self.reference) | row
+
+    def _agent(self, state: Any) -> Agent:
+        return Agent(self.learner, state, self.standardizer, self.config.training.chunk)
+
+    def _piloted(self) -> tuple[VGF, str]:
+        """Train a tenth of the way without a flow, and choose the budget of the rest."""
+        assert isinstance(self.learner, VGF)
+        path, training = self.run.path / "training_budget.json", self.config.training
+        if path.exists():  # the choice was made before this run was cut off
+            chosen = json.loads(path.read_text())
+        else:
+            pilot = dataclasses.replace(self.learner, train_budget=self.learner.train_budget.with_steps(0))
+            updates = training.interval * max(training.steps // training.interval // 10, 1)
+            choice = self._choose(pilot, self._fit(pilot, updates))
+            size = float(f"{float(choice.budget.step_size):g}")
+            chosen = {"steps": int(choice.budget.steps), "step_size": size, "reason": choice.reason}
+            self.run.write(path.name, json.dumps(chosen, indent=2) + "\n")
+        return with_chosen_budget(self.learner, chosen), chosen["reason"]
+
+    def _choose(self, learner: VGF, state: Any) -> ChosenBudget:
+        """Choose L and the step size by what the critics say on held-out data."""
+        if not self.validation:
+            raise ValueError("--budget auto chooses on held-out data, and these data have none.")
+        acting = self.config.acting
+        assert isinstance(acting, Flow)
+        measured = measure_budgets(
+            learner,
+            state,
+            self.validation[0],
+            learner.train_budget,
+            steps=acting.test_steps,
+            step_sizes=AUTO_STEP_SIZES,
+            candidates=acting.particles,
+            key=jr.fold_in(jr.key(self.config.training.seed), int(state.step)),  # apart from the keys of the training
+        )
+        return choose_budget(measured)
+
+    def evaluate(self, state: Any) -> list[report.Row]:
+        """Evaluate every way to act on the same episodes, and write what they showed."""
+        begun, run, options = time.perf_counter(), self.run, self.config.evaluation
+        assert self.lanes is not None
+        agent, policies = self._agent(state), self.policies
+        if is_auto(self.config):
+            policies = (*policies, self._chosen_policy(state))
+        self._select_by_acting(agent, policies)
+        measured = evaluate(
+            agent,
+            policies,
+            self.lanes,
+            episodes=options.eval_episodes,
+            seed=options.eval_seed,
+            progress=bar(self.bars, "evaluation (episodes)"),
+        )
+        self.notes += played_again(measured)
+        for note in self.notes:
+            self.console.print(note)
+        baseline = policies[self.config.acting.baseline].name
+        rows = report.summarise(policies, measured, self.metric, baseline=baseline, reference=self.reference)
+        run.write("results.md", "\n\n".join([self.title, *self.notes, report.markdown(rows, self.unit, self.length)]))
+        report.plot_budget(rows, policies, self.unit, self.title, run.path / "budget_curve.png")
+        seconds = time.perf_counter() - begun
+        run.append_timing(phase="evaluation", step=self.config.training.steps, seconds=seconds, updates_per_second=0.0)
+        if options.video:
+            chosen = getattr(self.config.acting, "chosen", 0)
+            shown = next((p for p in policies if p.steps == chosen), policies[-1])
+            path = run.path / "policy.gif"
+            record_video(agent, shown, self.config.data.env, path, episodes=options.video, seed=options.eval_seed)
         # Last: where it is, everything is.
-        run.write("results.csv", to_csv(episodes(policies, measured)))
-    Console().print(table(rows, unit, title, baseline, length))
-    seconds, platform = time.perf_counter() - started, jax.devices()[0].platform
-    version = importlib.metadata.version("jax")
-    console.print(f"{seconds:.0f} s in all on {platform} (jax {version}); everything is in {config.out}")
-    return rows
+        run.write("results.csv", to_csv(report.episode_rows(policies, measured)))
+        return rows
+
+    def _chosen_policy(self, state: Any) -> Policy:
+        assert isinstance(self.learner, VGF)
+        choice = self._choose(self.learner, state)
+        self.notes.append(f"test budget: {choice.reason}")
+        steps = int(choice.budget.steps)
+        name = f"VGF, chosen L={steps}, step {float(choice.budget.step_size) if steps else 0:g}"
+        return Policy(name, self.policies[0].candidates, choice.budget)
+
+    def _select_by_acting(self, agent: Agent, policies: tuple[Policy, ...]) -> None:
+        episodes = getattr(self.config.acting, "bandit_episodes", 0)
+        if not episodes or self.lanes is None:
+            return
+        found = select_by_acting(
+            agent,
+            budgets(policies),
+            self.lanes,
+            episodes=episodes,
+            metric=self.metric,
+            seed=self.config.evaluation.eval_seed + 1,  # none of the episodes that are reported
+            progress=bar(self.bars, "choosing by acting (episodes)"),
+        )
+        spent = sum(found.episodes.values())
+        self.notes.append(f"by acting, {spent} other episodes: {found.policy.name}")
 
 
-def load_data(config: Config, progress: Any) -> data.OfflineDataset:
+def load_data(options: Data, progress: Callable[[int, int], None], workers: int) -> data.OfflineDataset:
     """Make or read the data of a run, with the environment's own rewards."""
     return data.load(
-        config.env,
-        config.data_dir,
-        origin=config.origin,
-        rows=config.rows,
-        val_rows=max(config.rows // 10, 1),
-        workers=config.workers,
+        options.env,
+        options.data_dir,
+        origin=options.origin,
+        rows=options.rows,
+        val_rows=max(options.rows // 10, 1),
+        workers=workers,
         progress=progress,
-        dataset_path=config.dataset_path,
+        dataset_path=options.dataset_path,
     )
 
 
-def treated(config: Config, dataset: data.OfflineDataset) -> data.OfflineDataset:
+def treated(options: Data, dataset: data.OfflineDataset) -> data.OfflineDataset:
     """Treat rewards and observations as the options say."""
     # Dense rewards are brought to unit scale; 0/-1 rewards already are.
-    automatic = "unit_std" if data.metric(config.env) == "return" else "none"
-    rewards = automatic if config.rewards == "auto" else config.rewards
-    return data.apply_protocol(dataset, rewards=rewards, observations="standard")
+    automatic = "unit_std" if data.metric(options.env) == "return" else "none"
+    rewards = automatic if options.rewards == "auto" else options.rewards
+    return data.apply_protocol(dataset, rewards=rewards)
 
 
-def replays(config: Config, dataset: data.OfflineDataset, standardizer: Standardizer) -> list[Replay]:
+def replays(options: Training, dataset: data.OfflineDataset, standardizer: Standardizer) -> list[Replay]:
     """Bring the splits to the device."""
     return [
-        make_replay(split, standardizer, discount=config.discount, n_step=config.n_step, chunk=config.chunk)
+        make_replay(split, standardizer, discount=options.discount, n_step=options.n_step, chunk=options.chunk)
         for split in (dataset.train, dataset.validation)
         if split is not None
     ]
 
 
 def score_unit(info: data.DataInfo) -> str:
-    """Say what scores are in."""
+    """Name the unit of scores."""
     return "success, %" if info.metric == "success" else "return" if info.reference is None else "normalised score"
 
 
-def length_unit(config: Config) -> str:
-    """Say what displacements are in: budgets of rivals and of the paper's tasks are in units of the action."""
-    return "spreads" if config.algorithm == "vgf" and config.paper is None else "units of the action"
+def length_unit(learner: AbstractAlgorithm) -> str:
+    """Name the unit of displacements: that of a budget."""
+    return "spreads" if isinstance(learner, VGF) and learner.relative else "units of the action"
 
 
-def _cost(name: str, learner: AbstractAlgorithm, updates: int) -> str:
-    """Say what a task of the paper costs, before its data are downloaded."""
-    task = tasks.PAPER_TASKS[name]
-    work = tasks.flops_per_update(learner, *task.sizes) * updates  # pyright: ignore[reportArgumentType]
-    return (
-        f"{work:.2g} floating-point operations of matrix products: {work / 3e13 / 3600:.1f} hours at "
-        "a sustained 30 TFLOP/s (a guess for one large GPU, not measured)"
-    )
+def with_chosen_budget(learner: VGF, chosen: dict[str, Any]) -> VGF:
+    """Train by the budget that `--budget auto` chose, as training_budget.json has it."""
+    budget = learner.train_budget.with_steps(chosen["steps"], chosen["step_size"])
+    return dataclasses.replace(learner, train_budget=budget)
 
 
 def protocol(info: data.DataInfo, kind: str = "offline-1") -> str:
     """Name what a score means: raise the number when that changes: which checkpoint, which episodes, which score."""
     rewards = info.reward_transform.protocol
     return f"{kind}/last-checkpoint/paired-episodes/rewards-{rewards}/observations-standard"
-
-
-def _budget(config: Config, learner: Any, state: Any, validation: list[Replay]) -> ChosenBudget:
-    """Choose L and the step size by what the critics say on held-out data."""
-    if not validation:
-        raise ValueError("--budget auto chooses on held-out data, and these data have none.")
-    grid = {"steps": config.test_steps, "step_sizes": AUTO_STEP_SIZES, "candidates": config.particles}
-    key = jr.fold_in(jr.key(config.seed), int(state.step))  # apart from the keys of the training
-    measured = measure_budgets(learner, state, validation[0], **grid, key=key)
-    return choose_budget(measured)
-
-
-def _piloted(
-    config: Config, learner: Any, training: Replay, validation: list[Replay], settings: dict[str, Any], show: Any
-) -> tuple[AbstractAlgorithm, str]:
-    """Train a tenth of the way without a flow, and choose the budget of the rest."""
-    path = settings["run"].path / "training_budget.json"
-    if path.exists():  # the choice was made before this run was cut off
-        chosen = json.loads(path.read_text())
-    else:
-        pilot = dataclasses.replace(learner, train_budget=Budget(0, 0.1, learner.train_budget.temperature))
-        updates = config.interval * max(config.steps // config.interval // 10, 1)
-        state = fit(pilot, training, updates=updates, **settings, progress=show)
-        choice = _budget(config, pilot, state, validation)
-        chosen = {"steps": choice.steps, "step_size": choice.step_size or 0.1, "reason": choice.reason}
-        settings["run"].write(path.name, json.dumps(chosen, indent=2) + "\n")
-    return with_chosen_budget(learner, chosen), chosen["reason"]
-
-
-def _held_out(learner: AbstractAlgorithm, state: Any, validation: list[Replay], step: int) -> dict[str, float]:
-    """Measure the losses on data that are not trained on."""
-    row = {}
-    for replay in validation:
-        (reference_key, cache_key, key), losses = jr.split(jr.key(step), 3), {}
-        if isinstance(learner, AbstractPretrained) and learner.pretraining:
-            losses = held_out(learner, state, replay, reference_key, phase="reference")
-            _, replay = learner.prepare(state, replay, key=cache_key)  # the unit of length stays that of training
-        losses |= held_out(learner, state, replay, key)
-        row |= {f"held_out/{name}": float(x) for name, x in losses.items() if name.endswith("loss")}
-    return row
 
 
 def same_data(run: RunDirectory, description: str) -> None:
@@ -277,13 +300,6 @@ def same_data(run: RunDirectory, description: str) -> None:
     run.write("data.json", description)
 
 
-def _curve_steps(config: Config) -> tuple[int, ...]:
-    """Spread the evaluations evenly over the intervals, the last one excluded: the end has its own evaluation."""
-    intervals = config.steps // config.interval
-    points = min(config.curve_points, intervals - 1)
-    return tuple(sorted({config.interval * (intervals * (i + 1) // (points + 1)) for i in range(points)}))
-
-
 def played_again(measured: Evaluation) -> list[str]:
     """Say how many episodes lost their environment on the way; all of them count."""
     again = int((measured.attempts > 1).sum())
@@ -291,26 +307,23 @@ def played_again(measured: Evaluation) -> list[str]:
     return [f"{again} episodes were played again after environments were lost; all {counting} count"] if again else []
 
 
-def episodes(policies: tuple[Policy, ...], measured: Evaluation) -> list[dict[str, Any]]:
-    """Give a row for every episode."""
-    return [
-        {
-            "policy": policy.name,
-            "episode": e,
-            "return": float(measured.returns[p, e]),
-            "success": int(measured.successes[p, e]),
-            "length": int(measured.lengths[p, e]),
-            "displacement": float(measured.displacements[p, e]),
-            "steps": float(measured.steps[p, e]),
-        }
-        for p, policy in enumerate(policies)
-        for e in range(measured.returns.shape[1])
-    ]
+def _identity(config: Config) -> dict[str, Any]:
+    """Return what determines a run."""
+    return {name: value for name, value in config.flat().items() if name not in ELSEWHERE}
 
 
-if __name__ == "__main__":
-    try:
-        config = parse(sys.argv[1:])
-    except ValueError as error:
-        sys.exit(f"ValueError: {error}")
-    end_well(lambda: main(config), config.out)
+def _cost(name: str, learner: AbstractAlgorithm, updates: int) -> str:
+    """Say what a task of the paper costs, before its data are downloaded."""
+    assert isinstance(learner, VGF)
+    work = tasks.flops_per_update(learner, *tasks.PAPER_TASKS[name].sizes) * updates
+    return (
+        f"{work:.2g} floating-point operations of matrix products: {work / 3e13 / 3600:.1f} hours at "
+        "a sustained 30 TFLOP/s (a guess for one large GPU, not measured)"
+    )
+
+
+def _curve_steps(training: Training, points: int) -> tuple[int, ...]:
+    """Spread the evaluations evenly over the intervals, the last one excluded: the end has its own evaluation."""
+    intervals = training.steps // training.interval
+    points = min(points, intervals - 1)
+    return tuple(sorted({training.interval * (intervals * (i + 1) // (points + 1)) for i in range(points)}))

@@ -1,1 +1,4 @@
-"""Programs."""
+"""From offline to online: what was learned from data goes on learning by acting."""
+
+from flowrl.scripts.online._options import Config as Config, parse as parse
+from flowrl.scripts.online._program import main as main

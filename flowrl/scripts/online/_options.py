@@ -1,62 +1,72 @@
-"""What `online_finetune.py` can be told, what is refused, and what the options mean."""
+"""The command line of online runs: groups of options, those that the algorithm of the offline run reads."""
 
 import dataclasses
 import json
 import math
-import types
-import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import tyro
 
 from flowrl import Budget
-from flowrl.rl import VGF, AbstractAlgorithm, Plan, Policy, PolicyTable
+from flowrl.rl import VGF, AbstractAlgorithm, AbstractValueBased, Plan, Policy, PolicyTable
+from flowrl.scripts.offline._groups import Candidates, Flow
 from flowrl.scripts.offline._options import (
-    DETERMINISTIC,
     Config as Offline,
-    algorithm,
     defaults,
+    from_flat,
+    is_auto,
+    last_value,
     refuse_below_one,
-    refuse_changed,
-    test_policies,
-    with_chosen_budget,
 )
+from flowrl.scripts.offline._program import with_chosen_budget
 
-#: Options that nothing but VGF reads.
-_OF_VGF = ("reference", "train_steps", "train_step_size", "max_displacement")
 #: Environment steps before the first update where experience alone is learned from; the source's number.
 WSRL_STARTUP = 5000
+_GROUPS = ("source", "learning", "collecting", "evaluation", "run")
+_ABOUT = """Go on with an offline run by acting: collect with the transported policy in environments side by side, learn
+from data and experience together, and evaluate every L_test on the way and at the end, on the same episodes as the
+offline policy. FIRST:LAST means a number that grows evenly over the run, such as 0:3. Options depend on the algorithm
+of the offline run."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Finetuning by acting. FIRST:LAST means a number that grows evenly over the run, such as 0:3."""
+class Source:
+    """The offline run that is trained first, in OUT/offline; --offline RUN takes one that is there."""
 
-    offline: Path | None = None
-    """Directory of a finished run of offline_rl.py; without one, one is trained first, in OUT/offline."""
     env: str = "halfcheetah-medium-local-v0"
-    """Environment of the run that is trained first."""
-    algorithm: Literal["vgf", "rebrac", "td3_bc", "iql", "idql", "fql", "flow_ql", "diffusion_ql"] = "vgf"
-    """Algorithm of the run that is trained first."""
+    """Environment."""
     offline_steps: int = 10_000
     """Its updates."""
     data_dir: Path | None = None
     """Where generated data are kept; default: the user's cache directory."""
-    out: Path = Path("runs/online_finetune")
-    """Directory of the run."""
-    resume: bool = False
-    """Go on with the run in --out; what determines it must be the same."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """The offline run that this one starts from."""
+
+    offline: Path
+    """Directory of a finished run of `flowrl offline`."""
+    data_dir: Path | None = None
+    """Where generated data are kept; default: the user's cache directory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """What is learned from, and how often."""
+
     seed: int = 0
     """Seed of the episodes that are collected, and of the offline run if it is trained first."""
-
     steps: int = 20_000
     """Environment steps, over all lanes."""
     interval: int = 1_000
     """Environment steps between two checkpoints."""
-    lanes: int = 4
-    """Environments that collect side by side."""
     updates_per_step: float = 1.0
-    """Updates for every environment step; below 1 with several lanes, such as 0.5 with 2."""
+    """Updates per environment step; below 1 with several lanes, such as 0.5 with 2."""
     startup: int | None = None
     """Environment steps before the first update; default: 5000 for wsrl, 0 otherwise."""
     protocol: Literal["prefilled", "rlpd", "wsrl"] = "prefilled"
@@ -65,28 +75,79 @@ class Config:
     """Rows of experience that are kept; default: all."""
     host_buffer: bool = False
     """Keep data and experience in the host's memory, and bring batches to the device."""
-    reference: Literal["frozen", "live"] | None = None
-    """VGF: the reference stays that of the data, or learns on from the batches; default: as in the offline run."""
 
-    collect_steps: str | None = None
-    """L_collect, or FIRST:LAST; default: 1 for VGF, 0 for its rivals. 0 is best-of-N."""
+    def algorithm(self, learner: AbstractAlgorithm) -> Callable[[int], AbstractAlgorithm]:
+        """Return what learns at each environment step."""
+        return lambda step: learner  # noqa: ARG005
+
+
+@dataclasses.dataclass(frozen=True)
+class VGFLearning(Learning):
+    """What is learned from, and how often; the reference and the budgets of VGF."""
+
+    reference: Literal["frozen", "live"] | None = None
+    """The reference stays that of the data, or learns on from the batches; default: as in the offline run."""
+    train_steps: str | None = None
+    """L_train, or FIRST:LAST; default: that of the offline run."""
+    train_step_size: float | None = None
+    """Step size in the TD target; default: that of the offline run."""
+    max_displacement: str | None = None
+    """Cap on the distance to the reference's sample in every budget, evaluations included, in the budget's unit of
+    length, or FIRST:LAST; default: that of the offline run."""
+
+    def algorithm(self, learner: AbstractAlgorithm) -> Callable[[int], AbstractAlgorithm]:
+        """Return what learns at each environment step."""
+        assert isinstance(learner, VGF)
+        steps = None if self.train_steps is None else _growing("train-steps", self.train_steps, self.steps)
+        cap = None if self.max_displacement is None else _growing("max-displacement", self.max_displacement, self.steps)
+        if self.reference == "frozen" and not learner.frozen_reference:
+            raise ValueError("--reference frozen: that of the offline run learns along with its critic.")
+
+        def at(step: int) -> AbstractAlgorithm:
+            budget = learner.train_budget
+            if steps is not None or self.train_step_size is not None:
+                budget = budget.with_steps(budget.steps if steps is None else round(steps(step)), self.train_step_size)
+            if cap is not None:
+                budget = _capped(budget, cap(step))
+            return dataclasses.replace(learner, train_budget=budget)
+
+        return at
+
+
+@dataclasses.dataclass(frozen=True)
+class Collecting:
+    """How experience is collected: L_collect is the budget of the collection, apart from those of training and test."""
+
+    lanes: int = 4
+    """Environments that collect side by side."""
+    collect_steps: str = "0"
+    """L_collect, or FIRST:LAST. 0 is selection alone."""
     collect_step_size: float | None = None
     """Step size of the collection; default: that of the offline run's test."""
-    collect_candidates: int | None = None
-    """Candidates a state; default: N of the offline run for VGF, 1 for its rivals."""
-    collect_select: Literal["best", "softmax", "uniform"] = "best"
-    """How one of them is chosen."""
-    selection_temperature: float | None = None
-    """Of softmax, in the units of the value."""
     exploration: float = 0.0
     """Standard deviation of normal noise on the collected actions, which lie in [-1, 1]."""
-    train_steps: str | None = None
-    """VGF: L_train, or FIRST:LAST; default: that of the offline run."""
-    train_step_size: float | None = None
-    """VGF: step size in the TD target; default: that of the offline run."""
-    max_displacement: str | None = None
-    """VGF: cap on the distance to the reference's sample in every budget, evaluations included, in the budget's unit
-    of length, or FIRST:LAST; default: that of the offline run."""
+
+    #: What a policy without randomness has.
+    collect_candidates: ClassVar[int | None] = 1
+    collect_select: ClassVar[Any] = "best"
+    selection_temperature: ClassVar[float | None] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectingAmong(Collecting):
+    """How experience is collected: L_collect is the budget of the collection, apart from those of training and test."""
+
+    collect_candidates: int | None = 1  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Candidates per state; default for VGF: N of the offline run."""
+    collect_select: Literal["best", "softmax", "uniform"] = "best"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """How one of them is chosen."""
+    selection_temperature: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Of softmax, in the units of the value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Which episodes are played."""
 
     eval_every: int = 5_000
     """Environment steps between two points of the curve."""
@@ -98,27 +159,114 @@ class Config:
     """Seed of those episodes."""
     eval_lanes: int = 20
     """Environments stepped in lockstep in an evaluation."""
-    workers: int = 1
-    """Processes of the environments that collect, and of those of the evaluation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where the run is kept, and who works on it."""
+
+    out: Path = Path("runs/online_finetune")
+    """Directory of the run."""
+    resume: bool = False
+    """Go on with the run in --out; what determines it must be the same."""
     log: Literal["tensorboard", "wandb", "trackio"] | None = None
     """Send the metrics to a tracker too; the CSV files are always written."""
+    workers: int = 1
+    """Processes of the environments that collect, and of those of the evaluation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All options of a run.
+
+    Attributes:
+        algorithm: that of the offline run.
+        source: the offline run.
+        learning: what is learned from.
+        collecting: how experience is collected.
+        evaluation: episodes.
+        run: where the run is kept.
+    """
+
+    algorithm: str
+    source: Source | Finished
+    learning: Learning
+    collecting: Collecting
+    evaluation: Evaluation
+    run: Run
+
+    @property
+    def out(self) -> Path:
+        """Directory of the run."""
+        return self.run.out
+
+    def flat(self) -> dict[str, Any]:
+        """Return the options that determine the run, as config.json has them."""
+        groups = (dataclasses.asdict(x) for x in (self.learning, self.collecting, self.evaluation))
+        return {name: value for group in groups for name, value in group.items()}
+
+
+def groups(algorithm: str, *, finished: bool = False) -> dict[str, type]:
+    """Return the groups of options that an algorithm reads."""
+    vgf, acting = algorithm == "vgf", type(defaults(algorithm).acting)
+    return {
+        "source": Finished if finished else Source,
+        "learning": VGFLearning if vgf else Learning,
+        "collecting": CollectingAmong if issubclass(acting, Candidates) else Collecting,
+        "evaluation": Evaluation,
+        "run": Run,
+    }
+
+
+def make_config(algorithm: str = "vgf", **options: Any) -> Config:
+    """Make the options of a run by name, with the defaults of an algorithm for the rest."""
+    if algorithm == "vgf":  # collects with one step among the N of the offline run
+        options = {"collect_steps": "1", "collect_candidates": None} | options
+    made = {}
+    for name, kind in groups(algorithm, finished="offline" in options).items():
+        mine = {k: options.pop(k) for k in [f.name for f in dataclasses.fields(kind)] if k in options}
+        made[name] = kind(**mine)
+    if options:
+        raise ValueError(f"{algorithm} has no options {', '.join(sorted(options))}.")
+    return Config(algorithm, **made)
+
+
+def parse(words: Sequence[str]) -> Config:
+    """Read the command line; the algorithm of the offline run decides which options there are."""
+    words = list(words)
+    source, named = last_value(words, "--offline"), last_value(words, "--algorithm", take=True)
+    if source is not None and named is not None:
+        raise ValueError("--offline, a run that is there, has its algorithm; leave --algorithm out.")
+    algorithm = named or "vgf"
+    path = Path(source or "") / "config.json"
+    if source is not None and path.exists():  # read_offline says what is wrong with others
+        algorithm = json.loads(path.read_text()).get("algorithm", algorithm)
+    usual = make_config(algorithm, **({} if source is None else {"offline": Path(source)}))
+    fields = [(name, type(getattr(usual, name)), dataclasses.field(default=getattr(usual, name))) for name in _GROUPS]
+    read = tyro.cli(
+        dataclasses.make_dataclass("Options", fields, frozen=True),
+        args=words,
+        prog="flowrl online",
+        description=_ABOUT,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    return Config(algorithm, *(getattr(read, name) for name in _GROUPS))
 
 
 def startup(config: Config) -> int:
-    """Give the environment steps before the first update."""
-    return WSRL_STARTUP * (config.protocol == "wsrl") if config.startup is None else config.startup
+    """Return the environment steps before the first update."""
+    learning = config.learning
+    return WSRL_STARTUP * (learning.protocol == "wsrl") if learning.startup is None else learning.startup
 
 
 def first_run(config: Config) -> Offline:
-    """Give the options of the offline run that is trained where none is given."""
-    return dataclasses.replace(
-        defaults(config.env),
-        env=config.env,
-        algorithm=config.algorithm,
-        steps=config.offline_steps,
-        seed=config.seed,
-        data_dir=config.data_dir,
-        workers=config.workers,
+    """Return the options of the offline run that is trained where none is given."""
+    assert isinstance(config.source, Source)
+    return defaults(config.algorithm, env=config.source.env).changed(
+        steps=config.source.offline_steps,
+        seed=config.learning.seed,
+        data_dir=config.source.data_dir,
+        workers=config.run.workers,
         eval_episodes=0,
         curve_points=0,
         out=config.out / "offline",
@@ -129,119 +277,96 @@ def read_offline(source: Path, config: Config) -> Offline:
     """Read the options of an offline run."""
     path = source / "config.json"
     if not path.exists() or not (source / "checkpoint.npz").exists():
-        raise FileNotFoundError(f"{source} is no run of offline_rl.py: it needs config.json and checkpoint.npz.")
-    there = json.loads(path.read_text())
-    known = {field.name: field.type for field in dataclasses.fields(Offline)}
-    if not there.keys() <= known.keys():
-        raise ValueError(f"{path} is of another version: unknown {', '.join(sorted(there.keys() - known.keys()))}.")
-    values = {name: _typed(value, known[name]) for name, value in there.items()}
-    offline = dataclasses.replace(Offline(), **values, data_dir=config.data_dir, workers=config.workers)
-    if offline.algorithm == "bc":
-        raise ValueError("bc has no critic to learn with; start from another algorithm.")
-    if offline.chunk > 1:
-        raise ValueError(f"{source} acts in chunks of {offline.chunk}; experience is collected one action at a time.")
+        raise FileNotFoundError(f"{source} is not a run of `flowrl offline`: it needs config.json and checkpoint.npz.")
+    offline = from_flat(json.loads(path.read_text()), path)
+    offline = offline.changed(data_dir=config.source.data_dir, workers=config.run.workers)
+    if offline.training.chunk > 1:
+        raise ValueError(
+            f"{source} acts in chunks of {offline.training.chunk}; experience is collected one action at a time."
+        )
     return offline
 
 
-def _typed(value: Any, kind: Any) -> Any:
-    """Turn a JSON value back into what the option holds."""
-    if value is None:
-        return None
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    return Path(value) if Path in kinds else tuple(value) if isinstance(value, list) else value
-
-
-def offline_learner(offline: Offline, source: Path) -> AbstractAlgorithm:
-    """Give the algorithm of an offline run, with the training budget that it chose if it did."""
-    learner = algorithm(offline)
-    if offline.budget == "auto":
+def offline_learner(offline: Offline, source: Path) -> AbstractValueBased:
+    """Return the algorithm of an offline run, with the training budget that it chose if it did."""
+    learner = offline.learner()
+    if not isinstance(learner, AbstractValueBased):
+        raise ValueError(f"{offline.algorithm} has no critic to learn with; start from another algorithm.")
+    if is_auto(offline):
         assert isinstance(learner, VGF)
         learner = with_chosen_budget(learner, json.loads((source / "training_budget.json").read_text()))
     return learner
 
 
-def shown(offline: Offline) -> tuple[Policy, ...]:
+def shown(offline: Offline, learner: AbstractAlgorithm) -> tuple[Policy, ...]:
     """List the ways to act that are evaluated: every L_test for VGF, a rival's own proposals and their selection."""
-    policies = test_policies(offline)
-    if offline.algorithm == "vgf":
+    policies, acting = offline.policies(learner), offline.acting
+    if isinstance(acting, Flow):
         return tuple(
             p
             for p in policies
-            if p.candidates == offline.particles and p.select == "best" and not p.random_directions and p.band is None
+            if p.candidates == acting.particles and p.select == "best" and not p.random_directions and p.band is None
         )
     return tuple(p for p in policies if not p.steps)
 
 
 def check(config: Config) -> None:
     """Refuse numbers that make no sense, before anything is trained."""
+    learning, lanes, evaluation = config.learning, config.collecting.lanes, config.evaluation
+    options = config.flat() | dataclasses.asdict(config.source) | dataclasses.asdict(config.run)
     counts = ("steps", "interval", "lanes", "eval_every", "curve_episodes", "eval_episodes", "eval_lanes", "workers")
-    refuse_below_one(config, (*counts, "offline_steps", "capacity", "collect_candidates"))
-    if config.interval % config.lanes or config.steps % config.interval or config.eval_every % config.interval:
+    refuse_below_one(options, (*counts, "offline_steps", "capacity", "collect_candidates"))
+    if learning.interval % lanes or learning.steps % learning.interval or evaluation.eval_every % learning.interval:
         raise ValueError("--interval must be a multiple of --lanes, --steps and --eval-every multiples of --interval.")
-    updates = config.updates_per_step * config.lanes
+    updates = learning.updates_per_step * lanes
     if not (updates >= 1 and updates == round(updates)):
         raise ValueError(f"--updates-per-step times --lanes must be a whole number >= 1, got {updates}.")
-    if startup(config) >= config.steps:
-        raise ValueError(f"--startup {startup(config)} leaves nothing of --steps {config.steps} to learn in.")
-    if config.seed < 0 or config.eval_seed < 0 or (config.startup or 0) < 0:
+    if startup(config) >= learning.steps:
+        raise ValueError(f"--startup {startup(config)} leaves nothing of --steps {learning.steps} to learn in.")
+    if learning.seed < 0 or evaluation.eval_seed < 0 or (learning.startup or 0) < 0:
         raise ValueError("--seed, --eval-seed and --startup must be >= 0.")
-    if not 0 <= config.exploration < math.inf:
-        raise ValueError(f"--exploration must be >= 0, got {config.exploration}.")
-    if config.offline is not None:
-        refuse_changed(config, Config(), ("env", "algorithm", "offline_steps"), "--offline, a run that is there,")
+    if not 0 <= config.collecting.exploration < math.inf:
+        raise ValueError(f"--exploration must be >= 0, got {config.collecting.exploration}.")
 
 
 def planned(config: Config, offline: Offline, learner: AbstractAlgorithm) -> Callable[[int], Plan]:
     """Turn options into what is done at each environment step.
 
     Raises:
-        ValueError: an option that this algorithm has no use for, or a number out of range.
+        ValueError: a number out of range.
     """
-    ours = isinstance(learner, VGF)
-    if not ours:
-        refuse_changed(config, Config(), _OF_VGF, offline.algorithm)
-    collect = _growing("collect-steps", config.collect_steps or ("1" if ours else "0"), config.steps)
-    train = None if config.train_steps is None else _growing("train-steps", config.train_steps, config.steps)
-    cap = _growing("max-displacement", config.max_displacement, config.steps) if config.max_displacement else None
-    size = offline.test_step_size if config.collect_step_size is None else config.collect_step_size
-    candidates = config.collect_candidates or (offline.particles if ours else 1)
-    if config.collect_step_size is not None and not max(collect(0), collect(config.steps)):
+    collecting, total, acting = config.collecting, config.learning.steps, offline.acting
+    collect = _growing("collect-steps", collecting.collect_steps, total)
+    algorithm = config.learning.algorithm(learner)
+    if collecting.collect_step_size is not None and not max(collect(0), collect(total)):
         raise ValueError("--collect-step-size has no use where --collect-steps is 0; leave out what would be ignored.")
-    if ours and config.reference == "frozen" and not learner.frozen_reference:
-        raise ValueError("--reference frozen: that of the offline run learns along with its critic.")
-    if offline.algorithm in DETERMINISTIC and candidates > 1:
-        raise ValueError(f"{offline.algorithm} has one proposal a state; leave --collect-candidates out.")
+    size = collecting.collect_step_size
+    assert isinstance(acting, Candidates) or collecting.collect_candidates == 1
+    candidates = collecting.collect_candidates or getattr(acting, "particles", 1)
 
     def plan(step: int) -> Plan:
-        steps = round(collect(step))
+        steps, now = round(collect(step)), algorithm(step)
+        budget = None
+        if steps:
+            budget = acting.budget(now, steps)  # pyright: ignore[reportAttributeAccessIssue]
+            budget = budget if size is None else budget.with_steps(steps, size)
         policy = Policy(
             f"collection, L={steps}",
             candidates,
-            steps,
-            size if steps else 0.0,
-            config.collect_select,
-            config.selection_temperature,
+            budget,
+            select=collecting.collect_select,
+            selection_temperature=collecting.selection_temperature,
         )
-        if not isinstance(learner, VGF):
-            return Plan(learner, policy, config.exploration)
-        budget = _changed(
-            learner.train_budget,
-            steps=None if train is None else round(train(step)),
-            step_size=config.train_step_size,
-            max_displacement=None if cap is None else cap(step),
-        )
-        return Plan(dataclasses.replace(learner, train_budget=budget), policy, config.exploration)
+        return Plan(now, policy, collecting.exploration)
 
-    for step in (0, config.steps):
-        PolicyTable((plan(step).policy,), config.lanes)
+    for step in (0, total):
+        PolicyTable((plan(step).policy,), collecting.lanes)
     return plan
 
 
-def _changed(budget: Budget, **changes: Any) -> Budget:
-    """Give a budget with what is not None changed."""
-    names = ("steps", "step_size", "temperature", "max_displacement", "scale", "tolerance", "max_mmd", "mmd_sigma")
-    values = {name: getattr(budget, name) for name in (*names, "check_every")}
-    return Budget(**(values | {name: x for name, x in changes.items() if x is not None}))
+def _capped(budget: Budget, cap: float) -> Budget:
+    """Return the budget with another cap; a new cap compiles nothing anew."""
+    return eqx.tree_at(lambda b: b.max_displacement, budget, jnp.asarray(cap, jnp.float32), is_leaf=lambda x: x is None)
 
 
 def _growing(name: str, text: str, total: int) -> Callable[[int], float]:

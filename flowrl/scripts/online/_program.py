@@ -1,11 +1,8 @@
 """From offline to online: a policy trained on data goes on learning by acting.
 
-Takes up a run of `offline_rl.py` (or trains one first), collects with the transported policy in environments side by
+Takes up a run of `flowrl offline` (or trains one first), collects with the transported policy in environments side by
 side, learns from data and experience together, and evaluates every L_test on the way and at the end, on the same
 episodes as the offline policy. Everything goes to `--out`; a run that was stopped goes on by `--resume`.
-
-    python examples/online_finetune.py --offline runs/offline_rl --out runs/online
-    python examples/online_finetune.py --help
 """
 
 import contextlib
@@ -20,11 +17,11 @@ from typing import Any
 import jax
 import jax.random as jr
 import numpy as np
-import tyro
 from rich.console import Console
 
 from flowrl.rl import (
     VGF,
+    AbstractAlgorithm,
     AbstractPretrained,
     Agent,
     Buffer,
@@ -32,6 +29,8 @@ from flowrl.rl import (
     Evaluation,
     HostBuffer,
     Lanes,
+    Policy,
+    Replay,
     Standardizer,
     Tracker,
     check_rows_agree,
@@ -41,11 +40,13 @@ from flowrl.rl import (
     report,
 )
 from flowrl.runs import RunDirectory, load_checkpoint, to_csv
-from flowrl.scripts._console import bar, end_well, online_bar, progress, table
-from flowrl.scripts.offline import _program as offline_rl
-from flowrl.scripts.offline._options import algorithm
+from flowrl.scripts._console import bar, online_bar, progress
+from flowrl.scripts.offline import _program as offline_program
+from flowrl.scripts.offline._options import Config as Offline
 from flowrl.scripts.online._options import (
     Config,
+    Finished,
+    VGFLearning,
     check,
     first_run,
     offline_learner,
@@ -56,124 +57,132 @@ from flowrl.scripts.online._options import (
 )
 
 
-def main(config: Config) -> list[report.Row]:
-    """Run the whole experiment."""
+def main(config: Config) -> None:
+    """Run everything that is not done yet."""
     console, started = Console(stderr=True), time.perf_counter()
     check(config)
-    if config.offline is None:
-        planned(config, first_run(config), algorithm(first_run(config)))  # before anything is trained
-    source = config.offline or _trained_first(config)
+    source = config.source.offline if isinstance(config.source, Finished) else _trained_first(config)
     offline = read_offline(source, config)
-    learner, policies, metric = offline_learner(offline, source), shown(offline), data.metric(offline.env)
+    learner, metric = offline_learner(offline, source), data.metric(offline.data.env)
     planned(config, offline, learner)  # refuses what makes no sense, before the data are there
 
-    elsewhere = ("offline", "env", "algorithm", "offline_steps", "out", "resume", "data_dir", "workers", "log")
-    identity = {k: v for k, v in dataclasses.asdict(config).items() if k not in elsewhere}
+    identity = config.flat()
     identity["offline_sha256"] = hashlib.sha256((source / "checkpoint.npz").read_bytes()).hexdigest()
     free = ("eval_episodes", "eval_seed", "eval_lanes")
     # A run that was stopped while the offline one was trained has not begun itself.
-    resume = config.resume and (config.offline is not None or (config.out / "config.json").exists())
+    begun = isinstance(config.source, Finished) or (config.out / "config.json").exists()
     with contextlib.ExitStack() as stack:
-        run = stack.enter_context(RunDirectory(config.out, identity, resume=resume, free=free))
+        run = stack.enter_context(RunDirectory(config.out, identity, resume=config.run.resume and begun, free=free))
         bars = stack.enter_context(progress(console))
-        collecting = stack.enter_context(Lanes(offline.env, config.lanes, workers=config.workers))
-        evaluating = stack.enter_context(Lanes(offline.env, config.eval_lanes, workers=config.workers))
-        raw = offline_rl.load_data(offline, bar(bars, "data"))
-        dataset = offline_rl.treated(offline, raw)
+        env, workers = offline.data.env, config.run.workers
+        collecting = stack.enter_context(Lanes(env, config.collecting.lanes, workers=workers))
+        evaluating = stack.enter_context(Lanes(env, config.evaluation.eval_lanes, workers=workers))
+        raw = offline_program.load_data(offline.data, bar(bars, "data"), workers)
+        dataset = offline_program.treated(offline.data, raw)
         _same_as_offline(source, dataset)
-        offline_rl.same_data(run, dataset.info.to_json() + "\n")
+        offline_program.same_data(run, dataset.info.to_json() + "\n")
         run.write("offline.json", (source / "config.json").read_text())
-        run.write_software(protocol=offline_rl.protocol(dataset.info, f"online-1/{config.protocol}"))
+        run.write_software(protocol=offline_program.protocol(dataset.info, f"online-1/{config.learning.protocol}"))
 
         standardizer = Standardizer.fit(dataset.train.observations)
         # A data set that does not fit on the device is prepared on the host.
-        place = jax.devices("cpu")[0] if config.host_buffer else None
+        place = jax.devices("cpu")[0] if config.learning.host_buffer else None
         with jax.default_device(place):
-            replay = offline_rl.replays(offline, dataset, standardizer)[0]
-        treatment = {"discount": offline.discount, "n_step": offline.n_step, "rewards": dataset.info.reward_transform}
+            replay = offline_program.replays(offline.training, dataset, standardizer)[0]
+        training = offline.training
+        treatment = {"discount": training.discount, "n_step": training.n_step, "rewards": dataset.info.reward_transform}
         check_rows_agree(raw.train, replay, standardizer, **treatment)
-        # The keys of the offline run: its reference's samples, and so its unit of length, are the same again.
-        init_key, prepare_key = jr.split(jr.key(offline.seed))
-        template = learner.init(replay.observations.shape[1], replay.actions.shape[1], key=init_key)
-        # Twice: training gives the first one's arrays away.
-        (state, _), (kept, _) = (load_checkpoint(source / "checkpoint.npz", template) for _ in range(2))
-        if int(state.step) != offline.steps:
-            raise ValueError(f"{source} has made {int(state.step)} of {offline.steps} updates; finish it first.")
-        before = Agent(learner, kept, standardizer)
-        # Randomness of its own, other than that of the offline run and of other seeds.
-        state = dataclasses.replace(state, key=jr.fold_in(state.key, config.seed))
-        if config.reference == "live" and isinstance(learner, VGF):
-            if learner.frozen_reference:
-                learner, state = learner.with_live_reference(state)
-        elif isinstance(learner, AbstractPretrained):
-            with jax.default_device(place):
-                state, replay = learner.prepare(state, replay, key=prepare_key)
-        kind = HostBuffer if config.host_buffer else Buffer
-        buffer = kind(replay, config.capacity or config.steps, config.protocol)
+        before, learner, state, replay = _taken_up(config, offline, learner, source, replay, place)
+        kind = HostBuffer if config.learning.host_buffer else Buffer
+        buffer = kind(replay, config.learning.capacity or config.learning.steps, config.learning.protocol)
         info = dataset.info
         del replay, raw, dataset
         plan = planned(config, offline, learner)
-        title = f"{offline.env}, {offline.algorithm} from {info.rows:,} rows, then {config.steps:,} steps"
+        title = f"{env}, {offline.algorithm} from {info.rows:,} rows, then {config.learning.steps:,} steps"
         console.print(title)
+        unit, length = offline_program.score_unit(info), offline_program.length_unit(learner)
 
-        reference = info.reference
-        unit = offline_rl.score_unit(info)
-
-        def acted(agent: Agent, episodes: int, seed: int, name: str) -> Evaluation:
-            show = bar(bars, f"{name} (episodes)")
-            return evaluate(agent, policies, evaluating, episodes=episodes, seed=seed, progress=show)
-
-        def agent_at(step: int, state: Any) -> Agent:  # a cap holds in evaluations too
-            return Agent(plan(step).algorithm, state, standardizer)
+        def acted(
+            learner: AbstractAlgorithm, state: Any, episodes: int, seed: int, name: str
+        ) -> tuple[tuple[Policy, ...], Evaluation]:
+            policies = shown(offline, learner)
+            agent, show = Agent(learner, state, standardizer), bar(bars, f"{name} (episodes)")
+            return policies, evaluate(agent, policies, evaluating, episodes=episodes, seed=seed, progress=show)
 
         def measure(state: Any, step: int) -> dict[str, Any]:
-            measured = acted(agent_at(step, state), config.curve_episodes, 0, f"curve at {step:,}")
-            means = measured.scores(metric, reference).mean(axis=1)
-            return {f"score/{p.name}": float(x) for p, x in zip(policies, means, strict=True)}
+            now = plan(step).algorithm  # a cap holds in evaluations too
+            policies, measured = acted(now, state, config.evaluation.curve_episodes, 0, f"curve at {step:,}")
+            return report.mean_scores(policies, measured, metric, info.reference)
 
-        name = f"{offline.env} {offline.algorithm} online seed{config.seed}"
-        tracker = stack.enter_context(Tracker(config.log, run.path, identity, name=name)) if config.log else None
+        log = None
+        if config.run.log:
+            name = f"{env} {offline.algorithm} online seed{config.learning.seed}"
+            log = stack.enter_context(Tracker(config.run.log, run.path, identity, name=name)).log
         state = finetune(
             plan,
             state,
             buffer,
-            Collector(collecting, standardizer, **treatment, seed=config.seed),
-            steps=config.steps,
-            interval=config.interval,
-            updates_per_step=config.updates_per_step,
+            Collector(collecting, standardizer, **treatment, seed=config.learning.seed),
+            steps=config.learning.steps,
+            interval=config.learning.interval,
+            updates_per_step=config.learning.updates_per_step,
             startup=startup(config),
             run=run,
             evaluate=measure,
-            evaluate_at=(*range(0, config.steps, config.eval_every), config.steps),
+            evaluate_at=(*range(0, config.learning.steps, config.evaluation.eval_every), config.learning.steps),
             progress=online_bar(bars),
-            log=tracker.log if tracker else None,
+            log=log,
         )
         path = run.path / "curve.png"
         report.plot_learning(run.rows, unit, title, path, phase="online", time="environment steps")
         console.print(_where_time_went(run.path / "timing.csv"))
-        agents = {"offline": before, "online": agent_at(config.steps, state)}
-        measured = [
-            acted(agent, config.eval_episodes, config.eval_seed, f"{name} policy") for name, agent in agents.items()
-        ]
-        named = tuple(dataclasses.replace(p, name=f"{name}: {p.name}") for name in agents for p in policies)
+        agents = {"offline": before, "online": (plan(config.learning.steps).algorithm, state)}
+        episodes, seed = config.evaluation.eval_episodes, config.evaluation.eval_seed
+        named, measured = [], []
+        for name, (algorithm, weights) in agents.items():
+            policies, found = acted(algorithm, weights, episodes, seed, f"{name} policy")
+            named += [dataclasses.replace(p, name=f"{name}: {p.name}") for p in policies]
+            measured.append(found)
         both = Evaluation(*(np.concatenate(x) for x in zip(*measured, strict=True)))
-        baseline = named[0].name
-        rows = report.summarise(named, both, metric, baseline=baseline, reference=reference)
-        length = offline_rl.length_unit(offline)
-        text = "\n\n".join([title, *offline_rl.played_again(both), report.markdown(rows, unit, length)])
-        run.write("results.md", text)
+        rows = report.summarise(tuple(named), both, metric, baseline=named[0].name, reference=info.reference)
+        notes = offline_program.played_again(both)
+        run.write("results.md", "\n\n".join([title, *notes, report.markdown(rows, unit, length)]))
         # Last: where it is, everything is.
-        run.write("results.csv", to_csv(offline_rl.episodes(named, both)))
-    Console().print(table(rows, unit, title, baseline, length))
+        run.write("results.csv", to_csv(report.episode_rows(tuple(named), both)))
+    print(f"{title}\n\n{report.table(rows, unit, rows[0].name, length)}")
     console.print(f"{time.perf_counter() - started:.0f} s in all; everything is in {config.out}")
-    return rows
+
+
+def _taken_up(
+    config: Config, offline: Offline, learner: AbstractAlgorithm, source: Path, replay: Replay, place: Any
+) -> tuple[tuple[AbstractAlgorithm, Any], AbstractAlgorithm, Any, Replay]:
+    """Load the offline run: its agent as it is, and the algorithm, state and data that go on."""
+    # The keys of the offline run: its reference's samples, and so its unit of length, are the same again.
+    init_key, prepare_key = jr.split(jr.key(offline.training.seed))
+    template = learner.init(replay.observations.shape[1], replay.actions.shape[1], key=init_key)
+    # Twice: training gives the first one's arrays away.
+    (state, _), (kept, _) = (load_checkpoint(source / "checkpoint.npz", template) for _ in range(2))
+    if int(state.step) != offline.training.steps:
+        raise ValueError(f"{source} has made {int(state.step)} of {offline.training.steps} updates; finish it first.")
+    before = learner, kept
+    # Randomness of its own, other than that of the offline run and of other seeds.
+    state = dataclasses.replace(state, key=jr.fold_in(state.key, config.learning.seed))
+    if isinstance(config.learning, VGFLearning) and config.learning.reference == "live":
+        assert isinstance(learner, VGF)
+        if learner.frozen_reference:
+            learner, state = learner.with_live_reference(state)
+    elif isinstance(learner, AbstractPretrained):
+        with jax.default_device(place):
+            state, replay = learner.prepare(state, replay, key=prepare_key)
+    return before, learner, state, replay
 
 
 def _trained_first(config: Config) -> Path:
     """Train the offline run that this one starts from, unless it is there."""
     first = first_run(config)
+    planned(config, first, first.learner())  # before anything is trained
     there = (first.out / "checkpoint.npz").exists()
-    offline_rl.main(dataclasses.replace(first, resume=there))
+    offline_program.main(first.changed(resume=there))
     return first.out
 
 
@@ -181,7 +190,7 @@ def _same_as_offline(source: Path, dataset: data.OfflineDataset) -> None:
     """Refuse to go on with other data than the offline run had, or to treat its rewards in another way."""
     there = json.loads((source / "data.json").read_text())
     here = json.loads(dataset.info.to_json())
-    for name in ("sha256", "reward_transform", "observation_protocol"):
+    for name in ("sha256", "reward_transform"):
         if there[name] != here[name]:
             raise ValueError(f"{name} of the data differs: {there[name]} in {source}, {here[name]} here.")
 
@@ -197,8 +206,3 @@ def _where_time_went(path: Path) -> str:
     shares = ", ".join(f"{name} {share:.0%}" for name, share in named.items())
     rates = f"{steps / working:.0f} environment steps/s and {updates / working:.0f} updates/s between evaluations"
     return f"{rates}; {shares}"
-
-
-if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    end_well(lambda: main(config), config.out)

@@ -1,0 +1,219 @@
+"""What can be trained: the library's algorithms by name, a task of the paper, or the user's own by its import path.
+
+Each has its own options: VGF those of `VGFOptions`, every other one the plain fields of its dataclass.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from flowrl.rl import AbstractAggregate, AbstractAlgorithm, AbstractValueBased, tasks
+from flowrl.rl.learning import baselines
+from flowrl.scripts.offline._groups import Candidates, Data, Evaluation, Flow, Proposal, Run, Sample, Training
+from flowrl.scripts.offline._vgf import Aggregate, VGFOptions, aggregate
+
+#: Values of this program for fields that algorithms share; where success is scored batches are half as large.
+_USUAL = {"hidden": (256, 256), "batch_size": 256, "learning_rate": 1e-3, "members": 2, "polyak": 0.01}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """An algorithm of the command line.
+
+    Attributes:
+        label: what tables call it.
+        learning: its options, a dataclass whose method `learner(candidates, dense=...)` makes it.
+        acting: options of acting.
+        data: options of the data.
+        training: options of the training.
+        evaluation: options of the evaluation.
+    """
+
+    label: str
+    learning: type
+    acting: type[Sample]
+    data: type[Data] = Data
+    training: type[Training] = Training
+    evaluation: type[Evaluation] = Evaluation
+
+
+#: How the baselines act: those without randomness have one proposal per state, cloning has no critic.
+_ACTING: dict[str, type[Sample]] = {"bc": Sample, "td3_bc": Proposal, "rebrac": Proposal, "iql": Proposal}
+NAMES = ("vgf", *baselines.ALGORITHMS)
+
+
+def entry(algorithm: str, paper: str | None = None) -> Entry:
+    """Look an algorithm up: a name, or MODULE:CLASS.
+
+    Raises:
+        ValueError: there is none of this name, or the class is not an algorithm.
+    """
+    if paper is not None:
+        return _paper(paper)
+    if algorithm == "vgf":
+        return Entry("VGF", VGFOptions, Flow)
+    if algorithm in baselines.ALGORITHMS:
+        acting = _ACTING.get(algorithm, Candidates)
+        label = "BC" if algorithm == "bc" else algorithm
+        return Entry(label, _own_options(baselines.make(algorithm), acting, _USUAL), acting)
+    if ":" not in algorithm:
+        near = difflib.get_close_matches(algorithm, NAMES, n=3) or NAMES
+        raise ValueError(f"--algorithm {algorithm}: did you mean {', '.join(near)}? Your own is MODULE:CLASS.")
+    kind = _imported(algorithm)
+    acting = Candidates if issubclass(kind, AbstractValueBased) else Sample
+    return Entry(kind.__name__, _own_options(kind, acting, {}), acting)
+
+
+def _paper(name: str) -> Entry:
+    if name not in tasks.PAPER_TASKS:
+        near = difflib.get_close_matches(name, tasks.PAPER_TASKS, n=3) or tasks.PAPER_TASKS
+        raise ValueError(f"--paper {name}: there is no such task; did you mean {', '.join(near)}?")
+    task = tasks.PAPER_TASKS[name]
+    chosen = task.steps if task.steps in (1, 2, 3) else 1
+    return Entry(
+        label="VGF",
+        learning=_own_options(task.algorithm(), Flow, {}, paper=name),
+        acting=_fixed(Flow, test_steps=(1, 2, 3), test_step_size=task.step_size, chosen=chosen, band=1.0),
+        data=_preset(_fixed(Data, env=task.env, rewards=task.rewards, rows=Data.rows), origin="published"),
+        training=_fixed(Training, steps=task.updates, discount=task.discount, n_step=1, chunk=1),
+        evaluation=_preset(Evaluation, eval_episodes=task.episodes),
+    )
+
+
+def _preset(group: type, **values: Any) -> type:
+    """Return a group with other defaults."""
+    fields = [(f.name, f.type, dataclasses.field(default=values[f.name])) for f in _fields(group) if f.name in values]
+    return dataclasses.make_dataclass(group.__name__, fields, bases=(group,), frozen=True)
+
+
+def _fixed(group: type, **values: Any) -> type:
+    """Return a group with options that are set and cannot be given."""
+    fields = [
+        (f.name, Annotated[f.type, tyro.conf.Fixed], dataclasses.field(default=values[f.name]))
+        for f in _fields(group)
+        if f.name in values
+    ]
+    return dataclasses.make_dataclass(group.__name__, fields, bases=(group,), frozen=True)
+
+
+def _imported(path: str) -> type[AbstractAlgorithm]:
+    """Import a user's algorithm; modules of the current directory can be named."""
+    module_name, _, name = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ValueError(
+                f"--algorithm {path}: {module_name} needs {error.name}, which is not installed."
+            ) from error
+        raise ValueError(
+            f"--algorithm {path}: there is no module {error.name}, neither installed nor in {os.getcwd()}."
+        ) from error
+    except Exception as error:
+        raise ValueError(f"--algorithm {path}: {module_name} fails: {type(error).__name__}: {error}") from error
+    kind = getattr(module, name, None)
+    if kind is None:
+        near = difflib.get_close_matches(name, vars(module), n=3)
+        raise ValueError(
+            f"--algorithm {path}: {module_name} has no {name or 'empty name'}"
+            + (f"; did you mean {', '.join(near)}?" if near else "; name a class that it defines.")
+        )
+    if not (inspect.isclass(kind) and issubclass(kind, AbstractAlgorithm)):
+        raise ValueError(f"--algorithm {path}: {name} is not a class derived from flowrl.rl.AbstractAlgorithm.")
+    lacking = sorted(kind.__abstractmethods__ | getattr(kind, "__abstractvars__", frozenset()))
+    if lacking:
+        raise ValueError(f"--algorithm {path}: {name} lacks {', '.join(lacking)} of AbstractAlgorithm; define them.")
+    return kind
+
+
+def _own_options(
+    algorithm: AbstractAlgorithm | type[AbstractAlgorithm],
+    acting: type[Sample],
+    usual: Mapping[str, Any],
+    *,
+    paper: str | None = None,
+) -> type:
+    """Make the options of an algorithm from the plain fields of its class, with the defaults of an instance.
+
+    A field that has the name of an option of the program, such as `particles`, becomes --train-NAME. If it aggregates
+    critics, --aggregate sets all its aggregates at once.
+    """
+    kind = algorithm if isinstance(algorithm, type) else type(algorithm)
+    taken = {f.name for group in (Data, Training, acting, Evaluation, Run) for f in _fields(group)} | {"algorithm"}
+    about, hints, options, names, roles = _explained(kind), _hints(kind), [], {}, []
+    for field in _fields(kind):
+        default = field.default if algorithm is kind else getattr(algorithm, field.name)
+        if isinstance(default, AbstractAggregate):
+            roles.append(field.name)
+        if not field.init or not _plain(hints[field.name]):
+            if default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                raise ValueError(f"{kind.__name__}: the field {field.name} cannot be given here; it needs a default.")
+            continue
+        names[field.name] = f"train_{field.name}" if field.name in taken else field.name
+        hint = Annotated[hints[field.name], tyro.conf.arg(help=about.get(field.name, ""))]
+        set_here = {} if default is dataclasses.MISSING else {"default": usual.get(field.name, default)}
+        if field.default_factory is not dataclasses.MISSING and not set_here:
+            set_here = {"default_factory": field.default_factory}
+        options.append((names[field.name], hint, dataclasses.field(kw_only=True, **set_here)))
+    if roles:
+        text = f"How critics become one number ({', '.join(roles)}): mean, minimum, or mean - std; default: its own."
+        hint = Annotated[Aggregate | None, tyro.conf.arg(help=text)]
+        options.append(("aggregate", hint, dataclasses.field(kw_only=True, default=None)))
+    if paper is not None:
+        text = "The task, at full size. Needs a GPU; its cost is printed."
+        hint = Annotated[str, tyro.conf.arg(help=text)]
+        options.append(("paper", hint, dataclasses.field(kw_only=True, default=paper)))
+
+    def learner(self: Any, candidates: int, *, dense: bool) -> AbstractAlgorithm:
+        del candidates, dense
+        values = {name: getattr(self, option) for name, option in names.items()}
+        if roles and self.aggregate is not None:
+            values |= dict.fromkeys(roles, aggregate(self.aggregate))
+        return kind(**values) if isinstance(algorithm, type) else dataclasses.replace(algorithm, **values)
+
+    return dataclasses.make_dataclass(kind.__name__, options, frozen=True, namespace={"learner": learner})
+
+
+def _fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(kind)
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """Return the types of fields; one that cannot be resolved is not a plain one."""
+    try:
+        return typing.get_type_hints(kind)
+    except (NameError, TypeError):
+        return {field.name: field.type for field in _fields(kind)}
+
+
+def _plain(hint: Any) -> bool:
+    """Check whether a command line can give a value of this type."""
+    if hint in (bool, int, float, str, type(None), Ellipsis) or typing.get_origin(hint) is Literal:
+        return True
+    composed = typing.get_origin(hint) in (typing.Union, types.UnionType, tuple)
+    return composed and all(_plain(part) for part in typing.get_args(hint))
+
+
+def _explained(kind: type) -> dict[str, str]:
+    """Read what docstrings say of fields under `Attributes:`."""
+    found: dict[str, str] = {}
+    for cls in reversed(kind.__mro__):
+        _, _, attributes = inspect.cleandoc(vars(cls).get("__doc__") or "").partition("Attributes:\n")
+        section = re.split(r"\n(?=\S)", attributes)[0]
+        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE):
+            words = re.sub(r"\s+", " ", text)
+            found[name] = words[0].upper() + words[1:] if words[:1].isascii() else words
+    return found

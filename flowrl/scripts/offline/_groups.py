@@ -1,0 +1,170 @@
+"""Options of an offline run, in groups: an algorithm has those groups of which it reads every option."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from flowrl import Budget
+from flowrl.rl import VGF, AbstractAlgorithm, Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What is learned from."""
+
+    env: str = "halfcheetah-medium-local-v0"
+    """Environment: {halfcheetah,walker2d}-medium[-replay]-local-v0, an OGBench single task such as
+    puzzle-3x3-play-singletask-task1-v0, d4rl:NAME, minari:ID, gym:ID with --dataset-path; a wrong name lists near
+    ones."""
+    origin: Literal["local", "published"] | None = None
+    """Generate the data here, or download what the benchmark's authors made; default: generate where possible."""
+    data_dir: Path | None = None
+    """Where generated data are kept; default: the user's cache directory."""
+    dataset_path: Path | None = None
+    """A data file to use instead: npz in the layout of the environment's family, D4RL's HDF5, or your own arrays."""
+    rewards: Literal["auto", "none", "unit_std", "d4rl_locomotion", "antmaze"] = "auto"
+    """Reward protocol; auto: unit_std where returns are scored, none where success is."""
+    rows: int = 100_000
+    """Rows of generated training data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long, and on which returns, every algorithm is trained."""
+
+    steps: int = 10_000
+    """Updates of the critic (of the policy, where there is no critic)."""
+    interval: int = 1_000
+    """Updates per compiled call; a checkpoint follows each."""
+    seed: int = 0
+    """Seed of the networks and of all sampling in training."""
+    discount: float = 0.99
+    """Discount factor."""
+    n_step: int = 5
+    """Steps of the n-step return. With one step, ten thousand updates are too few for values to reach back far."""
+    chunk: int = 1
+    """Actions taken at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Which episodes are played."""
+
+    eval_episodes: int = 16
+    """Episodes of every policy at the end, the same for all; 0 trains without acting."""
+    eval_seed: int = 1
+    """Seed of the evaluation's episodes."""
+    curve_points: int = 1
+    """Evaluations along the way, for the learning curve."""
+    curve_episodes: int = 4
+    """Episodes of each policy in those."""
+    video: int = 0
+    """Episodes to draw of one policy (of the budget --chosen), as policy.gif (with MUJOCO_GL=egl or osmesa)."""
+    lanes: int = 40
+    """Environments stepped in lockstep (env)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where the run is kept, and who works on it."""
+
+    out: Path = Path("runs/offline_rl")
+    """Directory of the run."""
+    resume: bool = False
+    """Go on with the run in --out; what determines training must be the same."""
+    log: Literal["tensorboard", "wandb", "trackio"] | None = None
+    """Send the metrics to a tracker too; the CSV files are always written."""
+    workers: int = os.cpu_count() or 1
+    """Processes for data and environments."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Acting without a critic: one sample of the policy is all there is."""
+
+    #: Index of the policy that the table compares with.
+    baseline: ClassVar[int] = 0
+
+    def policies(self, label: str, learner: AbstractAlgorithm) -> tuple[Policy, ...]:
+        """List the ways to act, decided before anything is evaluated."""
+        del learner
+        return (Policy(f"{label} (one sample)", 1),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal(Sample):
+    """Acting with a policy without randomness, whose one proposal can be transported along the critic."""
+
+    test_steps: tuple[int, ...] = (1, 3)
+    """All L_test to report (env)."""
+    test_step_size: float = 0.3
+    """Step size in test, in units of the action."""
+    chosen: int = 1
+    """The L_test, fixed in advance, that a video shows (env)."""
+    bandit_episodes: int = 0
+    """Episodes to spend, before the others, on finding the best L_test by acting (sequential halving); 0: none."""
+
+    def policies(self, label: str, learner: AbstractAlgorithm) -> tuple[Policy, ...]:
+        """List the ways to act, decided before anything is evaluated."""
+        return (Policy(label, 1), *self._transported(label, learner, 1))
+
+    def _transported(self, label: str, learner: AbstractAlgorithm, candidates: int) -> tuple[Policy, ...]:
+        name = f"{label}, transported L={{}}"
+        return tuple(Policy(name.format(n), candidates, self.budget(learner, n)) for n in self.test_steps)
+
+    def budget(self, learner: AbstractAlgorithm, steps: int) -> Budget:
+        """Return the test budget of L steps."""
+        del learner
+        return Budget(steps, self.test_step_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates(Proposal):
+    """Acting with the best of N proposals, as they are or transported along the critic."""
+
+    particles: int = 8
+    """N: candidates per state; best-of-N and every transported policy choose among N."""
+
+    def policies(self, label: str, learner: AbstractAlgorithm) -> tuple[Policy, ...]:
+        """List the ways to act, decided before anything is evaluated."""
+        n = self.particles
+        own = (Policy(f"{label} (one proposal)", n, select="uniform"), Policy(f"best-of-{n}", n))
+        return (*own, *self._transported(label, learner, n))
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow(Candidates):
+    """Acting by transport, with the controls that tell what it adds."""
+
+    test_step_size: float = 0.3
+    """Step size in test, in units of the reference's within-state spread."""
+    chosen: int = 1
+    """The L_test, fixed in advance, that the controls are matched to and that a video shows (env)."""
+    band: float = 1.0
+    """States that choose their own L stop where the critics disagree by more than this, relative to the reference."""
+
+    baseline: ClassVar[int] = 1  # selection alone
+
+    def policies(self, label: str, learner: AbstractAlgorithm) -> tuple[Policy, ...]:
+        """List the ways to act, decided before anything is evaluated."""
+        assert isinstance(learner, VGF)
+        n, most = self.particles, max(self.test_steps)
+        chosen = self.budget(learner, self.chosen)
+        own = ()
+        if learner.members > 1 and most > 1:
+            own = (Policy(f"{label}, each state its own L <= {most}", n, self.budget(learner, most), band=self.band),)
+        return (
+            Policy("BC (one random particle)", n, select="uniform"),
+            Policy(f"best-of-{n} (L=0)", n),
+            *(Policy(f"{label} L={steps}", n, self.budget(learner, steps)) for steps in self.test_steps),
+            *own,
+            Policy(f"one random transported particle, L={self.chosen}", n, chosen, select="uniform"),
+            Policy(f"random directions, same length as L={self.chosen}, best", n, chosen, random_directions=True),
+            Policy(f"best-of-{4 * n}", 4 * n),
+        )
+
+    def budget(self, learner: AbstractAlgorithm, steps: int) -> Budget:
+        """Return the training budget at L steps: what training has (a temperature, a cap), acting has."""
+        assert isinstance(learner, VGF)
+        return learner.train_budget.with_steps(steps, self.test_step_size)
