@@ -3,7 +3,7 @@
     python tests/benchmarks/posteriors.py [--out docs/results]
 
 Writes posteriors.csv, a row for each posterior, method and seed, and posteriors_standard.csv, the long NUTS runs that
-all are measured by. The models and measures are those of examples/posterior.py.
+all are measured by. The models and measures are those of `flowrl posterior`.
 
 - Accuracy: both errors of the moments (root mean squares over coordinates of the error of the mean in standard
   deviations, and of the log of the ratio of standard deviations) below `--accuracy`, at a checkpoint and at all later
@@ -23,13 +23,11 @@ import argparse
 import importlib.metadata
 import os
 import pathlib
-import sys
 import time
 from typing import Any, NamedTuple
 
 # The threads of a small QR, of which ALDI takes one a step, wait for each other where another process has a core.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "examples"))
 
 import blackjax
 import jax
@@ -38,12 +36,16 @@ import jax.random as jr
 import numpy as np
 import numpyro
 import optax
-import posterior as example
 from blackjax.vi.svgd import rbf_kernel, update_median_heuristic
 from jax.flatten_util import ravel_pytree
 from numpyro.contrib.einstein import SVGD, RBFKernel
 
 import flowrl
+from flowrl.runs import to_csv
+from flowrl.scripts.posterior._measures import Judge, standard
+from flowrl.scripts.posterior._methods import nuts, starts, step_sizes, transport_of
+from flowrl.scripts.posterior._models import load
+from flowrl.scripts.posterior._program import at
 
 # Where particles start matters most where the prior has heavy tails, as that of tau in eight schools.
 CASES = (
@@ -80,11 +82,11 @@ def checkpoints(stop):
 
 def flow_run(name, posterior, saved):
     """Give a function of start, key and step size: the particles at the checkpoints."""
-    method = example.method(FLOWS[name])
+    transport = transport_of(FLOWS[name])
 
     def run(start, key, setting):
-        budget = flowrl.Budget(int(saved[-1]), example.step_sizes(FLOWS[name], int(saved[-1]), setting))
-        return method(posterior.target, start, budget, key=key, save=saved, throw=False).trajectory
+        budget = flowrl.Budget(int(saved[-1]), step_sizes(FLOWS[name], int(saved[-1]), setting))
+        return transport(posterior.target, start, budget, key=key, save=saved, throw=False).trajectory
 
     return run
 
@@ -134,7 +136,7 @@ def flat(posterior, start):
 
 
 def collect(step, particles, state, saved, unravel):
-    """SolverOutput and give the particles at the checkpoints."""
+    """Step on and give the particles at the checkpoints."""
 
     def advance(state, _):
         state = step(state)
@@ -180,19 +182,19 @@ def particles_method(name, posterior, start, judge, gradients):
 
     def run(seed, setting):
         start_key, key = jr.split(jr.key(seed))
-        particles = jax.block_until_ready(example.starts(start, posterior, n, start_key))
+        particles = jax.block_until_ready(starts(start, posterior, n, start_key))
         setting = jnp.asarray(setting)
         trajectory, seconds, compilation = clocked(march, particles, key, setting)
         every = judge.coordinates(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trajectory))
         sets = list(every.reshape(len(saved), n, -1))
-        return Run(sets, saved * n, seconds * saved / saved[-1], example.at(trajectory, -1), (0, 0.0), compilation)
+        return Run(sets, saved * n, seconds * saved / saved[-1], at(trajectory, -1), (0, 0.0), compilation)
 
     return run
 
 
 def nuts_method(problem, judge, gradients):
     """Give a function of seed and length of the warm-up that runs one chain."""
-    marches = {warmup: example.nuts(problem, warmup, DRAWS) for warmup in SETTINGS["numpyro NUTS"]}
+    marches = {warmup: nuts(problem, warmup, DRAWS) for warmup in SETTINGS["numpyro NUTS"]}
 
     def run(seed, warmup):
         chains, seconds, compilation = clocked(marches[warmup], jr.key(seed)[None])
@@ -201,7 +203,7 @@ def nuts_method(problem, judge, gradients):
         counts = checkpoints(max(int(np.sum(spent <= gradients)), 10))
         draws = chains.draws(warmup)
         every, last = judge.coordinates(draws), counts - 1
-        kept = example.at(draws, slice(int(counts[-1])))
+        kept = at(draws, slice(int(counts[-1])))
         sets, share, early = [every[:count] for count in counts], share[warmup:], (int(early), float(share[warmup - 1]))
         return Run(sets, spent[last], share[last], kept, early, compilation)
 
@@ -255,13 +257,13 @@ def rounded(row):
 def long_run(model, problem, posterior):
     """Give what all is measured by, and the row that describes it."""
     length, began = 3000 if model == "network" else 10_000, time.perf_counter()
-    draws, r_hat, effective = example.standard(problem, 1000, length, jr.key(100))
+    draws, r_hat, effective = standard(problem, 1000, length, jr.key(100))
     seconds = time.perf_counter() - began
-    judge = example.Judge(problem, posterior, draws)
+    judge = Judge(problem, posterior, draws)
     dimension = ravel_pytree(draws)[0].size // (4 * length)
     row = {"posterior": model, "d": dimension, "compared": len(problem.names), "chains": 4, "warmup": 1000}
     row |= {"draws": length, "max_r_hat": r_hat, "min_ess": effective, "seconds_with_compilation": seconds}
-    return judge, row | {"test_log_likelihood": judge.test_log_likelihood(example.at(draws, slice(None, None, 10)))}
+    return judge, row | {"test_log_likelihood": judge.test_log_likelihood(at(draws, slice(None, None, 10)))}
 
 
 def compare(start, problem, posterior, judge, arguments):
@@ -284,7 +286,7 @@ def compare(start, problem, posterior, judge, arguments):
                 evenly = np.linspace(0, head["kept"] - 1, FEW).round().astype(int)
                 void = {"gradients_to_accuracy": "", "seconds_to_accuracy": "", "best_error": ""}
                 thinned = {"method": f"NUTS thinned to {FEW}", "kept": FEW}
-                rows.append(rows[-1] | thinned | void | judge.row(example.at(run.kept, evenly)))
+                rows.append(rows[-1] | thinned | void | judge.row(at(run.kept, evenly)))
     return rows
 
 
@@ -304,7 +306,7 @@ def main():
     for model, start in CASES:
         if model not in arguments.models:
             continue
-        problem = example.load(model, seed=0)
+        problem = load(model, seed=0)
         posterior = flowrl.from_numpyro(problem.model, key=jr.key(0), **problem.data)
         if model not in judges:
             judges[model], described = long_run(model, problem, posterior)
@@ -315,8 +317,8 @@ def main():
             names = ("method", "setting", "gradients_to_accuracy", "seconds_to_accuracy", "mean_error", "log_sd_error")
             print("  ", *(f"{name} {rows[-1][name]!s:8}" for name in names), flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    example.write(arguments.out / "posteriors.csv", rows)
-    example.write(arguments.out / "posteriors_standard.csv", standards)
+    (arguments.out / "posteriors.csv").write_text(to_csv(rows))
+    (arguments.out / "posteriors_standard.csv").write_text(to_csv(standards))
     print(f"{time.perf_counter() - began:.0f} s")
 
 

@@ -1,22 +1,28 @@
-"""The posterior example: its measures, its data, and its particles against quadrature and against NUTS."""
+"""`flowrl posterior`: its measures, its data, and its particles against quadrature and against NUTS."""
 
 import contextlib
 import csv
 import functools
+import importlib.util
+import subprocess
+import sys
 
 import jax
 import jax.random as jr
 import numpy as np
-import posterior as example
 import pytest
 from scipy import stats
 
 import flowrl
+from flowrl.scripts.posterior import Config, main
+from flowrl.scripts.posterior._measures import Judge, standard
+from flowrl.scripts.posterior._methods import DEFAULT_STEP, starts, step_sizes, transport_of
+from flowrl.scripts.posterior._models import load
 
 
 @contextlib.contextmanager
 def as_users_run_it():
-    """The example calls numpyro directly, which mixes dtypes."""
+    """The program calls numpyro directly, which mixes dtypes."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -25,7 +31,7 @@ def as_users_run_it():
 def schools():
     """Mean and sd of mu and of log tau in eight schools, by quadrature: the effects integrate out."""
     with as_users_run_it():
-        data = example.load("eight-schools", 0).data
+        data = load("eight-schools", 0).data
     y, sigma = (np.asarray(data[name], float) for name in ("y", "sigma"))
     mu, log_tau = np.linspace(-25, 35, 601)[:, None], np.linspace(-12, 6, 721)[None]
     scale = np.sqrt(sigma**2 + np.exp(log_tau)[..., None] ** 2)
@@ -41,11 +47,11 @@ def schools():
 
 def test_particles_have_the_moments_of_quadrature():
     with as_users_run_it():
-        problem = example.load("eight-schools", 0)
+        problem = load("eight-schools", 0)
         target = flowrl.from_numpyro(problem.model, key=jr.key(0), **problem.data)
-        start = example.starts("zero", target, 50, jr.key(1))
-        budget = flowrl.Budget(200, example.step_sizes("svgd", 200, example.DEFAULT_STEP["svgd"]))
-        particles = example.method("svgd")(target.target, start, budget).particles
+        start = starts("zero", target, 50, jr.key(1))
+        budget = flowrl.Budget(200, step_sizes("svgd", 200, DEFAULT_STEP["svgd"]))
+        particles = transport_of("svgd")(target.target, start, budget).particles
     mean, sd = schools()
     found = np.stack([particles["mu"], particles["tau"]], axis=1)
     assert np.all(np.abs(np.stack([start["mu"], start["tau"]]).mean(axis=1) - mean) > 0.3 * sd)  # not there at first
@@ -55,10 +61,10 @@ def test_particles_have_the_moments_of_quadrature():
 
 def test_errors_are_in_units_of_the_standard():
     with as_users_run_it():
-        problem = example.load("eight-schools", 0)
+        problem = load("eight-schools", 0)
         target = flowrl.from_numpyro(problem.model, key=jr.key(0), **problem.data)
-        judge = example.Judge(problem, target, example.starts("zero", target, 60, jr.key(2)))
-        own = judge.coordinates(example.starts("zero", target, 60, jr.key(2)))
+        judge = Judge(problem, target, starts("zero", target, 60, jr.key(2)))
+        own = judge.coordinates(starts("zero", target, 60, jr.key(2)))
     assert judge.errors(own) == (0, 0)
     shift = np.zeros(10)
     shift[3] = 1
@@ -70,7 +76,7 @@ def test_errors_are_in_units_of_the_standard():
 
 def test_batting_averages_are_those_of_the_hits():
     with as_users_run_it():
-        problem = example.load("baseball", 0)
+        problem = load("baseball", 0)
     test = {name: np.asarray(x, float) for name, x in problem.test.items()}
     average = test["y"] / test["at_bats"]
     assert np.all(test["y"] == np.round(test["y"]))
@@ -89,7 +95,7 @@ def test_batting_averages_are_those_of_the_hits():
 )
 def test_bad_settings(wrong, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
-        example.main(example.Config(out=tmp_path, **wrong))
+        main(Config(out=tmp_path, **wrong))
 
 
 @pytest.mark.slow
@@ -102,15 +108,15 @@ def test_bad_settings(wrong, message, tmp_path):
 )
 def test_settings_that_only_the_run_can_refuse(wrong, message, tmp_path):
     with as_users_run_it(), pytest.raises(SystemExit, match=message):
-        example.main(example.Config("eight-schools", out=tmp_path, **wrong))
+        main(Config("eight-schools", out=tmp_path, **wrong))
 
 
 @pytest.mark.slow
 def test_nuts_has_the_moments_of_quadrature():
     with as_users_run_it():
-        problem = example.load("eight-schools", 0)
-        draws, r_hat, effective = example.standard(problem, 500, 1000, jr.key(3))
-        centred, _, _ = example.standard(example.load("eight-schools-centred", 0), 500, 1000, jr.key(3))
+        problem = load("eight-schools", 0)
+        draws, r_hat, effective = standard(problem, 500, 1000, jr.key(3))
+        centred, _, _ = standard(load("eight-schools-centred", 0), 500, 1000, jr.key(3))
     assert r_hat < 1.02
     assert effective > 1000
     mean, sd = schools()
@@ -132,9 +138,9 @@ def test_nuts_has_the_moments_of_quadrature():
     ],
 )
 def test_the_whole_run(model, flow, bounds, tmp_path, capsys):
-    config = example.Config(model, flow, nuts_warmup=300, nuts_draws=300, reference_draws=500, out=tmp_path)
+    config = Config(model, flow, nuts_warmup=300, nuts_draws=300, reference_draws=500, out=tmp_path)
     with as_users_run_it():
-        rows = example.main(config)
+        rows = main(config)
     assert "compilation" in capsys.readouterr().out
     ours, chain, thinned = rows
     assert ours["mean_error"] < bounds[0]
@@ -147,7 +153,20 @@ def test_the_whole_run(model, flow, bounds, tmp_path, capsys):
         assert [row["method"] for row in csv.DictReader(file)] == [row["method"] for row in rows]
     with open(tmp_path / "moments.csv", newline="") as file:
         moments = list(csv.DictReader(file))
-    assert len(moments) == len(example.load(model, 0).names)
+    assert len(moments) == len(load(model, 0).names)
     off = [(float(row["mean"]) - float(row["nuts_mean"])) / float(row["nuts_sd"]) for row in moments]
     np.testing.assert_allclose(np.sqrt(np.mean(np.square(off))), ours["mean_error"], rtol=1e-6)
     assert (tmp_path / "posterior.png").stat().st_size > 10_000
+
+
+def test_without_its_extra_it_says_in_one_line_what_to_install(monkeypatch, tmp_path):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numpyro" else found(name))
+    with pytest.raises(SystemExit, match=r'^numpyro is missing: pip install "flowrl-transport\[bayes,examples\]".*$'):
+        main(Config(out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_are_known_without_numpyro():
+    code = "import sys; from flowrl.scripts.posterior import Config; assert 'numpyro' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
