@@ -91,6 +91,35 @@ def check_count(name: str, count: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be a Python int >= {least}, got {count!r}.")
 
 
+def check_fields(
+    thing: Any,
+    *,
+    counts: tuple[str, ...] = (),
+    positive: tuple[str, ...] = (),
+    at_least_zero: tuple[str, ...] = (),
+    fractions: tuple[str, ...] = (),
+    decays: tuple[str, ...] = (),
+    widths: tuple[str, ...] = (),
+) -> None:
+    """Refuse fields, by name, that are out of range: counts are >= 1, fractions in (0, 1], decays in [0, 1).
+
+    None passes: it stands for an option left out.
+    """
+    infinity = float("inf")
+    for names, good, text in (
+        (counts, lambda x: x >= 1, ">= 1"),
+        (positive, lambda x: 0 < x < infinity, "> 0"),
+        (at_least_zero, lambda x: 0 <= x < infinity, ">= 0"),
+        (fractions, lambda x: 0 < x <= 1, "in (0, 1]"),
+        (decays, lambda x: 0 <= x < 1, "in [0, 1)"),
+        (widths, lambda x: all(width >= 1 for width in x), "widths >= 1"),
+    ):
+        for name in names:
+            value = getattr(thing, name)
+            if value is not None and not good(value):
+                raise ValueError(f"{type(thing).__name__}: {name} must be {text}, got {value}.")
+
+
 def check_particles(particles: Particles) -> tuple[int, jnp.dtype]:
     """Refuse anything that is not a set of particles.
 

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any, Literal
 
 from flowrl.rl.learning import VGF, presets
-from flowrl.rl.networks import Mean, Minimum
+from flowrl.rl.networks import FlowMatching, Mean, Minimum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,24 +118,30 @@ def flops_per_update(vgf: VGF, observation_size: int, action_size: int) -> float
     70 · 10⁹, as XLA counts for the authors' code.
 
     Args:
-        vgf: the algorithm, with a reference of kind "flow".
+        vgf: the algorithm, its reference a `FlowMatching` model.
         observation_size: coordinates of s.
         action_size: coordinates of a.
+
+    Raises:
+        TypeError: the reference is another model, whose cost is not known here.
     """
 
     def forward(inputs: int, hidden: tuple[int, ...], outputs: int) -> float:
         sizes = (inputs, *hidden, outputs)
         return 2.0 * sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
 
+    if not isinstance(vgf.reference.model, FlowMatching):
+        raise TypeError(f"the reference must be a FlowMatching model, got {vgf.reference.model!r}.")
+    steps = vgf.reference.model.steps
     critic = vgf.members * forward(observation_size + action_size, vgf.hidden, 1)
-    reference = forward(observation_size + action_size + 1, vgf.reference_hidden, action_size)
+    reference = forward(observation_size + action_size + 1, vgf.reference.hidden, action_size)
     slope = forward(observation_size + action_size, vgf.hidden, action_size)
     rows = vgf.batch_size * vgf.particles
-    step = 2 * critic if vgf.amortized == "no" else slope
+    step = 2 * critic if vgf.amortized is None else slope
     total = rows * (int(vgf.train_budget.bound) * step + critic) + 3 * vgf.batch_size * critic
     if not vgf.frozen_reference:
-        total += rows * vgf.reference_steps * reference + 3 * vgf.batch_size * reference
-    if vgf.amortized != "no":
+        total += rows * steps * reference + 3 * vgf.batch_size * reference
+    if vgf.amortized is not None:
         fitted = vgf.batch_size if vgf.amortized == "data" else 2 * rows
         total += fitted * (2 * critic + 3 * slope)
     return total

@@ -1,7 +1,5 @@
 """Values of particles, TD targets and losses, as functions of networks and batches."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -13,7 +11,7 @@ from flowrl.rl.networks import AbstractAggregate, Critic, aggregated_value
 def value(
     critic: Critic, aggregate: AbstractAggregate, observation: Float[Array, " obs"], particles: Float[Array, "n act"]
 ) -> Float[Array, " n"]:
-    """Give the aggregated value of each particle at one state.
+    """Compute the aggregated value of each particle at one state.
 
     Args:
         critic: the ensemble.
@@ -27,26 +25,25 @@ def value(
 def td_target(
     target_critic: Critic,
     aggregate: AbstractAggregate,
-    over_particles: Literal["mean", "max"],
+    particle_aggregate: AbstractAggregate,
     returns: Float[Array, " batch"],
     discounts: Float[Array, " batch"],
     next_observations: Float[Array, "batch obs"],
     particles: Float[Array, "batch n act"],
 ) -> Float[Array, " batch"]:
-    """Give y = returns + discounts · (mean or maximum over particles of the aggregated target value).
+    """Compute y = returns + discounts · (the particles' aggregated target values, made one number).
 
     Args:
         target_critic: the slow ensemble.
         aggregate: how its members become one number.
-        over_particles: mean or maximum.
+        particle_aggregate: how the values of a state's particles become one number.
         returns: n-step returns.
         discounts: γ^m · mask.
         next_observations: bootstrap states.
         particles: transported particles there.
     """
     values = jax.vmap(lambda s, a: value(target_critic, aggregate, s, a))(next_observations, particles)
-    best = jnp.max(values, axis=1) if over_particles == "max" else jnp.mean(values, axis=1)
-    return returns + discounts * best
+    return returns + discounts * jax.vmap(particle_aggregate)(values)
 
 
 def critic_loss(
@@ -55,7 +52,7 @@ def critic_loss(
     actions: Float[Array, "batch act"],
     targets: Float[Array, " batch"],
 ) -> Float[Array, ""]:
-    """Give the TD loss: squared errors summed over members, averaged over the batch.
+    """Compute the TD loss: squared errors summed over members, averaged over the batch.
 
     Args:
         critic: the ensemble.
@@ -74,7 +71,7 @@ def gradient_loss(
     observations: Float[Array, "batch obs"],
     actions: Float[Array, "batch n act"],
 ) -> Float[Array, ""]:
-    """Give |f(s, a) − ∇_a Q(s, a)|², the mean over coordinates, actions and states.
+    """Compute |f(s, a) − ∇_a Q(s, a)|², the mean over coordinates, actions and states.
 
     Args:
         network: f.

@@ -1,18 +1,18 @@
 """How a reference is fitted: weighted batches, an average of its weights, a one-step sampler beside it."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
+from flowrl._misc import check_fields
 from flowrl.rl.learning._train import Trainable, copied, polyak
-from flowrl.rl.networks import AbstractReference, FlowReference, GaussianReference, OneStepReference
+from flowrl.rl.networks import AbstractReference, AbstractReferenceModel, FlowMatching, OneStepReference
 
 
 class ReferenceState(eqx.Module):
@@ -34,77 +34,81 @@ class ReferenceState(eqx.Module):
         return self.model.network if self.average is None else self.average
 
     @property
-    def action_size(self) -> int:
-        """Coordinates of an action."""
-        return self.network.action_size
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise of one sample."""
+        return self._sampler.noise_shape
 
-    def sample(self, observation: Float[Array, " obs"], noise: Float[Array, " act"]) -> Float[Array, " act"]:
+    def sample(self, observation: Float[Array, " obs"], noise: Float[Array, "..."]) -> Float[Array, " act"]:
         """Turn noise into an action, by the one-step sampler if there is one.
 
         Args:
             observation: s, standardised.
-            noise: standard normal.
+            noise: standard normal, of `noise_shape`.
         """
-        sampler = self.network if self.one_step is None else self.one_step.network
-        return sampler.sample(observation, noise)
+        return self._sampler.sample(observation, noise)
+
+    @property
+    def _sampler(self) -> AbstractReference | OneStepReference:
+        return self.network if self.one_step is None else self.one_step.network
 
 
 class ReferenceLearner(eqx.Module):
-    """How a reference is fitted.
+    """Which model the reference is, and how it is fitted.
 
     Attributes:
-        kind: "flow" for a flow-matching model, "gaussian" for a normal law.
+        model: the generative model.
         hidden: widths of the hidden layers.
-        steps: K, Euler steps of a sample of the flow.
         learning_rate: Adam's rate.
-        decay_updates: updates over which the rate falls to 0 as a cosine, or None for a constant rate.
+        updates: updates over which the rate falls to 0 as a cosine; None keeps it constant.
         average: decay in [0, 1) of an exponential moving average of the weights, which then stands for the reference;
             0 for none.
         one_step: distil a sampler of one step, and sample by it.
     """
 
-    kind: Literal["flow", "gaussian"] = eqx.field(static=True)
-    hidden: tuple[int, ...] = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-    learning_rate: float = eqx.field(static=True)
-    decay_updates: int | None = eqx.field(static=True)
-    average: float = eqx.field(static=True)
-    one_step: bool = eqx.field(static=True)
+    model: AbstractReferenceModel = FlowMatching()
+    hidden: tuple[int, ...] = eqx.field(static=True, default=(256, 256))
+    learning_rate: float = eqx.field(static=True, default=1e-3)
+    updates: int | None = eqx.field(static=True, default=8000)
+    average: float = eqx.field(static=True, default=0.0)
+    one_step: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        check_fields(self, counts=("updates",), positive=("learning_rate",), decays=("average",), widths=("hidden",))
+        if not isinstance(self.model, AbstractReferenceModel):
+            raise TypeError(f"model must be a model of flowrl.rl, such as FlowMatching(steps=5), got {self.model!r}.")
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> ReferenceState:
-        """Make the state before the first update.
+        """Return the state before the first update.
 
         Args:
             observation_size: coordinates of s.
             action_size: coordinates of a.
             key: randomness of the weights.
+
+        Raises:
+            ValueError: `one_step` with a model whose noise is not of the size of an action.
         """
-        if self.kind == "flow":
-            model = FlowReference(observation_size, action_size, self.hidden, steps=self.steps, key=key)
-        else:
-            model = GaussianReference(observation_size, action_size, self.hidden, key=key)
+        model = self.model.init(observation_size, action_size, self.hidden, key=key)
         one_step = None
         if self.one_step:
+            if model.noise_shape != (action_size,):
+                raise ValueError(f"one_step needs the noise of one action, {type(self.model).__name__} has more.")
             sampler = OneStepReference(observation_size, action_size, self.hidden, key=jr.fold_in(key, 1))
             one_step = Trainable.start(sampler, self._optimiser)
         average = copied(model) if self.average > 0 else None
         return ReferenceState(Trainable.start(model, self._optimiser), average, one_step)
 
     def restarted(self, state: ReferenceState) -> ReferenceState:
-        """Keep the networks and start their optimisers anew.
+        """Return the same networks with optimisers before their first step.
 
         Args:
-            state: whoever trained it.
+            state: of this learner or of one that differs in its rate.
         """
-
-        def start(part: Trainable | None) -> Trainable | None:
-            return None if part is None else Trainable.start(part.network, self._optimiser)
-
-        return eqx.tree_at(
-            lambda s: (s.model, s.one_step),
-            state,
-            (start(state.model), start(state.one_step)),
-            is_leaf=lambda x: x is None or isinstance(x, Trainable),
+        one_step = state.one_step
+        return ReferenceState(
+            Trainable.start(state.model.network, self._optimiser),
+            state.average,
+            None if one_step is None else Trainable.start(one_step.network, self._optimiser),
         )
 
     def update(
@@ -129,7 +133,7 @@ class ReferenceLearner(eqx.Module):
         """
         noise_key, time_key, distillation_key = jr.split(key, 3)
         noise = jr.normal(noise_key, actions.shape, actions.dtype)
-        time = jr.uniform(time_key, actions.shape[:1], actions.dtype)
+        time = state.model.network.times(time_key, actions.shape[0], actions.dtype)
         loss, gradient = eqx.filter_value_and_grad(reference_loss)(
             state.model.network, observations, actions, noise, time, weights
         )
@@ -148,7 +152,7 @@ class ReferenceLearner(eqx.Module):
 
     @property
     def _optimiser(self) -> optax.GradientTransformation:
-        rate, updates = self.learning_rate, self.decay_updates
+        rate, updates = self.learning_rate, self.updates
         return optax.adam(rate if updates is None else optax.cosine_decay_schedule(rate, updates))
 
 
@@ -157,17 +161,17 @@ def reference_loss(
     observations: Float[Array, "batch obs"],
     actions: Float[Array, "batch act"],
     noise: Float[Array, "batch act"],
-    time: Float[Array, " batch"],
+    time: Float[Array, " batch"] | Int[Array, " batch"],
     weights: Float[Array, " batch"] | None = None,
 ) -> Float[Array, ""]:
-    """Give the loss of a batch.
+    """Compute the loss of a batch.
 
     Args:
         reference: μ.
         observations: s, standardised.
         actions: a.
         noise: standard normal.
-        time: uniform on [0, 1].
+        time: from `reference.times`.
         weights: weight of each transition, or None.
     """
     losses = jax.vmap(reference.loss)(observations, actions, noise, time)
@@ -183,12 +187,12 @@ def _distillation_loss(
 def sample_sets(
     sample: Callable[[Array, Array], Array],
     observations: Float[Array, "batch obs"],
-    noise: Float[Array, "batch n act"],
+    noise: Float[Array, "batch n ..."],
 ) -> Float[Array, "batch n act"]:
     """Sample n actions in every state.
 
     Args:
-        sample: of one state and one noise.
+        sample: of one state and one noise, such as `AbstractReference.sample`.
         observations: s, standardised.
         noise: standard normal.
     """
@@ -197,15 +201,14 @@ def sample_sets(
 
 @eqx.filter_jit
 def sample_rows(
-    reference: ReferenceState, observations: Float[Array, "rows obs"], size: int, samples: int, chunk: int, key: Key
+    reference: ReferenceState, observations: Float[Array, "rows obs"], samples: int, chunk: int, key: Key
 ) -> Float[Array, "rows samples act"]:
-    """Sample a reference in many states, some at a time.
+    """Sample a reference in many states, `chunk` of them at a time to bound the memory.
 
     Args:
         reference: what is sampled.
         observations: s, standardised.
-        size: coordinates of an action.
-        samples: samples a state.
+        samples: samples per state.
         chunk: states sampled at a time.
         key: randomness.
     """
@@ -215,8 +218,8 @@ def sample_rows(
 
     def one_chunk(arguments: tuple[Array, Array]) -> Array:
         index, block = arguments
-        noise = jr.normal(jr.fold_in(key, index), (chunk, samples, size), block.dtype)
+        noise = jr.normal(jr.fold_in(key, index), (chunk, samples, *reference.noise_shape), block.dtype)
         return sample_sets(reference.sample, block, noise)
 
     sampled = jax.lax.map(one_chunk, (jnp.arange(chunks.shape[0]), chunks))
-    return sampled.reshape(-1, samples, size)[:rows]
+    return sampled.reshape(-1, samples, sampled.shape[-1])[:rows]

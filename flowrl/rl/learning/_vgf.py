@@ -22,7 +22,10 @@ from jaxtyping import Array, Float, Int
 
 from flowrl._budget import Budget, spread
 from flowrl._custom_types import Key
+from flowrl._misc import check_fields, concrete
 from flowrl._solution import RESULTS, Solution
+from flowrl._solver import AbstractStepSolver
+from flowrl._supports import supports
 from flowrl._target import AbstractTarget, Boltzmann, ValueGradient
 from flowrl._transport import Transport
 from flowrl.nn import MLP
@@ -48,8 +51,6 @@ class VGFState(AbstractState):
         gradient: f, the network of its gradient, or None.
         scale: unit of length of the budgets, (act,): the reference's spread, or ones.
         reference_step: updates of the reference so far.
-        step: updates of the critic so far.
-        key: randomness to come.
     """
 
     reference: ReferenceState
@@ -73,33 +74,29 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
     so that a data set full of bad behaviour does not hold the particles back.
 
     Attributes:
-        transport: how particles are moved, in training and in test; its domain is the box of actions [−1, 1].
+        transport: how particles are moved, in training and in test: a deterministic flow by a solver that goes step by
+            step; its domain is the box of actions [−1, 1].
         train_budget: L_train, ε, α. Its step size is in units of the reference's spread if `relative`.
         relative: measure budgets in units of the reference's within-state spread.
-        particles: N, particles a state.
+        particles: N, particles per state.
         target: makes the ensemble one number in the TD target.
         improvement: makes it one number along whose gradient particles flow.
         selection: makes it one number by which test-time candidates are ranked.
-        over_particles: the target is the mean over the N particles, or their maximum.
-        amortized: let particles follow a network f(s, a) fitted to ∇_a Q (aggregated by `improvement`) at the actions of the
-            "data" or at the "particles" before and after their transport; "no" differentiates the critic.
-        reference: "flow" for a flow-matching model, "gaussian" for a normal law.
-        one_step: distil a sampler of one step from the reference, and sample by it.
-        reference_average: decay in [0, 1) of an exponential moving average of the reference's weights; 0 for none.
+        particle_aggregate: makes the target values of the N particles one number.
+        amortized: let particles follow a network f(s, a) fitted to ∇_a Q (aggregated by `improvement`) at the actions
+            of the "data", or at the "particles" before and after their transport; None differentiates the critic.
+        reference: which model the reference is, and how it is fitted; a frozen one for `reference.updates`, one that
+            is not frozen at a constant rate.
         advantage_temperature: β > 0 in the units of the value, or None to weigh all data the same. It needs the critic,
             and so a reference that is not frozen.
         frozen_reference: train the reference first, then freeze it and cache `samples` particles at every next state;
-            otherwise it is trained along with the critic and sampled afresh.
-        samples: M >= N, cached particles a state.
+            otherwise it is trained along with the critic and sampled again in each update.
+        samples: M >= N, cached particles per state.
         polyak: τ, rate at which the target network follows.
         learning_rate: Adam's rate for the critic and f.
-        reference_learning_rate: Adam's rate for the reference; decays as a cosine over `reference_updates` if frozen.
-        reference_updates: updates of the reference before it is frozen.
-        batch_size: transitions an update.
+        batch_size: transitions per update.
         hidden: widths of the hidden layers of the critic and f.
-        reference_hidden: widths of the reference's hidden layers.
         members: number of critics.
-        reference_steps: K, Euler steps of a reference sample.
     """
 
     transport: Transport
@@ -109,47 +106,34 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
     target: AbstractAggregate = Mean()
     improvement: AbstractAggregate = Mean()
     selection: AbstractAggregate = Mean()
-    over_particles: Literal["mean", "max"] = eqx.field(static=True, default="mean")
-    amortized: Literal["no", "data", "particles"] = eqx.field(static=True, default="no")
-    reference: Literal["flow", "gaussian"] = eqx.field(static=True, default="flow")
-    one_step: bool = eqx.field(static=True, default=False)
-    reference_average: float = eqx.field(static=True, default=0.0)
+    particle_aggregate: AbstractAggregate = Mean()
+    amortized: Literal["data", "particles"] | None = eqx.field(static=True, default=None)
+    reference: ReferenceLearner = ReferenceLearner()
     advantage_temperature: float | None = eqx.field(static=True, default=None)
     frozen_reference: bool = eqx.field(static=True, default=True)
     samples: int = eqx.field(static=True, default=8)
     polyak: float = eqx.field(static=True, default=0.005)
     learning_rate: float = eqx.field(static=True, default=3e-4)
-    reference_learning_rate: float = eqx.field(static=True, default=1e-3)
-    reference_updates: int = eqx.field(static=True, default=8000)
     batch_size: int = eqx.field(static=True, default=256)
     hidden: tuple[int, ...] = eqx.field(static=True, default=(256, 256))
-    reference_hidden: tuple[int, ...] = eqx.field(static=True, default=(256, 256))
     members: int = eqx.field(static=True, default=2)
-    reference_steps: int = eqx.field(static=True, default=5)
 
     def __check_init__(self):
-        for name in ("particles", "samples", "batch_size", "members", "reference_steps", "reference_updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"VGF: {name} must be >= 1, got {getattr(self, name)}.")
-        for name in ("learning_rate", "reference_learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"VGF: {name} must be > 0, got {getattr(self, name)}.")
-        if not 0 < self.polyak <= 1:
-            raise ValueError(f"VGF: polyak must be in (0, 1], got {self.polyak}.")
-        if not 0 <= self.reference_average < 1:
-            raise ValueError(f"VGF: reference_average must be in [0, 1), got {self.reference_average}.")
-        for name, known in (
-            ("over_particles", ("mean", "max")),
-            ("amortized", ("no", "data", "particles")),
-            ("reference", ("flow", "gaussian")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"VGF: {name} must be one of {known}, got {getattr(self, name)!r}.")
-        if self.advantage_temperature is not None:
-            if not 0 < self.advantage_temperature < float("inf"):
-                raise ValueError(f"VGF: advantage_temperature must be > 0, got {self.advantage_temperature}.")
-            if self.frozen_reference:
-                raise ValueError("VGF: advantage weights need the critic; set frozen_reference=False, relative=False.")
+        check_fields(
+            self,
+            counts=("particles", "samples", "batch_size", "members"),
+            positive=("learning_rate", "advantage_temperature"),
+            fractions=("polyak",),
+            widths=("hidden",),
+        )
+        if self.amortized not in (None, "data", "particles"):
+            raise ValueError(f"VGF: amortized must be 'data', 'particles' or None, got {self.amortized!r}.")
+        if not isinstance(self.reference, ReferenceLearner):
+            raise TypeError(f"VGF: reference must be a ReferenceLearner(model, ...), got {self.reference!r}.")
+        if self.advantage_temperature is not None and self.frozen_reference:
+            raise ValueError("VGF: advantage weights need the critic; set frozen_reference=False, relative=False.")
+        if self.frozen_reference and self.reference.updates is None:
+            raise ValueError("VGF: a reference that is frozen needs updates before: give its learner `updates`.")
         if self.frozen_reference and self.samples < max(self.particles, 2):
             raise ValueError(
                 f"VGF: samples ({self.samples}) must be at least 2 and at least particles ({self.particles}): the "
@@ -161,27 +145,39 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
             raise ValueError("VGF: the scale of the train budget is set by `relative`; leave it out of the budget.")
         if self.train_budget.temperature is not None and self.train_budget.temperature.ndim:
             raise ValueError("VGF: a temperature schedule over the steps of one transport is not supported here.")
+        self._check_transport()
+
+    def _check_transport(self) -> None:
+        """Refuse what `update` or `improve` could not run, before anything is trained."""
+        transport, temperature = self.transport, self.train_budget.temperature
+        target = Boltzmann(aggregated_value) if self.amortized is None else ValueGradient(aggregated_value)
+        support = supports(transport.flow, transport.solver, transport.domain, target)
+        if not support:
+            raise ValueError(f"VGF: {support.reason}")
+        name, traits = type(transport.flow).__name__, transport.flow.traits
+        if traits.stochastic:
+            raise ValueError(f"VGF: {name} is stochastic, and no key reaches the transport; take SVGD() or Ascent().")
+        if not isinstance(transport.solver, AbstractStepSolver):
+            solver = type(transport.solver).__name__
+            raise ValueError(f"VGF: test budgets are read off step by step, which {solver} cannot save; take Euler().")
+        if traits.temperature == "none" and temperature is not None:
+            raise ValueError(f"VGF: {name} has no entropy, so the train budget must leave temperature=None.")
+        known = None if temperature is None else concrete(temperature)
+        if traits.temperature == "positive" and known is not None and not (known > 0).all():
+            raise ValueError(f"VGF: {name} divides by the temperature of the train budget, so it must be > 0.")
 
     @property
     def pretraining(self) -> int:
-        """Updates of the reference alone: `reference_updates` if it is frozen after them, else 0."""
-        return self.reference_updates if self.frozen_reference else 0
+        return self._learner.updates or 0
 
     def pretrained(self, state: VGFState) -> Int[Array, ""]:
         return state.reference_step
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> VGFState:
-        """Make the state before the first update.
-
-        Args:
-            observation_size: coordinates of s.
-            action_size: coordinates of a.
-            key: randomness of the whole run.
-        """
         reference_key, critic_key, run_key, gradient_key = jr.split(key, 4)
         critic = Critic(observation_size, action_size, self.hidden, self.members, key=critic_key)
         gradient = None
-        if self.amortized != "no":
+        if self.amortized is not None:
             network = MLP((observation_size, action_size), action_size, self.hidden, layer_norm=True, key=gradient_key)
             gradient = Trainable.start(network, self._optimiser)
         return VGFState(
@@ -198,32 +194,16 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
     def pretrain(
         self, state: VGFState, replay: Replay, rows: Int[Array, " batch"], key: Key
     ) -> tuple[VGFState, dict[str, Float[Array, ""]]]:
-        """Fit the reference to the actions of a batch.
-
-        Args:
-            state: the current state.
-            replay: the data.
-            rows: rows of the batch.
-            key: randomness of this update.
-        """
         return self._reference_update(state, replay, over_states(rows), key, None)
 
     def prepare(self, state: VGFState, replay: Replay, *, key: Key, chunk: int = 2048) -> tuple[VGFState, Replay]:
-        """Sample a frozen reference at every next state, and measure its spread.
+        """Sample a frozen reference at every next state, `chunk` rows at a time, and measure its spread.
 
-        Args:
-            state: its reference is sampled.
-            replay: the data.
-            key: randomness; the same key gives the same cache.
-            chunk: rows sampled at a time.
-
-        Returns:
-            The state with the budgets' unit of length, and the data with `samples` particles a state.
+        The same key gives the same cache.
         """
         if not self.frozen_reference:
             return state, replay
-        size = replay.actions.shape[1]
-        particles = sample_rows(state.reference, replay.next_observations, size, self.samples, chunk, key)
+        particles = sample_rows(state.reference, replay.next_observations, self.samples, chunk, key)
         replay = eqx.tree_at(lambda r: r.particles, replay, particles, is_leaf=lambda x: x is None)
         if self.relative:
             state = eqx.tree_at(lambda s: s.scale, state, spread(particles))
@@ -234,19 +214,7 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
     ) -> tuple[VGFState, dict[str, Float[Array, ""]]]:
         """Make one TD update, and one of what is trained along: the reference if it is not frozen, f if there is one.
 
-        Args:
-            state: the current state.
-            replay: the data, prepared.
-            rows: rows of the batch.
-            key: randomness of this update.
-
-        Returns:
-            The next state, and the metrics `td_loss`, `value`, `displacement` (root mean square over states, particles
-            and coordinates, in the budget's unit), `nonfinite` (particles frozen), `failed` (sets whose transport
-            failed), and the losses of what is trained along.
-
-        Raises:
-            ValueError: the reference is frozen but its samples are not cached.
+        The data are those of `prepare`; a frozen reference without cached samples is a ValueError.
         """
         metrics, rows = {}, over_states(rows)
         if self.frozen_reference:
@@ -261,14 +229,7 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
         return state, metrics | critic_metrics
 
     def propose(self, state: VGFState, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
-        """Draw one sample of the reference.
-
-        Args:
-            state: the networks.
-            observation: s, standardised.
-            key: randomness of this sample.
-        """
-        return state.reference.sample(observation, jr.normal(key, state.scale.shape, observation.dtype))
+        return state.reference.sample(observation, jr.normal(key, state.reference.noise_shape, observation.dtype))
 
     def improve(
         self, state: VGFState, observation: Float[Array, " obs"], particles: Float[Array, "n act"], budget: Budget
@@ -283,19 +244,12 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
     def values(
         self, state: VGFState, observation: Float[Array, " obs"], actions: Float[Array, "n act"]
     ) -> Float[Array, "members n"]:
-        """Give Q_k(s, a).
-
-        Args:
-            state: the networks.
-            observation: s, standardised.
-            actions: candidates.
-        """
         return jax.vmap(state.critic.network, (None, 0), 1)(observation, actions)
 
     def with_live_reference(self, state: VGFState) -> tuple["VGF", VGFState]:
-        """Give the algorithm whose reference learns on along with the critic, for data that keep changing.
+        """Return the algorithm whose reference learns on along with the critic, for data that keep changing.
 
-        The unit of length stays what it was; the reference's optimiser starts anew, at a constant rate.
+        The unit of length stays what it was; the reference's optimiser starts again, at a constant rate.
 
         Args:
             state: with a frozen reference.
@@ -338,7 +292,7 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
         targets = td_target(
             state.target_critic,
             self.target,
-            self.over_particles,
+            self.particle_aggregate,
             replay.returns[rows],
             replay.discounts[rows],
             next_observations,
@@ -374,9 +328,9 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
         return state, metrics
 
     def _direction(
-        self, critic: Critic, gradient: Trainable | None, observation: Float[Array, " obs"]
+        self, critic: Critic, gradient: Trainable[MLP] | None, observation: Float[Array, " obs"]
     ) -> AbstractTarget:
-        """Give what the particles of one state flow toward: the ensemble, or f in the place of its gradient."""
+        """Return what the particles of one state flow toward: the ensemble, or f in the place of its gradient."""
         if gradient is not None:
             return ValueGradient(gradient.network, observation)
         return Boltzmann(aggregated_value, critic, self.improvement, observation)
@@ -384,7 +338,7 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
     def _weights(
         self, state: VGFState, replay: Replay, rows: Int[Array, " batch"], key: Key
     ) -> Float[Array, " batch"] | None:
-        """Give the weight of each transition in the reference's loss."""
+        """Return the weight of each transition in the reference's loss."""
         if self.advantage_temperature is None:
             return None
         observations = replay.observations[rows]
@@ -395,11 +349,11 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
 
     def _fresh(self, state: VGFState, observations: Float[Array, "batch obs"], key: Key) -> Float[Array, "batch n act"]:
         """Draw N samples of the reference in every state."""
-        shape = (observations.shape[0], self.particles, state.scale.shape[0])
+        shape = (observations.shape[0], self.particles, *state.reference.noise_shape)
         return sample_sets(state.reference.sample, observations, jr.normal(key, shape, observations.dtype))
 
     def _cached(self, replay: Replay, rows: Int[Array, " batch"], key: Key) -> Float[Array, "batch n act"]:
-        """Give N of the M cached samples at the bootstrap states."""
+        """Return N of the M cached samples at the bootstrap states."""
         if replay.particles is None:
             raise ValueError("a frozen reference needs cached samples: prepare(state, replay, key=key) draws them.")
         # A random window: the samples of a state are distinct, and it is one gather.
@@ -413,12 +367,4 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
 
     @property
     def _learner(self) -> ReferenceLearner:
-        return ReferenceLearner(
-            kind=self.reference,
-            hidden=self.reference_hidden,
-            steps=self.reference_steps,
-            learning_rate=self.reference_learning_rate,
-            decay_updates=self.reference_updates if self.frozen_reference else None,
-            average=self.reference_average,
-            one_step=self.one_step,
-        )
+        return self.reference if self.frozen_reference else dataclasses.replace(self.reference, updates=None)

@@ -10,16 +10,18 @@ from flowrl._flow import SVGD, Ascent
 from flowrl._solver import Euler, Optax
 from flowrl._transport import Transport
 from flowrl.rl.learning._authors_svgd import AuthorsSVGD
+from flowrl.rl.learning._reference_learner import ReferenceLearner
 from flowrl.rl.learning._vgf import VGF
-from flowrl.rl.networks import Mean, Minimum
+from flowrl.rl.networks import FlowMatching, Mean, Minimum
 
-# Made once: an optimiser made anew would compile anew. Plain Adam, as the authors have it.
+# Made once: another optimiser object would compile again. Plain Adam, as the authors have it.
 _ADAM = optax.adam(1.0)
 _CLIPPED_ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1.0))
+_AUTHORS_REFERENCE = ReferenceLearner(FlowMatching(10), hidden=(512, 512, 512, 512), learning_rate=3e-4)
 
 
 def default(steps: int = 0, step_size: float = 0.1, **changes: object) -> VGF:
-    """Give the setting of the examples: independent ascent by Adam, in units of the reference's spread.
+    """Return the setting of the examples: independent ascent by Adam, in units of the reference's spread.
 
     The reference is trained first and frozen, its samples are cached.
 
@@ -36,7 +38,7 @@ def default(steps: int = 0, step_size: float = 0.1, **changes: object) -> VGF:
 
 
 def paper(steps: int = 1, step_size: float = 0.1, **changes: object) -> VGF:
-    """Give the form of the paper's text: α → 0, plain Euler steps of the kernelised flow, N = 5, absolute steps.
+    """Return the form of the paper's text: α → 0, plain Euler steps of the kernelised flow, N = 5, absolute steps.
 
     Args:
         steps: L_train; the paper tunes it per task.
@@ -63,7 +65,7 @@ def authors(
     through_bandwidth: bool = True,
     **changes: object,
 ) -> VGF:
-    """Give the setting of the authors' code: Adam on the particles, N = 10, a reference trained along with the critic.
+    """Return the setting of the authors' code: Adam on N = 10 particles, a reference that learns along with the critic.
 
     One update agrees with theirs in losses and particles to float32 rounding (tests/rl/test_parity.py). One thing is
     not copied: their target network follows the critic of the previous update, ours the new one.
@@ -87,16 +89,14 @@ def authors(
         improvement=Mean(),
         selection=Minimum(),
         frozen_reference=False,
-        reference_learning_rate=3e-4,
         hidden=(512, 512, 512, 512),
-        reference_hidden=(512, 512, 512, 512),
-        reference_steps=10,
+        reference=_AUTHORS_REFERENCE,
     )
     return _changed(vgf, changes)
 
 
 def amortized(steps: int = 5, step_size: float = 0.1, **changes: object) -> VGF:
-    """Give the amortized variant of the authors' code: N = 5 particles follow a network f(s, a) fitted to ∇_a Q.
+    """Return the amortized variant of the authors' code: N = 5 particles follow a network f(s, a) fitted to ∇_a Q.
 
     f is fitted at the actions of the data, and there is no kernel: particles move apart from each other, by Adam. One
     thing is not copied: they clip the norm of f over the particles of all states of the batch together, which couples
@@ -120,10 +120,8 @@ def amortized(steps: int = 5, step_size: float = 0.1, **changes: object) -> VGF:
         selection=Minimum(),
         amortized="data",
         frozen_reference=False,
-        reference_learning_rate=3e-4,
         hidden=(512, 512, 512, 512),
-        reference_hidden=(512, 512, 512, 512),
-        reference_steps=10,
+        reference=_AUTHORS_REFERENCE,
     )
     return _changed(vgf, changes)
 
@@ -136,5 +134,5 @@ def _changed(vgf: VGF, changes: dict[str, object]) -> VGF:
 
 
 def _actions() -> Box:
-    """Give the box of standardised actions; no array is made when this module is imported."""
+    """Return the box of standardised actions; a function, so that importing this module makes no array."""
     return Box(-1.0, 1.0)

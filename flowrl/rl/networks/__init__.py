@@ -4,15 +4,20 @@ from flowrl.rl.networks._actor import DeterministicActor as DeterministicActor, 
 from flowrl.rl.networks._critic import (
     AbstractAggregate as AbstractAggregate,
     Critic as Critic,
+    First as First,
     LowerConfidence as LowerConfidence,
+    Maximum as Maximum,
     Mean as Mean,
     Minimum as Minimum,
     aggregated_value as aggregated_value,
 )
-from flowrl.rl.networks._diffusion import DiffusionPolicy as DiffusionPolicy
+from flowrl.rl.networks._diffusion import Denoising as Denoising, DiffusionPolicy as DiffusionPolicy
 from flowrl.rl.networks._reference import (
     AbstractReference as AbstractReference,
+    AbstractReferenceModel as AbstractReferenceModel,
+    FlowMatching as FlowMatching,
     FlowReference as FlowReference,
+    Gaussian as Gaussian,
     GaussianReference as GaussianReference,
     OneStepReference as OneStepReference,
 )

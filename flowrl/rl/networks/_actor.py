@@ -1,4 +1,4 @@
-"""Policies that are a network of the state alone: one action, or a normal law around it."""
+"""Policies that are a network of the state alone: one action, or a normal distribution around it."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from flowrl.nn import MLP
 
 
 class DeterministicActor(eqx.Module):
-    """One action a state: π(s) = tanh(network(s)).
+    """One action per state: π(s) = tanh(network(s)).
 
     Attributes:
-        network: gives the action before the squashing.
+        network: computes the action before the squashing.
     """
 
     network: MLP
 
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], *, key: Key):
-        """Make the actor.
+        """Create the actor.
 
         Args:
             observation_size: coordinates of s.
@@ -32,7 +32,7 @@ class DeterministicActor(eqx.Module):
         self.network = MLP((observation_size,), action_size, hidden, key=key)
 
     def __call__(self, observation: Float[Array, " obs"]) -> Float[Array, " act"]:
-        """Give π(s), in [−1, 1].
+        """Compute π(s), in [−1, 1].
 
         Args:
             observation: s, standardised.
@@ -41,10 +41,10 @@ class DeterministicActor(eqx.Module):
 
 
 class GaussianActor(eqx.Module):
-    """A normal law with mean tanh(network(s)) and standard deviations that do not depend on the state.
+    """A normal distribution with mean tanh(network(s)) and standard deviations that do not depend on the state.
 
     Attributes:
-        network: gives the mean before the squashing.
+        network: computes the mean before the squashing.
         log_std: logarithms of the standard deviations, (act,); clipped to [−5, 2] where they are used.
     """
 
@@ -52,7 +52,7 @@ class GaussianActor(eqx.Module):
     log_std: Float[Array, " act"]
 
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], *, key: Key):
-        """Make the actor, with standard deviations of 1.
+        """Create the actor, with standard deviations of 1.
 
         Args:
             observation_size: coordinates of s.
@@ -63,13 +63,8 @@ class GaussianActor(eqx.Module):
         self.network = MLP((observation_size,), action_size, hidden, key=key)
         self.log_std = jnp.zeros(action_size, jnp.float32)
 
-    @property
-    def action_size(self) -> int:
-        """Coordinates of an action."""
-        return self.log_std.shape[0]
-
     def log_prob(self, observation: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, ""]:
-        """Give log π(a|s), summed over the coordinates.
+        """Compute log π(a|s), summed over the coordinates.
 
         Args:
             observation: s, standardised.
@@ -80,14 +75,11 @@ class GaussianActor(eqx.Module):
         return -jnp.sum(0.5 * whitened**2 + log_std + 0.5 * math.log(2 * math.pi))
 
     def sample(self, observation: Float[Array, " obs"], noise: Float[Array, " act"]) -> Float[Array, " act"]:
-        """Give mean + standard deviation · noise, clipped; no noise gives the mean.
+        """Return mean + standard deviation · noise, clipped to [−1, 1]; no noise gives the mean.
 
         Args:
             observation: s, standardised.
             noise: standard normal.
-
-        Returns:
-            An action in [−1, 1].
         """
         mean, log_std = self._moments(observation)
         return jnp.clip(mean + jnp.exp(log_std) * noise, -1, 1)

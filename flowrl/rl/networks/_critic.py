@@ -1,7 +1,7 @@
 """The critic ensemble, and how its members are made one number.
 
-The TD target, the drive of the flow and the selection each choose their own aggregate: agreeing with the pessimist when
-bootstrapping does not mean driving along his gradient.
+The TD target, the improvement along the critic and the selection each choose their own aggregate: agreeing with the
+pessimist when bootstrapping does not mean climbing along his gradient.
 """
 
 import abc
@@ -16,43 +16,47 @@ from flowrl.nn import MLP, stack
 
 
 class AbstractAggregate(eqx.Module):
-    """A rule that turns the members' values into one."""
+    """A rule that makes several values one: of the members of an ensemble, or of the particles of a state."""
 
     @abc.abstractmethod
-    def __call__(self, values: Float[Array, "members ..."]) -> Float[Array, "..."]:
+    def __call__(self, values: Float[Array, "values ..."]) -> Float[Array, "..."]:
         """Aggregate over the leading axis.
 
         Args:
-            values: one value a member.
+            values: one per member or particle.
         """
 
 
 class Mean(AbstractAggregate):
-    """The mean of the members."""
+    """The mean."""
 
-    def __call__(self, values: Float[Array, "members ..."]) -> Float[Array, "..."]:
-        """Give the mean over the leading axis.
-
-        Args:
-            values: one value a member.
-        """
+    def __call__(self, values: Float[Array, "values ..."]) -> Float[Array, "..."]:
         return jnp.mean(values, axis=0)
 
 
 class Minimum(AbstractAggregate):
-    """The smallest of the members (clipped double Q-learning)."""
+    """The smallest; of the members, clipped double Q-learning."""
 
-    def __call__(self, values: Float[Array, "members ..."]) -> Float[Array, "..."]:
-        """Give the minimum over the leading axis.
-
-        Args:
-            values: one value a member.
-        """
+    def __call__(self, values: Float[Array, "values ..."]) -> Float[Array, "..."]:
         return jnp.min(values, axis=0)
 
 
+class Maximum(AbstractAggregate):
+    """The largest; of the particles, an optimistic target."""
+
+    def __call__(self, values: Float[Array, "values ..."]) -> Float[Array, "..."]:
+        return jnp.max(values, axis=0)
+
+
+class First(AbstractAggregate):
+    """The first alone, whatever the others say."""
+
+    def __call__(self, values: Float[Array, "values ..."]) -> Float[Array, "..."]:
+        return values[0]
+
+
 class LowerConfidence(AbstractAggregate):
-    """Mean − κ standard deviation of the members.
+    """Mean − κ standard deviation.
 
     Attributes:
         kappa: κ >= 0.
@@ -60,12 +64,7 @@ class LowerConfidence(AbstractAggregate):
 
     kappa: float = 1.0
 
-    def __call__(self, values: Float[Array, "members ..."]) -> Float[Array, "..."]:
-        """Give mean − κ std over the leading axis.
-
-        Args:
-            values: one value a member.
-        """
+    def __call__(self, values: Float[Array, "values ..."]) -> Float[Array, "..."]:
         mean = jnp.mean(values, axis=0)
         # The small constant keeps the gradient of the root finite where the members agree.
         variance = jnp.mean((values - mean[None]) ** 2, axis=0)
@@ -82,7 +81,7 @@ class Critic(eqx.Module):
     members: MLP
 
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], members: int, *, key: Key):
-        """Make the ensemble.
+        """Create the ensemble.
 
         Args:
             observation_size: coordinates of s.
@@ -96,7 +95,7 @@ class Critic(eqx.Module):
         )
 
     def __call__(self, observation: Float[Array, " obs"], action: Float[Array, " act"]) -> Float[Array, " members"]:
-        """Give Q_k(s, a) of every member.
+        """Compute Q_k(s, a) of every member.
 
         Args:
             observation: s.
@@ -105,15 +104,9 @@ class Critic(eqx.Module):
         return eqx.filter_vmap(lambda m: m(observation, action)[0])(self.members)
 
 
+# The order of arguments is that of `flowrl.Boltzmann(aggregated_value, critic, aggregate, observation)`.
 def aggregated_value(
     critic: Critic, aggregate: AbstractAggregate, observation: Array, action: Array
 ) -> Float[Array, ""]:
-    """Give the aggregated value, in the order `flowrl.Boltzmann(aggregated_value, critic, aggregate, state)` wants.
-
-    Args:
-        critic: the ensemble.
-        aggregate: how members become one number.
-        observation: s.
-        action: a.
-    """
+    """Compute the value of one action, the members made one number."""
     return aggregate(critic(observation, action))

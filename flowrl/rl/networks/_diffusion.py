@@ -5,14 +5,17 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
+from flowrl._misc import check_fields
 from flowrl.nn import MLP
+from flowrl.rl.networks._reference import AbstractReference, AbstractReferenceModel
 
 
-class DiffusionPolicy(eqx.Module):
+class DiffusionPolicy(AbstractReference):
     r"""Actions by denoising: a network guesses the noise in an action, and T steps take it out.
 
     The variance-preserving schedule, for t = 1, ..., T:
@@ -47,7 +50,7 @@ class DiffusionPolicy(eqx.Module):
     steps: int = eqx.field(static=True)
 
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], *, steps: int = 5, key: Key):
-        """Make the model.
+        """Create the model.
 
         Args:
             observation_size: coordinates of s.
@@ -60,28 +63,24 @@ class DiffusionPolicy(eqx.Module):
         self.steps = steps
 
     @property
-    def action_size(self) -> int:
-        """Coordinates of an action."""
-        return self.network.layers[-1].bias.shape[0]
+    def noise_shape(self) -> tuple[int, ...]:
+        return (self.steps, *self.network.layers[-1].bias.shape)
+
+    def times(self, key: Key, batch: int, dtype: jnp.dtype) -> Int[Array, " batch"]:
+        """Draw t − 1, uniform on 0, ..., T − 1."""
+        del dtype
+        return jr.randint(key, (batch,), 0, self.steps)
 
     def loss(
         self,
         observation: Float[Array, " obs"],
         action: Float[Array, " act"],
         noise: Float[Array, " act"],
-        step: Int[Array, ""],
+        time: Int[Array, ""],
     ) -> Float[Array, ""]:
-        """Give |ε_θ(s, x_t, t) − ε|², the mean over coordinates.
-
-        Args:
-            observation: s, standardised.
-            action: a, from the data.
-            noise: ε, standard normal.
-            step: t − 1, in 0, ..., T − 1.
-        """
-        kept = self._schedule()[1][step].astype(noise.dtype)
+        kept = self._schedule()[1][time].astype(noise.dtype)
         noised = jnp.sqrt(kept) * action + jnp.sqrt(1 - kept) * noise
-        return jnp.mean((self._noise(observation, noised, step) - noise) ** 2)
+        return jnp.mean((self._noise(observation, noised, time) - noise) ** 2)
 
     def denoise(
         self,
@@ -105,15 +104,7 @@ class DiffusionPolicy(eqx.Module):
         return mean + jnp.sqrt((1 - before) / (1 - kept) * beta) * noise
 
     def sample(self, observation: Float[Array, " obs"], noise: Float[Array, "steps act"]) -> Float[Array, " act"]:
-        """Turn noise into an action. It can be differentiated, through all steps.
-
-        Args:
-            observation: s, standardised.
-            noise: standard normal: x_T, and what the steps add, except the last.
-
-        Returns:
-            An action in [−1, 1].
-        """
+        """Turn noise into an action: x_T, and what all steps but the last add. All steps can be differentiated."""
 
         def back(noised: Array, step_and_noise: tuple[Array, Array]) -> tuple[Array, None]:
             return self.denoise(observation, noised, *step_and_noise), None
@@ -126,9 +117,25 @@ class DiffusionPolicy(eqx.Module):
         return self.network(observation, noised, jax.nn.one_hot(step, self.steps, dtype=noised.dtype))
 
     def _schedule(self) -> tuple[Array, Array, Array]:
-        """Give β_t, ᾱ_t and ᾱ_{t−1} for all t."""
+        """Return β_t, ᾱ_t and ᾱ_{t−1} for all t."""
         t = np.arange(1, self.steps + 1)
         beta = 1 - np.exp(-0.1 / self.steps - 0.5 * (10 - 0.1) * (2 * t - 1) / self.steps**2)
         kept = np.cumprod(1 - beta)
         before = np.concatenate([np.ones(1), kept[:-1]])
         return jnp.asarray(beta), jnp.asarray(kept), jnp.asarray(before)
+
+
+class Denoising(AbstractReferenceModel):
+    """A `DiffusionPolicy`.
+
+    Attributes:
+        steps: T >= 1, denoising steps per sample.
+    """
+
+    steps: int = eqx.field(static=True, default=5)
+
+    def __check_init__(self):
+        check_fields(self, counts=("steps",))
+
+    def init(self, observation_size: int, action_size: int, hidden: Sequence[int], *, key: Key) -> DiffusionPolicy:
+        return DiffusionPolicy(observation_size, action_size, hidden, steps=self.steps, key=key)

@@ -1,4 +1,4 @@
-"""The reference μ(a|s): the behaviour policy, learned from the data."""
+"""The reference μ(a|s): the behaviour policy, learned from the data by a generative model."""
 
 import abc
 from collections.abc import Sequence
@@ -6,19 +6,31 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import jax.random as jr
+from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
+from flowrl._misc import check_fields
 from flowrl.nn import MLP
 
 
 class AbstractReference(eqx.Module):
-    """A model of the behaviour policy: a loss to fit it by, and a map from noise to actions."""
+    """A generative model of actions: a loss to fit it by, and a map from noise to actions."""
 
     @property
     @abc.abstractmethod
-    def action_size(self) -> int:
-        """Coordinates of an action."""
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise of one sample."""
+
+    @abc.abstractmethod
+    def times(self, key: Key, batch: int, dtype: jnp.dtype) -> Float[Array, " batch"] | Int[Array, " batch"]:
+        """Draw the times at which `loss` compares.
+
+        Args:
+            key: randomness.
+            batch: how many.
+            dtype: of the actions.
+        """
 
     @abc.abstractmethod
     def loss(
@@ -26,27 +38,39 @@ class AbstractReference(eqx.Module):
         observation: Float[Array, " obs"],
         action: Float[Array, " act"],
         noise: Float[Array, " act"],
-        time: Float[Array, ""],
+        time: Float[Array, ""] | Int[Array, ""],
     ) -> Float[Array, ""]:
-        """Give the loss of one sample.
+        """Compute the loss of one action of the data, a mean over its coordinates.
 
         Args:
-            observation: s.
-            action: a, from the data.
+            observation: s, standardised.
+            action: a.
             noise: standard normal.
-            time: uniform on [0, 1].
+            time: from `times`.
         """
 
     @abc.abstractmethod
-    def sample(self, observation: Float[Array, " obs"], noise: Float[Array, " act"]) -> Float[Array, " act"]:
-        """Turn noise into an action.
+    def sample(self, observation: Float[Array, " obs"], noise: Float[Array, "..."]) -> Float[Array, " act"]:
+        """Turn noise into an action in [−1, 1].
 
         Args:
-            observation: s.
-            noise: standard normal.
+            observation: s, standardised.
+            noise: standard normal, of `noise_shape`.
+        """
 
-        Returns:
-            An action in [−1, 1].
+
+class AbstractReferenceModel(eqx.Module):
+    """Which generative model a reference or a policy is, as a value that creates the network."""
+
+    @abc.abstractmethod
+    def init(self, observation_size: int, action_size: int, hidden: Sequence[int], *, key: Key) -> AbstractReference:
+        """Create the network.
+
+        Args:
+            observation_size: coordinates of s.
+            action_size: coordinates of a.
+            hidden: widths of the hidden layers.
+            key: randomness of the weights.
         """
 
 
@@ -68,21 +92,24 @@ class FlowReference(AbstractReference):
     steps: int = eqx.field(static=True)
 
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], *, steps: int = 5, key: Key):
-        """Make the model.
+        """Create the model.
 
         Args:
             observation_size: coordinates of s.
             action_size: coordinates of a.
             hidden: widths of the hidden layers.
-            steps: K >= 1, Euler steps of a sample.
+            steps: K >= 1, Euler steps per sample.
             key: randomness of the weights.
         """
         self.field = MLP((observation_size, action_size, 1), action_size, hidden, key=key)
         self.steps = steps
 
     @property
-    def action_size(self) -> int:
-        return self.field.layers[-1].bias.shape[0]
+    def noise_shape(self) -> tuple[int, ...]:
+        return self.field.layers[-1].bias.shape
+
+    def times(self, key: Key, batch: int, dtype: jnp.dtype) -> Float[Array, " batch"]:
+        return jr.uniform(key, (batch,), dtype)
 
     def loss(
         self,
@@ -91,28 +118,10 @@ class FlowReference(AbstractReference):
         noise: Float[Array, " act"],
         time: Float[Array, ""],
     ) -> Float[Array, ""]:
-        """Give the flow-matching loss of one sample, the mean square over coordinates.
-
-        Args:
-            observation: s.
-            action: x₁.
-            noise: x₀, standard normal.
-            time: t in [0, 1].
-        """
         on_path = (1 - time) * noise + time * action
         return jnp.mean((self.field(observation, on_path, time[None]) - (action - noise)) ** 2)
 
     def sample(self, observation: Float[Array, " obs"], noise: Float[Array, " act"]) -> Float[Array, " act"]:
-        """Integrate the field from noise.
-
-        Args:
-            observation: s.
-            noise: x₀, standard normal.
-
-        Returns:
-            An action in [−1, 1].
-        """
-
         def euler(i: Array, x: Array) -> Array:
             time = (i / self.steps).astype(x.dtype)
             return x + self.field(observation, x, time[None]) / self.steps
@@ -120,17 +129,35 @@ class FlowReference(AbstractReference):
         return jnp.clip(jax.lax.fori_loop(0, self.steps, euler, noise), -1, 1)
 
 
-class GaussianReference(AbstractReference):
-    """A normal law whose mean and standard deviations depend on the state: one mode, and cheap.
+class FlowMatching(AbstractReferenceModel):
+    """A `FlowReference`.
 
     Attributes:
-        network: gives the mean and the logarithms of the standard deviations.
+        steps: K >= 1, Euler steps per sample.
+    """
+
+    steps: int = eqx.field(static=True, default=5)
+
+    def __check_init__(self):
+        check_fields(self, counts=("steps",))
+
+    def init(self, observation_size: int, action_size: int, hidden: Sequence[int], *, key: Key) -> FlowReference:
+        return FlowReference(observation_size, action_size, hidden, steps=self.steps, key=key)
+
+
+class GaussianReference(AbstractReference):
+    """A normal distribution whose mean and standard deviations depend on the state: one mode, and cheap.
+
+    Its loss is the negative log likelihood up to a constant, in closed form: noise and time are unused.
+
+    Attributes:
+        network: computes the mean and the logarithms of the standard deviations.
     """
 
     network: MLP
 
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], *, key: Key):
-        """Make the model.
+        """Create the model.
 
         Args:
             observation_size: coordinates of s.
@@ -141,8 +168,12 @@ class GaussianReference(AbstractReference):
         self.network = MLP((observation_size,), 2 * action_size, hidden, key=key)
 
     @property
-    def action_size(self) -> int:
-        return self.network.layers[-1].bias.shape[0] // 2
+    def noise_shape(self) -> tuple[int, ...]:
+        return (self.network.layers[-1].bias.shape[0] // 2,)
+
+    def times(self, key: Key, batch: int, dtype: jnp.dtype) -> Float[Array, " batch"]:
+        del key
+        return jnp.zeros(batch, dtype)
 
     def loss(
         self,
@@ -151,28 +182,11 @@ class GaussianReference(AbstractReference):
         noise: Float[Array, " act"],
         time: Float[Array, ""],
     ) -> Float[Array, ""]:
-        """Give the negative log likelihood of one action up to a constant, the mean over coordinates.
-
-        Args:
-            observation: s.
-            action: a.
-            noise: unused: the likelihood is in closed form.
-            time: unused.
-        """
         del noise, time
         mean, log_std = self._moments(observation)
         return jnp.mean(0.5 * ((action - mean) * jnp.exp(-log_std)) ** 2 + log_std)
 
     def sample(self, observation: Float[Array, " obs"], noise: Float[Array, " act"]) -> Float[Array, " act"]:
-        """Give mean + standard deviation · noise, clipped.
-
-        Args:
-            observation: s.
-            noise: standard normal.
-
-        Returns:
-            An action in [−1, 1].
-        """
         mean, log_std = self._moments(observation)
         return jnp.clip(mean + jnp.exp(log_std) * noise, -1, 1)
 
@@ -180,6 +194,13 @@ class GaussianReference(AbstractReference):
         mean, log_std = jnp.split(self.network(observation), 2)
         # Narrower than any behaviour worth modelling, wider than the box of actions.
         return mean, jnp.clip(log_std, -5, 1)
+
+
+class Gaussian(AbstractReferenceModel):
+    """A `GaussianReference`."""
+
+    def init(self, observation_size: int, action_size: int, hidden: Sequence[int], *, key: Key) -> GaussianReference:
+        return GaussianReference(observation_size, action_size, hidden, key=key)
 
 
 class OneStepReference(eqx.Module):
@@ -197,7 +218,7 @@ class OneStepReference(eqx.Module):
     network: MLP
 
     def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], *, key: Key):
-        """Make the sampler.
+        """Create the sampler.
 
         Args:
             observation_size: coordinates of s.
@@ -208,31 +229,28 @@ class OneStepReference(eqx.Module):
         self.network = MLP((observation_size, action_size), action_size, hidden, key=key)
 
     @property
-    def action_size(self) -> int:
-        """Coordinates of an action."""
-        return self.network.layers[-1].bias.shape[0]
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise of one sample."""
+        return self.network.layers[-1].bias.shape
 
     def loss(
         self, teacher: AbstractReference, observation: Float[Array, " obs"], noise: Float[Array, " act"]
     ) -> Float[Array, ""]:
-        """Give the distance to the teacher's sample from the same noise, the mean square over coordinates.
+        """Compute the distance to the teacher's sample from the same noise, the mean square over coordinates.
 
         Args:
             teacher: the reference; no gradient goes to it.
-            observation: s.
+            observation: s, standardised.
             noise: standard normal.
         """
         sample = jax.lax.stop_gradient(teacher.sample(observation, noise))
         return jnp.mean((self.network(observation, noise) - sample) ** 2)
 
     def sample(self, observation: Float[Array, " obs"], noise: Float[Array, " act"]) -> Float[Array, " act"]:
-        """Turn noise into an action.
+        """Turn noise into an action in [−1, 1].
 
         Args:
-            observation: s.
+            observation: s, standardised.
             noise: standard normal.
-
-        Returns:
-            An action in [−1, 1].
         """
         return jnp.clip(self.network(observation, noise), -1, 1)

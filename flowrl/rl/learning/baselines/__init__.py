@@ -6,23 +6,33 @@ Glorot-uniform; observations are standardised; returns are those of the `Replay`
 is summed over the members; networks are optimised by Adam without clipping or decay; and all losses of an update see
 the networks as they were before it. What else differs stands with each algorithm.
 
-Best-of-N is no algorithm: it is any of these, or VGF, acted by a `Policy` of N candidates and 0 steps. And with more
-steps, a `Policy` transports the proposals of any of them along its own critic.
+Best-of-N is no algorithm: it is any of these, or VGF, acted by a `Policy` of N candidates without a budget. With one, a
+`Policy` transports the proposals of any of them along its own critic.
 """
 
-from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic as AbstractActorCritic
+from flowrl.rl.learning.baselines._actor_critic import (
+    AbstractActorCritic as AbstractActorCritic,
+    AbstractActorCriticState as AbstractActorCriticState,
+)
 from flowrl.rl.learning.baselines._bc import BC as BC, BCState as BCState
 from flowrl.rl.learning.baselines._deterministic import DeterministicState as DeterministicState
-from flowrl.rl.learning.baselines._diffusion_ql import DiffusionQL as DiffusionQL, DiffusionQLState as DiffusionQLState
-from flowrl.rl.learning.baselines._flow_ql import FlowQL as FlowQL, FlowQLState as FlowQLState
 from flowrl.rl.learning.baselines._fql import FQL as FQL, FQLState as FQLState
+from flowrl.rl.learning.baselines._generative_ql import (
+    AbstractActorValue as AbstractActorValue,
+    AggregatedValue as AggregatedValue,
+    GenerativeQL as GenerativeQL,
+    GenerativeQLState as GenerativeQLState,
+    RandomMemberValue as RandomMemberValue,
+    diffusion_ql as diffusion_ql,
+    flow_ql as flow_ql,
+)
 from flowrl.rl.learning.baselines._idql import IDQL as IDQL, IDQLState as IDQLState
 from flowrl.rl.learning.baselines._iql import IQL as IQL, IQLState as IQLState
 from flowrl.rl.learning.baselines._named import ALGORITHMS as ALGORITHMS, make as make
-from flowrl.rl.learning.baselines._rebrac import ReBRAC as ReBRAC
-from flowrl.rl.learning.baselines._td3_bc import TD3BC as TD3BC, First as First
-from flowrl.rl.networks import (
-    DeterministicActor as DeterministicActor,
-    DiffusionPolicy as DiffusionPolicy,
-    GaussianActor as GaussianActor,
+from flowrl.rl.learning.baselines._rebrac import (
+    ReBRAC as ReBRAC,
+    mean_square as mean_square,
+    squared_distance as squared_distance,
+    td3_bc as td3_bc,
 )
+from flowrl.rl.networks import DeterministicActor as DeterministicActor, GaussianActor as GaussianActor

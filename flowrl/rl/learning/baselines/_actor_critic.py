@@ -19,33 +19,29 @@ from flowrl._target import Boltzmann
 from flowrl._transport import Transport
 from flowrl.rl.data.replay import Replay
 from flowrl.rl.learning import (
-    AbstractAlgorithm,
     AbstractState,
     AbstractValueBased,
     Trainable,
     critic_loss,
     td_target,
 )
-from flowrl.rl.networks import AbstractAggregate, Critic, aggregated_value
+from flowrl.rl.networks import AbstractAggregate, Critic, Maximum, aggregated_value
 
 
 @functools.cache
 def _transport() -> Transport:
-    """Make it once, since an optimiser made anew would compile anew; but no arrays when this module is imported."""
+    """Make it once, since another optimiser object would compile again; but no arrays when this module is imported."""
     with jax.ensure_compile_time_eval():  # asked for while tracing, and kept beyond it
         return Transport(Ascent(), Optax(), Box(-1.0, 1.0))
 
 
 class AbstractActorCriticState(AbstractState):
-    """The state of a baseline with a critic.
-
-    Attributes:
-        critic: Q.
-        target_critic: its Polyak average.
-    """
+    """The state of a baseline with a critic."""
 
     critic: AbstractVar[Trainable[Critic]]
+    """Q."""
     target_critic: AbstractVar[Critic]
+    """Its Polyak average."""
 
 
 S = TypeVar("S", bound=AbstractActorCriticState)
@@ -58,12 +54,25 @@ class AbstractActorCritic(AbstractValueBased[S]):
     of Adam in the units of the action, within the box of actions: `flowrl.rl.presets.default` in test. So the test
     budget of a `Policy` asks of every baseline what a flow along its critic adds to it.
 
-    Attributes:
-        improvement: makes the values of the ensemble the number that an actor climbs in training, and the proposals in
-            test.
+    The fields below are those that all of them have; each has defaults of its own.
     """
 
+    target: AbstractVar[AbstractAggregate]
+    """Makes the ensemble one number where others learn from its values: in the TD target, in V, in weights."""
     improvement: AbstractVar[AbstractAggregate]
+    """Makes it the number along whose gradient proposals flow in test, and that an actor climbs in training."""
+    selection: AbstractVar[AbstractAggregate]
+    """Makes it the number by which candidates are ranked."""
+    polyak: AbstractVar[float]
+    """Rate in (0, 1] at which the target networks follow."""
+    learning_rate: AbstractVar[float]
+    """Adam's rate."""
+    batch_size: AbstractVar[int]
+    """Transitions per update."""
+    hidden: AbstractVar[tuple[int, ...]]
+    """Widths of the hidden layers of all networks."""
+    members: AbstractVar[int]
+    """Number of critics."""
 
     def improve(
         self, state: S, observation: Float[Array, " obs"], particles: Float[Array, "n act"], budget: Budget
@@ -83,30 +92,17 @@ class AbstractActorCritic(AbstractValueBased[S]):
 
 
 class Batch(NamedTuple):
-    """What updates read of the data.
+    """What updates read of the data; next observations are the states from which values are bootstrapped."""
 
-    Attributes:
-        observations: s, (batch, obs).
-        actions: a, (batch, act).
-        returns: n-step returns, (batch,).
-        discounts: γ^m · mask, (batch,).
-        next_observations: s', the states from which values are bootstrapped, (batch, obs).
-    """
-
-    observations: Array
-    actions: Array
-    returns: Array
-    discounts: Array
-    next_observations: Array
+    observations: Float[Array, "batch obs"]
+    actions: Float[Array, "batch act"]
+    returns: Float[Array, " batch"]
+    discounts: Float[Array, " batch"]
+    next_observations: Float[Array, "batch obs"]
 
 
 def gather(replay: Replay, rows: Int[Array, " batch"]) -> Batch:
-    """Give the rows of a batch.
-
-    Args:
-        replay: the data.
-        rows: which.
-    """
+    """Return the rows of a batch."""
     return Batch(
         replay.observations[rows],
         replay.actions[rows],
@@ -119,31 +115,16 @@ def gather(replay: Replay, rows: Int[Array, " batch"]) -> Batch:
 def backup(
     target_critic: Critic, aggregate: AbstractAggregate, batch: Batch, actions: Float[Array, "batch n act"]
 ) -> Float[Array, " batch"]:
-    """Give y = returns + discounts · the largest value of the actions given in a bootstrap state; mostly there is one.
-
-    Args:
-        target_critic: the slow ensemble.
-        aggregate: makes its members one number.
-        batch: the data.
-        actions: in the bootstrap states.
-    """
-    return td_target(target_critic, aggregate, "max", batch.returns, batch.discounts, batch.next_observations, actions)
+    """Compute y = returns + discounts · the largest value of the actions in a bootstrap state; mostly there is one."""
+    return td_target(
+        target_critic, aggregate, Maximum(), batch.returns, batch.discounts, batch.next_observations, actions
+    )
 
 
 def critic_step(
-    critic: Trainable, optimiser: optax.GradientTransformation, batch: Batch, targets: Float[Array, " batch"]
-) -> tuple[Trainable, Float[Array, ""]]:
-    """Take one step on the TD loss.
-
-    Args:
-        critic: the ensemble.
-        optimiser: its optimiser.
-        batch: states and actions.
-        targets: y; no gradient goes through it.
-
-    Returns:
-        The ensemble after the step and the loss before it.
-    """
+    critic: Trainable[Critic], optimiser: optax.GradientTransformation, batch: Batch, targets: Float[Array, " batch"]
+) -> tuple[Trainable[Critic], Float[Array, ""]]:
+    """Return the ensemble after one step on the TD loss, and the loss before it."""
     loss, gradient = eqx.filter_value_and_grad(critic_loss)(
         critic.network, batch.observations, batch.actions, jax.lax.stop_gradient(targets)
     )
@@ -151,42 +132,5 @@ def critic_step(
 
 
 def magnitude(values: Float[Array, " batch"]) -> Float[Array, ""]:
-    """Give the mean of |Q| over a batch, as a constant to the gradient and never 0.
-
-    Args:
-        values: Q.
-    """
+    """Compute the mean of |Q| over a batch, as a constant to the gradient and never 0."""
     return jax.lax.stop_gradient(jnp.maximum(jnp.mean(jnp.abs(values)), 1e-6))
-
-
-def check(
-    algorithm: AbstractAlgorithm,
-    *,
-    counts: tuple[str, ...] = (),
-    positive: tuple[str, ...] = (),
-    at_least_zero: tuple[str, ...] = (),
-    fractions: tuple[str, ...] = (),
-) -> None:
-    """Refuse fields that make no sense. Every algorithm has a `batch_size`, a `learning_rate` and `hidden`.
-
-    Args:
-        algorithm: whose fields.
-        counts: fields >= 1.
-        positive: fields > 0.
-        at_least_zero: fields >= 0.
-        fractions: fields in (0, 1].
-
-    Raises:
-        ValueError: one of them is out of range.
-    """
-    infinity = float("inf")
-    for names, good, text in (
-        (("batch_size", *counts), lambda x: x >= 1, ">= 1"),
-        (("learning_rate", *positive), lambda x: 0 < x < infinity, "> 0"),
-        (at_least_zero, lambda x: 0 <= x < infinity, ">= 0"),
-        (fractions, lambda x: 0 < x <= 1, "in (0, 1]"),
-        (("hidden",), lambda x: all(width >= 1 for width in x), "widths >= 1"),
-    ):
-        for name in names:
-            if not good(getattr(algorithm, name)):
-                raise ValueError(f"{type(algorithm).__name__}: {name} must be {text}, got {getattr(algorithm, name)}.")

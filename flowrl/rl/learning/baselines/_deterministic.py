@@ -23,10 +23,6 @@ class DeterministicState(AbstractActorCriticState):
     Attributes:
         actor: π.
         target_actor: its Polyak average.
-        critic: Q.
-        target_critic: its Polyak average.
-        step: updates so far.
-        key: randomness to come.
     """
 
     actor: Trainable[DeterministicActor]
@@ -45,16 +41,7 @@ def start(
     optimiser: optax.GradientTransformation,
     key: Key,
 ) -> DeterministicState:
-    """Make the state before the first update.
-
-    Args:
-        observation_size: coordinates of s.
-        action_size: coordinates of a.
-        hidden: widths of the hidden layers.
-        members: number of critics.
-        optimiser: of the actor and the critic.
-        key: randomness of the whole run.
-    """
+    """Return the state before the first update."""
     actor_key, critic_key, run_key = jr.split(key, 3)
     actor = DeterministicActor(observation_size, action_size, hidden, key=actor_key)
     critic = Critic(observation_size, action_size, hidden, members, key=critic_key)
@@ -71,15 +58,7 @@ def start(
 def smoothed(
     actor: DeterministicActor, observations: Float[Array, "batch obs"], noise: float, limit: float, key: Key
 ) -> Float[Array, "batch act"]:
-    """Give clip(π(s) + clip(σ z, −c, c), −1, 1): a value must hold around an action, not at one point.
-
-    Args:
-        actor: π, the target network.
-        observations: s, standardised.
-        noise: σ, in the units of the action.
-        limit: c.
-        key: randomness of z, standard normal.
-    """
+    """Compute clip(π(s) + clip(σ z, −c, c), −1, 1): a value must hold around an action, not at one point."""
     actions = jax.vmap(actor)(observations)
     shift = jnp.clip(noise * jr.normal(key, actions.shape, actions.dtype), -limit, limit)
     return jnp.clip(actions + shift, -1, 1)
@@ -94,17 +73,7 @@ def delayed_update(
     rate: float,
     delay: int,
 ) -> tuple[DeterministicState, dict[str, Float[Array, ""]]]:
-    """Update the critic; in every `delay`-th update also the actor and both target networks.
-
-    Args:
-        state: the current state.
-        batch: the data.
-        targets: y of the TD loss.
-        actor_loss: of the actor, with further metrics.
-        optimiser: of the actor and the critic.
-        rate: τ.
-        delay: updates of the critic for one of the actor.
-    """
+    """Update the critic; in every `delay`-th update also the actor and both target networks."""
     critic, td_loss = critic_step(state.critic, optimiser, batch, targets)
     slow = (state.actor, state.target_actor, state.target_critic)
     dynamic, static = eqx.partition(slow, eqx.is_array)

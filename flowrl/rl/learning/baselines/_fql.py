@@ -10,19 +10,26 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
+from flowrl._misc import check_fields
 from flowrl.rl.data.replay import Replay
 from flowrl.rl.learning import ReferenceLearner, ReferenceState, Trainable, copied, polyak
 from flowrl.rl.learning.baselines._actor_critic import (
     AbstractActorCritic,
     AbstractActorCriticState,
     backup,
-    check,
     critic_step,
     gather,
     magnitude,
 )
-from flowrl.rl.learning.baselines._bc import reference_learner
-from flowrl.rl.networks import AbstractAggregate, AbstractReference, Critic, Mean, OneStepReference, aggregated_value
+from flowrl.rl.networks import (
+    AbstractAggregate,
+    AbstractReference,
+    Critic,
+    FlowMatching,
+    Mean,
+    OneStepReference,
+    aggregated_value,
+)
 
 
 class FQLState(AbstractActorCriticState):
@@ -31,10 +38,6 @@ class FQLState(AbstractActorCriticState):
     Attributes:
         reference: μ, the flow.
         actor: g, the one-step policy.
-        critic: Q.
-        target_critic: its Polyak average.
-        step: updates so far.
-        key: randomness to come.
     """
 
     reference: ReferenceState
@@ -61,15 +64,7 @@ class FQL(AbstractActorCritic[FQLState]):
     Attributes:
         alpha: α, weight of the distillation against the value, in the units of the value; tuned for each task.
         normalise: divide Q by the mean of |Q|, so that α has no units.
-        target: makes the ensemble one number in the TD target.
-        improvement: makes it one number in the actor's loss, and along whose gradient proposals flow in test.
-        selection: makes it one number by which candidates are ranked.
-        polyak: rate at which the target network follows.
-        learning_rate: Adam's rate.
-        batch_size: transitions an update.
-        hidden: widths of the hidden layers.
-        members: number of critics.
-        reference_steps: K, Euler steps of a sample of the flow.
+        reference_steps: K, Euler steps per sample of the flow.
 
     ??? cite "Source"
         Park, Li and Levine, *Flow Q-Learning*, ICML 2025 (arXiv 2502.02538), eqs. 1, 5, 7 and 9, algorithm 1; defaults
@@ -89,16 +84,16 @@ class FQL(AbstractActorCritic[FQLState]):
     reference_steps: int = eqx.field(static=True, default=10)
 
     def __check_init__(self):
-        check(self, counts=("members", "reference_steps"), at_least_zero=("alpha",), fractions=("polyak",))
+        check_fields(
+            self,
+            counts=("batch_size", "members", "reference_steps"),
+            positive=("learning_rate",),
+            at_least_zero=("alpha",),
+            fractions=("polyak",),
+            widths=("hidden",),
+        )
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> FQLState:
-        """Make the state before the first update.
-
-        Args:
-            observation_size: coordinates of s.
-            action_size: coordinates of a.
-            key: randomness of the whole run.
-        """
         reference_key, actor_key, critic_key, run_key = jr.split(key, 4)
         actor = OneStepReference(observation_size, action_size, self.hidden, key=actor_key)
         critic = Critic(observation_size, action_size, self.hidden, self.members, key=critic_key)
@@ -116,15 +111,7 @@ class FQL(AbstractActorCritic[FQLState]):
     ) -> tuple[FQLState, dict[str, Float[Array, ""]]]:
         """Update the critic, the flow and the one-step policy.
 
-        Args:
-            state: the current state.
-            replay: the data.
-            rows: rows of the batch.
-            key: randomness of this update.
-
-        Returns:
-            The next state, and the metrics `td_loss`, `bc_loss`, `actor_loss`, `distillation_loss`, `value` (mean
-            target).
+        Metrics: `td_loss`, `bc_loss`, `actor_loss`, `distillation_loss` and `value`, the mean target.
         """
         backup_key, reference_key, actor_key = jr.split(key, 3)
         batch = gather(replay, rows)
@@ -156,15 +143,8 @@ class FQL(AbstractActorCritic[FQLState]):
         return state, {**metrics, "value": jnp.mean(targets)}
 
     def propose(self, state: FQLState, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
-        """Draw one action of the one-step policy.
-
-        Args:
-            state: the networks.
-            observation: s, standardised.
-            key: randomness of this action.
-        """
         return state.actor.network.sample(
-            observation, jr.normal(key, (state.actor.network.action_size,), observation.dtype)
+            observation, jr.normal(key, state.actor.network.noise_shape, observation.dtype)
         )
 
     @property
@@ -173,7 +153,7 @@ class FQL(AbstractActorCritic[FQLState]):
 
     @property
     def _learner(self) -> ReferenceLearner:
-        return reference_learner("flow", self.hidden, self.reference_steps, self.learning_rate)
+        return ReferenceLearner(FlowMatching(self.reference_steps), self.hidden, self.learning_rate, updates=None)
 
 
 def fql_loss(
@@ -187,21 +167,7 @@ def fql_loss(
     *,
     normalise: bool,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Give α · distillation − mean Q.
-
-    Args:
-        actor: g.
-        reference: μ; no gradient goes to it.
-        critic: the ensemble.
-        aggregate: makes its members one number.
-        observations: s, standardised.
-        noise: z, standard normal.
-        alpha: α.
-        normalise: divide Q by the mean of |Q|.
-
-    Returns:
-        The loss, and the metric `distillation_loss`.
-    """
+    """Compute α · distillation − mean Q, and the metric `distillation_loss`; no gradient goes to the reference."""
     distillation = jnp.mean(jax.vmap(lambda s, z: actor.loss(reference, s, z))(observations, noise))
     chosen = jax.vmap(actor.sample)(observations, noise)
     values = jax.vmap(lambda s, a: aggregated_value(critic, aggregate, s, a))(observations, chosen)

@@ -9,13 +9,13 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
+from flowrl._misc import check_fields
 from flowrl.nn import MLP
 from flowrl.rl.data.replay import Replay
 from flowrl.rl.learning import ReferenceLearner, ReferenceState, Trainable, copied
-from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, AbstractActorCriticState, check, gather
-from flowrl.rl.learning.baselines._bc import reference_learner
+from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, AbstractActorCriticState, gather
 from flowrl.rl.learning.baselines._implicit import implicit_step
-from flowrl.rl.networks import AbstractAggregate, Critic, Minimum
+from flowrl.rl.networks import AbstractAggregate, Critic, FlowMatching, Minimum
 
 
 class IDQLState(AbstractActorCriticState):
@@ -24,10 +24,6 @@ class IDQLState(AbstractActorCriticState):
     Attributes:
         reference: μ.
         value: V.
-        critic: Q.
-        target_critic: its Polyak average.
-        step: updates so far.
-        key: randomness to come.
     """
 
     reference: ReferenceState
@@ -53,15 +49,7 @@ class IDQL(AbstractActorCritic[IDQLState]):
     Attributes:
         expectile: τ in (0, 1): near 1, V is the value of the best action of the data in a state.
         reference_average: decay in [0, 1) of an exponential moving average of the reference's weights; 0 for none.
-        target: makes the ensemble one number where V is learned from it.
-        improvement: makes it one number along whose gradient proposals flow in test.
-        selection: makes it one number by which candidates are ranked.
-        polyak: rate at which the target network follows.
-        learning_rate: Adam's rate.
-        batch_size: transitions an update.
-        hidden: widths of the hidden layers.
-        members: number of critics.
-        reference_steps: K, Euler steps of a reference sample.
+        reference_steps: K, Euler steps per sample of the reference.
 
     ??? cite "Source"
         Hansen-Estruch et al., *IDQL: Implicit Q-Learning as an Actor-Critic Method with Diffusion Policies*, 2023
@@ -83,18 +71,16 @@ class IDQL(AbstractActorCritic[IDQLState]):
     reference_steps: int = eqx.field(static=True, default=5)
 
     def __check_init__(self):
-        check(self, counts=("members", "reference_steps"), fractions=("polyak", "expectile"))
-        if not 0 <= self.reference_average < 1:
-            raise ValueError(f"IDQL: reference_average must be in [0, 1), got {self.reference_average}.")
+        check_fields(
+            self,
+            counts=("batch_size", "members", "reference_steps"),
+            positive=("learning_rate",),
+            fractions=("polyak", "expectile"),
+            decays=("reference_average",),
+            widths=("hidden",),
+        )
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> IDQLState:
-        """Make the state before the first update.
-
-        Args:
-            observation_size: coordinates of s.
-            action_size: coordinates of a.
-            key: randomness of the whole run.
-        """
         reference_key, value_key, critic_key, run_key = jr.split(key, 4)
         value = MLP((observation_size,), 1, self.hidden, layer_norm=True, key=value_key)
         critic = Critic(observation_size, action_size, self.hidden, self.members, key=critic_key)
@@ -110,17 +96,7 @@ class IDQL(AbstractActorCritic[IDQLState]):
     def update(
         self, state: IDQLState, replay: Replay, rows: Int[Array, " batch"], key: Key
     ) -> tuple[IDQLState, dict[str, Float[Array, ""]]]:
-        """Update V, Q and the reference.
-
-        Args:
-            state: the current state.
-            replay: the data.
-            rows: rows of the batch.
-            key: randomness of this update.
-
-        Returns:
-            The next state, and the metrics `td_loss`, `value_loss`, `bc_loss`, `value` (mean target).
-        """
+        """Update V, Q and the reference; metrics `td_loss`, `value_loss`, `bc_loss` and `value`, the mean target."""
         batch = gather(replay, rows)
         (value, critic, target_critic), metrics, _ = implicit_step(
             state.value,
@@ -144,14 +120,7 @@ class IDQL(AbstractActorCritic[IDQLState]):
         return state, {**metrics, "bc_loss": fitted["reference_loss"]}
 
     def propose(self, state: IDQLState, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
-        """Draw one sample of the reference.
-
-        Args:
-            state: the networks.
-            observation: s, standardised.
-            key: randomness of this sample.
-        """
-        return state.reference.sample(observation, jr.normal(key, (state.reference.action_size,), observation.dtype))
+        return state.reference.sample(observation, jr.normal(key, state.reference.noise_shape, observation.dtype))
 
     @property
     def _optimiser(self) -> optax.GradientTransformation:
@@ -159,4 +128,5 @@ class IDQL(AbstractActorCritic[IDQLState]):
 
     @property
     def _learner(self) -> ReferenceLearner:
-        return reference_learner("flow", self.hidden, self.reference_steps, self.learning_rate, self.reference_average)
+        model = FlowMatching(self.reference_steps)
+        return ReferenceLearner(model, self.hidden, self.learning_rate, updates=None, average=self.reference_average)

@@ -13,55 +13,29 @@ from flowrl.rl.networks import AbstractAggregate, Critic, aggregated_value
 
 
 def state_values(network: MLP, observations: Float[Array, "batch obs"]) -> Float[Array, " batch"]:
-    """Give V(s).
-
-    Args:
-        network: V.
-        observations: s, standardised.
-    """
+    """Compute V(s)."""
     return jax.vmap(network)(observations)[:, 0]
 
 
 def expectile_loss(
     network: MLP, observations: Float[Array, "batch obs"], values: Float[Array, " batch"], expectile: float
 ) -> Float[Array, ""]:
-    """Give the mean of |τ − 1(u < 0)| u² with u = Q(s, a) − V(s).
-
-    Args:
-        network: V.
-        observations: s, standardised.
-        values: Q(s, a).
-        expectile: τ.
-    """
+    """Compute the mean of |τ − 1(u < 0)| u² with u = Q(s, a) − V(s)."""
     excess = values - state_values(network, observations)
     return jnp.mean(jnp.where(excess < 0, 1 - expectile, expectile) * excess**2)
 
 
 def implicit_step(
-    value: Trainable,
-    critic: Trainable,
+    value: Trainable[MLP],
+    critic: Trainable[Critic],
     target_critic: Critic,
     batch: Batch,
     aggregate: AbstractAggregate,
     expectile: float,
     optimiser: optax.GradientTransformation,
     rate: float,
-) -> tuple[tuple[Trainable, Trainable, Critic], dict[str, Float[Array, ""]], Float[Array, " batch"]]:
-    """Update V, Q and the target network.
-
-    Args:
-        value: V.
-        critic: Q.
-        target_critic: its Polyak average.
-        batch: the data.
-        aggregate: makes the members of the target network one number.
-        expectile: τ.
-        optimiser: of V and Q.
-        rate: of the Polyak average.
-
-    Returns:
-        V, Q and the target network after the step; metrics; the advantages Q(s, a) − V(s), all before the step.
-    """
+) -> tuple[tuple[Trainable[MLP], Trainable[Critic], Critic], dict[str, Float[Array, ""]], Float[Array, " batch"]]:
+    """Return V, Q and the target network after a step; metrics; and the advantages Q(s, a) − V(s), all before it."""
     values = jax.vmap(lambda s, a: aggregated_value(target_critic, aggregate, s, a))(batch.observations, batch.actions)
     value_loss, gradient = eqx.filter_value_and_grad(expectile_loss)(
         value.network, batch.observations, values, expectile

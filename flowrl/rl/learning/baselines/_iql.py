@@ -10,10 +10,11 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
+from flowrl._misc import check_fields
 from flowrl.nn import MLP
 from flowrl.rl.data.replay import Replay
 from flowrl.rl.learning import Trainable, copied
-from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, AbstractActorCriticState, check, gather
+from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, AbstractActorCriticState, gather
 from flowrl.rl.learning.baselines._implicit import implicit_step
 from flowrl.rl.networks import AbstractAggregate, Critic, GaussianActor, Minimum
 
@@ -24,10 +25,6 @@ class IQLState(AbstractActorCriticState):
     Attributes:
         actor: π.
         value: V.
-        critic: Q.
-        target_critic: its Polyak average.
-        step: updates so far.
-        key: randomness to come.
     """
 
     actor: Trainable[GaussianActor]
@@ -46,7 +43,7 @@ class IQL(AbstractActorCritic[IQLState]):
 
     $$\mathcal{L}_\pi = -\mathbb{E}\bigl[\min(e^{\beta u}, 100)\, \log \pi(a|s)\bigr]$$
 
-    The policy is a normal law, u a constant to its gradient, and the bar a Polyak average.
+    The policy is a normal distribution, u a constant to its gradient, and the bar a Polyak average.
 
     Attributes:
         expectile: τ in (0, 1): near 1, V is the value of the best action of the data in a state.
@@ -55,14 +52,6 @@ class IQL(AbstractActorCritic[IQLState]):
         temperature: factor >= 0 on the policy's standard deviations when it acts; with 0 all proposals are its mean.
         decay_updates: updates over which the actor's rate falls to 0 as a cosine (the source: over the whole run), or
             None for a constant rate.
-        target: makes the ensemble one number where V and the weights are learned from it.
-        improvement: makes it one number along whose gradient proposals flow in test.
-        selection: makes it one number by which candidates are ranked.
-        polyak: rate at which the target network follows.
-        learning_rate: Adam's rate.
-        batch_size: transitions an update.
-        hidden: widths of the hidden layers.
-        members: number of critics.
 
     ??? cite "Source"
         Kostrikov et al., *Offline Reinforcement Learning with Implicit Q-Learning*, ICLR 2022 (arXiv 2110.06169);
@@ -84,24 +73,16 @@ class IQL(AbstractActorCritic[IQLState]):
     members: int = eqx.field(static=True, default=2)
 
     def __check_init__(self):
-        check(
+        check_fields(
             self,
-            counts=("members",),
-            positive=("max_weight",),
+            counts=("batch_size", "members", "decay_updates"),
+            positive=("learning_rate", "max_weight"),
             at_least_zero=("inverse_temperature", "temperature"),
             fractions=("polyak", "expectile"),
+            widths=("hidden",),
         )
-        if self.decay_updates is not None and self.decay_updates < 1:
-            raise ValueError(f"IQL: decay_updates must be >= 1 or None, got {self.decay_updates}.")
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> IQLState:
-        """Make the state before the first update.
-
-        Args:
-            observation_size: coordinates of s.
-            action_size: coordinates of a.
-            key: randomness of the whole run.
-        """
         actor_key, value_key, critic_key, run_key = jr.split(key, 4)
         actor = GaussianActor(observation_size, action_size, self.hidden, key=actor_key)
         value = MLP((observation_size,), 1, self.hidden, layer_norm=True, key=value_key)
@@ -118,17 +99,7 @@ class IQL(AbstractActorCritic[IQLState]):
     def update(
         self, state: IQLState, replay: Replay, rows: Int[Array, " batch"], key: Key
     ) -> tuple[IQLState, dict[str, Float[Array, ""]]]:
-        """Update V, Q and the policy.
-
-        Args:
-            state: the current state.
-            replay: the data.
-            rows: rows of the batch.
-            key: unused: nothing is drawn.
-
-        Returns:
-            The next state, and the metrics `td_loss`, `value_loss`, `actor_loss`, `value` (mean target).
-        """
+        """Update V, Q and the policy; metrics `td_loss`, `value_loss`, `actor_loss` and `value`, the mean target."""
         del key
         batch = gather(replay, rows)
         (value, critic, target_critic), metrics, advantages = implicit_step(
@@ -156,14 +127,8 @@ class IQL(AbstractActorCritic[IQLState]):
         return state, {**metrics, "actor_loss": loss}
 
     def propose(self, state: IQLState, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
-        """Draw one action, of the policy with its standard deviations times `temperature`.
-
-        Args:
-            state: the networks.
-            observation: s, standardised.
-            key: randomness of this action.
-        """
-        noise = self.temperature * jr.normal(key, (state.actor.network.action_size,), observation.dtype)
+        """Draw an action of the policy, its standard deviations times `temperature`."""
+        noise = self.temperature * jr.normal(key, state.actor.network.log_std.shape, observation.dtype)
         return state.actor.network.sample(observation, noise)
 
     @property
@@ -179,13 +144,7 @@ class IQL(AbstractActorCritic[IQLState]):
 def advantage_weights(
     advantages: Float[Array, " batch"], inverse_temperature: float, max_weight: float
 ) -> Float[Array, " batch"]:
-    """Give min(exp(β A), limit), constants to the gradient.
-
-    Args:
-        advantages: A.
-        inverse_temperature: β.
-        max_weight: the limit.
-    """
+    """Compute min(exp(β A), limit), constants to the gradient."""
     return jax.lax.stop_gradient(jnp.minimum(jnp.exp(inverse_temperature * advantages), max_weight))
 
 
@@ -195,12 +154,5 @@ def weighted_cloning_loss(
     actions: Float[Array, "batch act"],
     weights: Float[Array, " batch"],
 ) -> Float[Array, ""]:
-    """Give −mean w log π(a|s).
-
-    Args:
-        actor: π.
-        observations: s, standardised.
-        actions: a.
-        weights: w.
-    """
+    """Compute −mean w log π(a|s)."""
     return -jnp.mean(weights * jax.vmap(actor.log_prob)(observations, actions))
