@@ -1,4 +1,4 @@
-"""What an answer of `rlhf.py` costs: passes of the reference over prompt and response, and seconds without compilation.
+"""What an answer costs: passes of the reference over prompt and response, and seconds without compilation.
 
 Let S, R and E be the weights that one token meets in the reference, in the reward model, and in its token table. A
 token of the reference costs S, one of the reward R, and as much again on the way back, which ends at the embeddings and
@@ -35,14 +35,7 @@ class Costs:
 
     @classmethod
     def of(cls, model: LanguageModel, reward: AbstractReward, prompt: int, response: int) -> "Costs":
-        """Count the weights.
-
-        Args:
-            model: the reference.
-            reward: the reward model.
-            prompt: tokens of a prompt.
-            response: tokens of a response.
-        """
+        """Count the weights, for prompts and responses of these numbers of tokens."""
 
         def weights(trunk: Any) -> float:
             return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(trunk.blocks, eqx.is_array)))
@@ -54,29 +47,15 @@ class Costs:
         return cls(sampled, weights(trunk), float(vocabulary * width), prompt, response)
 
     def samples(self, count: int) -> float:
-        """Draw some responses to one prompt.
-
-        Args:
-            count: how many.
-        """
+        """Return the cost of drawing some responses to one prompt."""
         return (self.prompt + count * self.response) * self.sampled / self._unit
 
     def best_of(self, count: int) -> float:
-        """Draw and rank them.
-
-        Args:
-            count: how many.
-        """
+        """Return the cost of drawing and ranking them."""
         return self.samples(count) + count * (self.prompt + self.response) * self.rewarded / self._unit
 
     def flow(self, space: str, count: int, steps: int) -> float:
-        """Draw them, move them, decode them, rank them.
-
-        Args:
-            space: as `--space` names it.
-            count: particles.
-            steps: L.
-        """
+        """Return the cost of drawing, transporting, decoding and ranking them; the space is named as by `--space`."""
         if steps == 0:
             return self.best_of(count)
         read = (self.prompt + self.response) * self.rewarded
@@ -90,11 +69,7 @@ class Costs:
         return self.best_of(count) + passes * self.samples(count) + gradients
 
     def matched(self, cost: float) -> int:
-        """Give the N whose best-of-N costs as much.
-
-        Args:
-            cost: in the same unit.
-        """
+        """Return the N whose best-of-N costs as much."""
         least, each = self.best_of(0), self.best_of(1) - self.best_of(0)
         return max(math.ceil((cost - least) / each), 1)
 
@@ -110,16 +85,8 @@ class Parts:
         self._known: set[Any] = set()
 
     def __call__(self, name: Any, batch: Batch, program: Callable[[Any, int], Any]) -> tuple[Any, float]:
-        """Run a program on all prompts.
-
-        Args:
-            name: of the program; what has the same name is compiled once.
-            batch: the prompts.
-            program: from some prompts and the number of the part to leaves that lead with prompts.
-
-        Returns:
-            The leaves as NumPy arrays, and seconds without compilation.
-        """
+        """Run a program on all prompts; return its leaves joined along the prompts, and seconds without compilation."""
+        # Programs of one name are compiled once. `program` takes some prompts and the number of their part.
         size, rows = min(_PART, len(batch.texts)), np.arange(len(batch.texts))
         parts = [np.resize(rows[i : i + size], size) for i in range(0, len(rows), size)]
         if (name, size) not in self._known:

@@ -1,7 +1,5 @@
-"""What `rlhf.py` learns before it answers: preferences, reward models; and how what is learned is kept."""
+"""What is learned before the first answer: preferences, reward models; and how it is kept."""
 
-import dataclasses
-import json
 import os
 import time
 import warnings
@@ -28,28 +26,18 @@ from flowrl.rlhf import (
     score,
 )
 from flowrl.runs import DamagedError, RunDirectory, load_checkpoint, save_checkpoint
-from flowrl.scripts.align._options import NOT_LEARNED, Config, key_of
+from flowrl.scripts.align._options import Config, key_of
 from flowrl.scripts.align._task import Report, Task, small_shape
 
 _SHARPNESS = 3.0  # of the labels: P(a preferred to b) = σ(3 (gold(a) − gold(b))), nine in ten agree with the gold
 
 
-def options_of(config: Config) -> dict[str, Any]:
-    """Give the options that what is learned depends on, as they are stored with it."""
-    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_LEARNED}
-    return json.loads(json.dumps(options, default=str))
-
-
 def stored(path: Path, template: Any, of: dict[str, Any]) -> tuple[Any, float] | None:
-    """What a file holds, if it was made with the same options: a directory may hold the remains of another run.
-
-    Returns:
-        The value, and the seconds that it took; None if there is none. A damaged file is put aside.
-    """
+    """The value in a file and the seconds that it took; None if there is none made with the same options."""
     if not path.exists():
         return None
     try:
-        # First: arrays that other options made do not fit the template.
+        # A directory may hold the remains of another run. First: arrays of other options do not fit the template.
         if load_meta(path).get("of") != of:
             return None
         value, meta = load_checkpoint(path, template)
@@ -64,7 +52,7 @@ def stored(path: Path, template: Any, of: dict[str, Any]) -> tuple[Any, float] |
 def kept(
     run: RunDirectory, name: str, template: Any, make: Callable[[], tuple[Any, float]], of: dict[str, Any]
 ) -> tuple[Any, float]:
-    """What is stored under a name in the run's directory, made if it is not there; and the seconds that it took."""
+    """The value stored under a name in the run's directory, made if it is not there, and the seconds that it took."""
     path = run.path / f"{name}.npz"
     found = stored(path, template, of)
     if found is None:
@@ -110,9 +98,9 @@ def preferences(config: Config, task: Task, run: RunDirectory) -> dict[str, Pair
     assert task.gold is not None
     assert task.judge is not None
     rng = np.random.default_rng([config.seed, 2])
-    asked = rng.integers(0, len(task.train.texts), config.pairs // 2 + 1)
+    asked = rng.integers(0, len(task.train.texts), config.learning.pairs // 2 + 1)
     some = task.train.take(asked)
-    zeros = jnp.zeros((len(some.texts), 4, config.length))
+    zeros = jnp.zeros((len(some.texts), 4, config.inputs.length))
     template = Response(zeros.astype(jnp.int32), zeros.astype(bool), zeros.astype(jnp.float32))
 
     def draw() -> tuple[Response, float]:
@@ -120,8 +108,8 @@ def preferences(config: Config, task: Task, run: RunDirectory) -> dict[str, Pair
         drawn = sample(task.sampler, task.model, some.prompt, count=4, key=key)[0]
         return jax.block_until_ready(drawn), time.perf_counter() - begun
 
-    drawn, _ = kept(run, "preferences", template, draw, options_of(config))
-    flat = lambda x: np.asarray(x).reshape(-1, config.length)
+    drawn, _ = kept(run, "preferences", template, draw, config.learned_from())
+    flat = lambda x: np.asarray(x).reshape(-1, config.inputs.length)
     texts = task.decode(flat(drawn.tokens), flat(drawn.mask))
     gold = task.gold(texts, task.judge.log_probs([t for t in some.texts for _ in range(4)], texts)).reshape(-1, 4)
     halves = []
@@ -131,19 +119,14 @@ def preferences(config: Config, task: Task, run: RunDirectory) -> dict[str, Pair
         at = np.arange(len(gold))
         sides = (drawn.tokens[at, best], drawn.mask[at, best], drawn.tokens[at, worst], drawn.mask[at, worst])
         halves.append(Pairs(some.prompt, *sides))
-    both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: config.pairs], *halves)
-    held = held_out(np.concatenate([asked, asked])[: config.pairs], rng)
+    both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: config.learning.pairs], *halves)
+    held = held_out(np.concatenate([asked, asked])[: config.learning.pairs], rng)
     part = lambda which: jax.tree.map(lambda leaf: leaf[jnp.asarray(np.flatnonzero(which))], both)
     return {"train": part(~held), "validation": part(held)}
 
 
 def held_out(asked: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mark the pairs of a tenth of the prompts: all pairs of one prompt are in one part.
-
-    Args:
-        asked: the prompt of each pair, (pairs,).
-        rng: randomness.
-    """
+    """Mark the pairs of a tenth of the prompts, (pairs,): all pairs of one prompt are in one part."""
     prompts = rng.permutation(np.unique(asked))
     return np.isin(asked, prompts[: max(len(prompts) // 10, 1)])
 
@@ -153,20 +136,20 @@ def reward_models(
 ) -> tuple[RewardEnsemble, float, float]:
     """Reward models over the reference's own token embeddings, their accuracy, and the seconds that they took."""
     vocabulary, width = task.model.trunk.embedding.shape
-    shape = small_shape(dataclasses.replace(config, width=width), vocabulary, layers=1, causal=False)
+    shape = small_shape(width, vocabulary, layers=1, causal=False)
     reward = RewardEnsemble(
         shape,
-        config.members,
+        config.learning.members,
         key=key_of(config, "reward models"),
-        aggregate=config.aggregate,
+        aggregate=config.learning.aggregate,
         tokens=task.model.tokens,
     )
     reward = eqx.tree_at(lambda r: r.embedding, reward, jnp.asarray(task.model.trunk.embedding, jnp.float32))
-    plan = Fit(config.reward_steps, 64, 1e-3, weight_decay=0.1, interval=50, patience=4)
-    loss = BradleyTerry(dropout=config.dropout)
+    plan = Fit(config.learning.reward_steps, 64, 1e-3, weight_decay=0.1, interval=50, patience=4)
+    loss = BradleyTerry(dropout=config.learning.dropout)
     key = key_of(config, "fit of the reward models")
     reward, seconds = fitted(
-        run, "reward", reward, loss, plan, key, pairs["train"], pairs["validation"], show, options_of(config)
+        run, "reward", reward, loss, plan, key, pairs["train"], pairs["validation"], show, config.learned_from()
     )
     return reward, float(preference_accuracy(reward, pairs["validation"])), seconds
 

@@ -1,4 +1,4 @@
-"""The methods that `rlhf.py` compares: each answers the test prompts, and is measured in the same way."""
+"""The methods that are compared: each answers the test prompts, and is measured in the same way."""
 
 import dataclasses
 import time
@@ -36,7 +36,7 @@ from flowrl.rlhf import (
 from flowrl.rlhf.evaluation import CommandJudge
 from flowrl.runs import RunDirectory, save_checkpoint
 from flowrl.scripts.align._costs import Costs, Parts
-from flowrl.scripts.align._learning import fitted, kept, options_of, spread_of, stored
+from flowrl.scripts.align._learning import fitted, kept, spread_of, stored
 from flowrl.scripts.align._options import Config, key_of
 from flowrl.scripts.align._report import Answer, describe, measure, summary, verdict
 from flowrl.scripts.align._task import Batch, Report, Task
@@ -47,12 +47,13 @@ _MOST = 512  # N of the best-of-N that is drawn at VGF's cost at most
 
 
 def space_of(config: Config, task: Task) -> AbstractSpace:
-    """Give the space that was named."""
-    if config.space == "reference":
+    """Return the space that was named."""
+    name = config.budget.space
+    if name == "reference":
         return ReferenceSpace(task.model, task.sampler)
-    if config.space.startswith("logit"):
-        return LogitSpace(task.model, task.sampler, by="reference" if config.space.endswith("reference") else "argmax")
-    return TokenSpace(task.model, task.sampler, by="prior" if config.space.endswith("prior") else "nearest")
+    if name.startswith("logit"):
+        return LogitSpace(task.model, task.sampler, by="reference" if name.endswith("reference") else "argmax")
+    return TokenSpace(task.model, task.sampler, by="prior" if name.endswith("prior") else "nearest")
 
 
 class Answers:
@@ -68,26 +69,27 @@ class Answers:
         task: Task,
         reward: AbstractReward,
         reward_seconds: float,
+        pairs: dict[str, Pairs] | None,
         run: RunDirectory,
         show: Report,
         rows: list[dict[str, Any]],
     ):
         self.config, self.task, self.reward, self.run, self.show = config, task, reward, run, show
-        self.reward_seconds, self.parts = reward_seconds, Parts()
-        self.judge = CommandJudge(config.judge) if config.judge else None
+        self.reward_seconds, self.pairs, self.parts = reward_seconds, pairs, Parts()
+        self.judge = CommandJudge(config.evaluation.judge) if config.evaluation.judge else None
         check_tokens(space_of(config, task), reward)
-        self.costs = Costs.of(task.model, reward, task.test.prompt.tokens.shape[1], config.length)
+        self.costs = Costs.of(task.model, reward, task.test.prompt.tokens.shape[1], config.inputs.length)
         self.spread = spread_of(config, task, reward)
         self.rows, self.notes = rows, [str(note) for note in run.arrays.get("notes", ())]
-        tokens, mask, _ = self._drawn(task.model, task.test, config.reference_samples, "comparison")[0]
+        tokens, mask, _ = self._drawn(task.model, task.test, config.evaluation.reference_samples, "comparison")[0]
         self.measured = describe(task, reward, task.test, tokens, mask)
 
-    def add(self, method: str, pairs: dict[str, Pairs] | None) -> None:
+    def add(self, method: str) -> None:
         """Answer the test prompts by one method."""
         if any(row["method"] == method for row in self.rows):
             return
-        made = getattr(self, f"_{method}")(pairs)
-        for answer in made:
+        answer_by = {"sft": self._sft, "bon": self._bon, "dpo": self._dpo, "ppo": self._ppo, "vgf": self._vgf}
+        for answer in answer_by[method]():
             self.rows.append(measure(self.task, self.reward, self.measured, answer, self.judge))
         self.run.rows = self.rows
         self.run.save({"methods": jnp.zeros((), jnp.int32)}, {"notes": np.asarray(self.notes, np.str_)})
@@ -121,81 +123,79 @@ class Answers:
             )
         return answers
 
-    def _sft(self, pairs: Any) -> list[Answer]:
-        del pairs
+    def _sft(self) -> list[Answer]:
         return self._best("sft", self.task.model, {1: "SFT"}, 0.0)
 
-    def _bon(self, pairs: Any) -> list[Answer]:
-        del pairs
-        return self._best("bon", self.task.model, {n: f"best-of-{n}" for n in self.config.best_of}, 0.0)
+    def _bon(self) -> list[Answer]:
+        return self._best("bon", self.task.model, {n: f"best-of-{n}" for n in self.config.evaluation.best_of}, 0.0)
 
     def _policy(self, method: str, model: LanguageModel, seconds: float) -> list[Answer]:
-        name, several = method.upper(), self.config.particles
+        name, several = method.upper(), self.config.budget.particles
         return self._best(method, model, {1: name, several: f"{name}, best-of-{several}"}, seconds)
 
-    def _dpo(self, pairs: dict[str, Pairs]) -> list[Answer]:
-        config, begun = self.config, time.perf_counter()
+    def _dpo(self) -> list[Answer]:
+        config, pairs, begun = self.config, self.pairs, time.perf_counter()
+        assert pairs is not None
         train, held = (with_reference(self.task.model, pairs[part]) for part in ("train", "validation"))
         jax.block_until_ready((train, held))
         before = time.perf_counter() - begun
-        plan = Fit(config.dpo_steps, 64, 1e-3, weight_decay=0.0, interval=20, patience=3)
-        loss, key = DPO(config.dpo_beta), key_of(config, "dpo")
-        of = options_of(config)
-        model, seconds = fitted(self.run, "dpo", self.task.model, loss, plan, key, train, held, self.show, of)
+        plan = Fit(config.learning.dpo_steps, 64, 1e-3, weight_decay=0.0, interval=20, patience=3)
+        loss, key = DPO(config.learning.dpo_beta), key_of(config, "dpo")
+        model, seconds = fitted(
+            self.run, "dpo", self.task.model, loss, plan, key, train, held, self.show, config.learned_from()
+        )
         return self._policy("dpo", model, before + seconds)
 
-    def _ppo(self, pairs: Any) -> list[Answer]:
-        del pairs
+    def _ppo(self) -> list[Answer]:
         config = self.config
-        ppo = PPO(self.task.sampler, beta=config.ppo_beta * self.spread)
+        ppo = PPO(self.task.sampler, beta=config.learning.ppo_beta * self.spread)
         state = ppo.start(self.task.model, key=key_of(config, "ppo"))
         half = self.run.path / "ppo.part.npz"
 
         def make() -> tuple[Any, float]:
-            found = stored(half, state, options_of(config))
+            found = stored(half, state, config.learned_from())
             start, before = (state, 0.0) if found is None else found
             begun = time.perf_counter() - before
 
             def report(now: Any, row: dict[str, float]) -> None:
-                self.show("PPO", int(row["step"]), config.ppo_iterations)
+                self.show("PPO", int(row["step"]), config.learning.ppo_iterations)
                 if int(row["step"]) % _PPO_INTERVAL == 0:
-                    save_checkpoint(half, now, {"of": options_of(config), "seconds": time.perf_counter() - begun})
+                    save_checkpoint(half, now, {"of": config.learned_from(), "seconds": time.perf_counter() - begun})
 
             prompts = self.task.train.prompt
-            rounds = config.ppo_iterations
+            rounds = config.learning.ppo_iterations
             done = ppo_update(ppo, start, self.task.model, self.reward, prompts, iterations=rounds, report=report)
             return done, time.perf_counter() - begun
 
-        done, seconds = kept(self.run, "ppo", state, make, options_of(config))
+        done, seconds = kept(self.run, "ppo", state, make, config.learned_from())
         half.unlink(missing_ok=True)
         return self._policy("ppo", done.policy, self.reward_seconds + seconds)
 
     def _flow(self, batch: Batch, purpose: str, step_size: float, save: tuple[int, ...]) -> tuple[Aligned, Any, float]:
         """Some numbers of steps at one step size: texts, the samples they began as, seconds."""
         config, key = self.config, key_of(self.config, purpose)
-        temperature = config.temperature * self.spread if config.flow == "svgd" else None
-        cap = config.max_displacement
-        budget = Budget(save[-1], step_size / self.spread, temperature, max_displacement=cap)
-        flow = SVGD() if config.flow == "svgd" else Ascent()
+        options = config.budget
+        temperature = options.temperature * self.spread if options.flow == "svgd" else None
+        budget = Budget(save[-1], step_size / self.spread, temperature, max_displacement=options.max_displacement)
+        flow = SVGD() if options.flow == "svgd" else Ascent()
         space = space_of(config, self.task)
 
         def program(prompts: Prompt, part: int) -> Any:
             drawn, keys = sample(
-                self.task.sampler, self.task.model, prompts, count=config.particles, key=jr.fold_in(key, part)
+                self.task.sampler, self.task.model, prompts, count=options.particles, key=jr.fold_in(key, part)
             )
             aligned = align(space, self.reward, prompts, drawn, keys, budget, flow=flow, save=save)
-            return _turned(aligned), drawn.tokens
+            return _swap_budgets_and_prompts(aligned), drawn.tokens
 
         (aligned, start), seconds = self.parts(("flow", save), batch, program)
-        return _turned(aligned), start, seconds
+        return _swap_budgets_and_prompts(aligned), start, seconds
 
-    def _vgf(self, pairs: Any) -> list[Answer]:
-        del pairs
+    def _vgf(self) -> list[Answer]:
         config, begun = self.config, time.perf_counter()
         best = self._choice()
         train_seconds = self.reward_seconds + time.perf_counter() - begun
-        answers, save = [], (0, *config.steps)
-        for done, step_size in enumerate(config.step_sizes):
+        answers, save = [], (0, *config.budget.steps)
+        for done, step_size in enumerate(config.budget.step_sizes):
             aligned, start, _ = self._flow(self.task.test, "test", step_size, save)
             for k, steps in enumerate(save):
                 if steps == 0 and done:
@@ -204,7 +204,7 @@ class Answers:
                 name = "VGF, L = 0" if steps == 0 else f"VGF, ε = {step_size:g}, L = {steps}"
                 chosen = best == (step_size, steps) or (best is None and steps == 0)
                 began = start[np.arange(len(tokens)), np.asarray(aligned.chosen[k])]
-                cost = self.costs.flow(config.space, config.particles, steps)
+                cost = self.costs.flow(config.budget.space, config.budget.particles, steps)
                 seconds = self._flow(self.task.test, "test", step_size, (steps,))[2] if chosen else None
                 answers.append(
                     Answer(
@@ -214,7 +214,7 @@ class Answers:
                         mask,
                         began,
                         steps,
-                        config.particles,
+                        config.budget.particles,
                         seconds,
                         train_seconds,
                         cost,
@@ -222,7 +222,7 @@ class Answers:
                         chosen,
                     )
                 )
-            self.show("VGF", done + 1, len(config.step_sizes))
+            self.show("VGF", done + 1, len(config.budget.step_sizes))
         cost = next(answer.forwards for answer in answers if answer.chosen)
         count = min(self.costs.matched(cost), _MOST)
         return answers + self._best("matched", self.task.model, {count: f"best-of-{count}, VGF's cost"}, 0.0)
@@ -230,23 +230,24 @@ class Answers:
     def _choice(self) -> tuple[float, int] | None:
         """The budget that validation prompts choose without gold; None for no steps at all."""
         config, batch = self.config, self.task.validation
-        tokens, mask, _ = self._drawn(self.task.model, batch, config.reference_samples, "validation comparison")[0]
+        count = config.evaluation.reference_samples
+        tokens, mask, _ = self._drawn(self.task.model, batch, count, "validation comparison")[0]
         base = describe(self.task, self.reward, batch, tokens, mask)
         candidates, names, selected, starts = [], [], None, []
-        for done, step_size in enumerate(config.step_sizes):
-            aligned, _, _ = self._flow(batch, "validation", step_size, (0, *config.steps))
+        for done, step_size in enumerate(config.budget.step_sizes):
+            aligned, _, _ = self._flow(batch, "validation", step_size, (0, *config.budget.steps))
             texts = []
-            for k in range(1 + len(config.steps)):
+            for k in range(1 + len(config.budget.steps)):
                 moved = float(jnp.mean(aligned.displacement[k]))
                 texts.append(summary(self.task, self.reward, batch, *aligned.best(k), moved))
             selected = texts[0]
             candidates += texts[1:]
-            names += [(step_size, steps) for steps in config.steps]
-            start = hacking_starts(texts, base.nll, config.nll_band)
-            starts.append("" if start is None else f"ε = {step_size:g} from L = {(0, *config.steps)[start]}")
-            self.show("choosing the budget", done + 1, len(config.step_sizes))
+            names += [(step_size, steps) for steps in config.budget.steps]
+            start = hacking_starts(texts, base.nll, config.budget.nll_band)
+            starts.append("" if start is None else f"ε = {step_size:g} from L = {(0, *config.budget.steps)[start]}")
+            self.show("choosing the budget", done + 1, len(config.budget.step_sizes))
         assert selected is not None
-        chosen = choose_steps(candidates, selected, base.nll, Limits(config.nll_band, config.variety))
+        chosen = choose_steps(candidates, selected, base.nll, Limits(config.budget.nll_band, config.budget.variety))
         self.notes.append(verdict(names, candidates, chosen))
         if any(starts):
             self.notes.append(
@@ -256,8 +257,8 @@ class Answers:
         return None if chosen.index is None else names[chosen.index]
 
 
-def _turned(aligned: Aligned) -> Aligned:
-    """Budgets before prompts, or prompts before budgets."""
-    alone = ("relaxed", "nonfinite")  # of which there is one a prompt
+def _swap_budgets_and_prompts(aligned: Aligned) -> Aligned:
+    """Budgets before prompts become prompts before budgets, and the other way round."""
+    alone = ("relaxed", "nonfinite")  # one per prompt, whatever the budget
     names = [field.name for field in dataclasses.fields(aligned) if field.name not in alone]
     return dataclasses.replace(aligned, **{name: jnp.swapaxes(getattr(aligned, name), 0, 1) for name in names})

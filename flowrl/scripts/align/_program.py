@@ -5,36 +5,36 @@ them by a gold score that learners know by its noisy labels alone, fits reward m
 the reference itself, best-of-N, DPO, PPO and VGF on held-out prompts: gold, proxy reward, likelihood and variety of the
 texts, side by side. VGF's budget is chosen on validation prompts without the gold score; all budgets are reported.
 
-    python examples/rlhf.py --help
+    flowrl align --help
 """
 
 import contextlib
-import dataclasses
 import importlib.util
+import itertools
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from flowrl._distribution import install
+from flowrl._io import resolve_dir
+from flowrl.rlhf import load_reward_model
 from flowrl.runs import RunDirectory, to_csv
-from flowrl.scripts._console import bar, end_well, progress
+from flowrl.scripts._console import bar, progress
 from flowrl.scripts.align._learning import preferences, reward_models
 from flowrl.scripts.align._methods import Answers
 from flowrl.scripts.align._options import NEEDED, Config, check
 from flowrl.scripts.align._report import COLUMNS, describe_row, plot_curve
-from flowrl.scripts.align._task import Task, make_task, real_reward
+from flowrl.scripts.align._task import Task, make_task
 
 
 def main(config: Config) -> None:
-    """Run everything that is not done yet."""
+    """Run what is not done yet."""
     check(config)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -42,23 +42,21 @@ def main(config: Config) -> None:
         raise SystemExit(f"{', '.join(missing)} cannot be imported: {install('rlhf')}")
     console = Console()
     begun = time.perf_counter()
-    identity = {k: v for k, v in json.loads(json.dumps(dataclasses.asdict(config), default=str)).items()}
-    identity = {k: v for k, v in identity.items() if k not in ("out", "resume", "data_dir", "samples")}
-    with RunDirectory(config.out, identity, resume=config.resume) as run, progress(console) as bars:
+    with RunDirectory(config.out, config.identity(), resume=config.resume) as run, progress(console) as bars:
         run.write_software()
         show = _bars(bars)
         rows = _rows_so_far(run)
-        task = make_task(config, _cache(config), show)
-        if config.model is None:
+        task = make_task(config, resolve_dir(config.data_dir) / "rlhf", show)
+        if config.inputs.reward_model is None:
             pairs = preferences(config, task, run)
             reward, accuracy, seconds = reward_models(config, task, pairs, run, show)
             task.facts["reward models' accuracy on held-out preferences"] = round(accuracy, 3)
         else:
-            reward, pairs, seconds = real_reward(config), None, 0.0
-        answers = Answers(config, task, reward, seconds, run, show, rows)
-        for method in config.methods:
-            answers.add(method, pairs)
-    _conclude(config, task, answers, run, console, time.perf_counter() - begun)
+            reward, pairs, seconds = load_reward_model(config.inputs.reward_model), None, 0.0
+        answers = Answers(config, task, reward, seconds, pairs, run, show, rows)
+        for method in config.evaluation.methods:
+            answers.add(method)
+    _report(config, task, answers, run, console, time.perf_counter() - begun)
 
 
 def _bars(bars: Any) -> Callable[[str, int, int], None]:
@@ -70,22 +68,15 @@ def _bars(bars: Any) -> Callable[[str, int, int], None]:
     return show
 
 
-def _cache(config: Config) -> Path:
-    from flowrl._io import resolve_dir
-
-    return resolve_dir(config.data_dir) / "rlhf"
-
-
 def _rows_so_far(run: RunDirectory) -> list[dict[str, Any]]:
     run.load({"methods": jnp.zeros((), jnp.int32)})
     return run.rows
 
 
-def _conclude(
-    config: Config, task: Task, answers: Answers, run: RunDirectory, console: Console, seconds: float
-) -> None:
+def _report(config: Config, task: Task, answers: Answers, run: RunDirectory, console: Console, seconds: float) -> None:
     rows = answers.rows
-    table = Table(title=f"{config.prompts} held-out prompts; gold wins against {config.reference_samples} samples of μ")
+    prompts, samples = config.inputs.prompts, config.evaluation.reference_samples
+    table = Table(title=f"{prompts} held-out prompts; gold wins against {samples} samples of μ")
     for heading in COLUMNS:
         table.add_column(heading, justify="left" if heading == "method" else "right")
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
@@ -105,11 +96,7 @@ def _conclude(
     for row in rows:
         if row["method"] != "vgf" or row["chosen"]:
             console.print(f"\n{row['name']}", style="bold")
-            for prompt, text in list(zip(task.test.texts, json.loads(row["texts"]), strict=False))[: config.samples]:
+            answered = zip(task.test.texts, json.loads(row["texts"]), strict=False)
+            for prompt, text in itertools.islice(answered, config.evaluation.samples):
                 console.print(f"  {prompt} … {text}", markup=False, highlight=False)
     console.print(f"\n{seconds:.0f} s in all on {jax.default_backend()}; everything is in {run.path}")
-
-
-if __name__ == "__main__":
-    options = tyro.cli(Config, description=__doc__)
-    end_well(lambda: main(options), options.out)

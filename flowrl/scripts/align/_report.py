@@ -1,4 +1,4 @@
-"""What is measured of answers in `rlhf.py`, and how it is drawn."""
+"""What is measured of answers, and how it is shown."""
 
 import dataclasses
 import json
@@ -111,7 +111,7 @@ def _mean_spread(reward: RewardEnsemble, tokens: jax.Array, mask: jax.Array) -> 
 def measure(
     task: Task, reward: AbstractReward, base: Reference, answer: Answer, judge: CommandJudge | None
 ) -> dict[str, Any]:
-    """Give the row of one method's answers; scores of single prompts stand in it as JSON lists."""
+    """Return the row of one method's answers; scores of single prompts stand in it as JSON lists."""
     batch = task.test
     texts = task.decode(answer.tokens, answer.mask)
     tokens, mask = jnp.asarray(answer.tokens), jnp.asarray(answer.mask)
@@ -191,7 +191,7 @@ def describe_row(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def verdict(names: list[tuple[float, int]], candidates: list[TextStatistics], chosen: ChosenSteps) -> str:
-    """Say which budget was chosen and what spoke against the next higher rewards."""
+    """Describe which budget was chosen and what spoke against the next higher rewards."""
     if chosen.index is None:
         return "no budget beats best-of-N within the limits: L = 0"
     step_size, steps = names[chosen.index]
@@ -205,15 +205,7 @@ def verdict(names: list[tuple[float, int]], candidates: list[TextStatistics], ch
 
 
 def plot_curve(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw gold against proxy: over L for VGF, over N for best-of-N, and the trained policies as points.
-
-    Args:
-        rows: from `measure`.
-        path: the picture.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
+    """Draw gold against proxy: over L for VGF, over N for best-of-N, and the trained policies as points."""
     import matplotlib.pyplot as plt
 
     rows = [row for row in rows if row["gold"] is not None]

@@ -1,4 +1,4 @@
-"""The task of `rlhf.py`: film reviews, the reference that continues them, and a gold score the learner never sees.
+"""The task of `flowrl align`: film reviews, the reference that continues them, and a gold score the learner never sees.
 
 Texts are split once: one half of the films trains the reference, the other half (and product reviews) the judge, and
 the prompts are of a third part. Ratings of people train the gold score; reference and reward models never see one.
@@ -26,7 +26,6 @@ from flowrl.rlhf import (
     TransformerConfig,
     fit,
     load_language_model,
-    load_reward_model,
     log_probs,
     pack_prompts,
     pack_texts,
@@ -47,7 +46,7 @@ from flowrl.rlhf.evaluation import Gold, RatingRegression
 from flowrl.runs import load_checkpoint, save_checkpoint
 from flowrl.scripts.align._options import Config
 
-Report = Callable[[str, int, int], None]
+Report = Callable[[str, int, int], None]  # what, done, total
 _HEAD = 16  # size of an attention head of the small models
 _STOPPING = 200  # texts that say when reference and judge are trained enough; no prompt is of one of them
 _GOLD_PROMPTS = 500  # whose samples say what mean and spread of the gold score are
@@ -62,7 +61,7 @@ class Batch:
     people: tuple[str, ...] | None = None
 
     def take(self, rows: np.ndarray) -> "Batch":
-        """Give some of them."""
+        """Return some of the prompts."""
         part = jax.tree.map(lambda leaf: leaf[jnp.asarray(rows)], self.prompt)
         people = None if self.people is None else tuple(self.people[i] for i in rows)
         return Batch(tuple(self.texts[i] for i in rows), part, people)
@@ -78,7 +77,7 @@ class Judge:
     length: int
 
     def log_probs(self, prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-        """Give the mean log-probability a token of each text after its prompt."""
+        """Return the mean log-probability per token of each text after its prompt."""
         rows = pack_texts(self.tokenizer, prompts, texts, self.prompt_length, self.length)
         return np.asarray(_mean_log_probs(self.model, rows))
 
@@ -98,13 +97,13 @@ class Task:
     facts: dict[str, Any]
 
     def decode(self, tokens: Any, mask: Any) -> list[str]:
-        """Give texts (n,) of tokens (n, T)."""
+        """Return texts (n,) of tokens (n, T)."""
         rows = zip(np.asarray(tokens), np.asarray(mask), strict=True)
         ends = {self.tokenizer.end, self.tokenizer.pad}
         return [self.tokenizer.decode([int(i) for i in row[keep] if int(i) not in ends]) for row, keep in rows]
 
     def nll(self, prompts: Prompt, tokens: Any, mask: Any) -> np.ndarray:
-        """Give the negative log-likelihood a token under the reference, (n,)."""
+        """Return the negative log-likelihood per token under the reference, (n,)."""
         return -np.asarray(_mean_log_probs(self.model, Texts(prompts, jnp.asarray(tokens), jnp.asarray(mask))))
 
 
@@ -118,108 +117,100 @@ def _mean_log_probs(model: LanguageModel, rows: Texts) -> jax.Array:
 
 
 def make_task(config: Config, cache: Path, report: Report) -> Task:
-    """Make the task; reference and judge are trained once and kept in `cache`.
-
-    Args:
-        config: the options.
-        cache: directory for what is trained.
-        report: called with (what, done, total).
-    """
-    if config.model is not None:
+    """Build the task; reference and judge are trained once and kept in the directory `cache`."""
+    inputs = config.inputs
+    if inputs.model is not None:
         return _real_task(config)
     films, products = _corpus(config)
-    words = WordTokenizer.fit(films.texts, size=config.vocabulary)
+    words = WordTokenizer.fit(films.texts, size=config.learning.vocabulary)
     rng = np.random.default_rng(0)
     order = rng.permutation(len(films))[::-1]
-    held = min(3 * (config.prompts + config.validation_prompts) + 100, len(films) // 4)
+    held = min(3 * (inputs.prompts + inputs.validation_prompts) + 100, len(films) // 4)
     stop = held + min(_STOPPING, len(films) // 8)
     half = stop + (len(films) - stop) // 2
     parts = [films.take(np.sort(order[i:j])) for i, j in ((0, held), (held, stop), (stop, half), (half, len(films)))]
-    held_out, stopping, mine, others = (_split(words, part.texts, config.prompt_length) for part in parts)
-    more = _split(words, products.texts, config.prompt_length)
-    if len(held_out[0]) < config.prompts + config.validation_prompts:
+    held_out, stopping, mine, others = (_split(words, part.texts, inputs.prompt_length) for part in parts)
+    more = _split(words, products.texts, inputs.prompt_length)
+    if len(held_out[0]) < inputs.prompts + inputs.validation_prompts:
         raise SystemExit(
-            f"{len(held_out[0])} held-out texts are long enough for prompts, {config.prompts} + "
-            f"{config.validation_prompts} are asked for: fewer --prompts, a shorter --prompt-length, or more --rows."
+            f"{len(held_out[0])} held-out texts are long enough for prompts, {inputs.prompts} + "
+            f"{inputs.validation_prompts} are asked for: fewer --prompts, a shorter --prompt-length, or more --rows."
         )
 
     def rows(texts: tuple[list[str], list[str]]) -> Texts:
-        return pack_texts(words, *texts, config.prompt_length, config.length)
+        return pack_texts(words, *texts, inputs.prompt_length, inputs.length)
 
     judge_texts = (others[0] + more[0], others[1] + more[1])
     small_judge = Judge(
         _trained(config, words, rows(judge_texts), rows(stopping), cache, 7, "judge", report),
         words,
-        config.prompt_length,
-        config.length,
+        inputs.prompt_length,
+        inputs.length,
     )
-    if config.mu == "smollm2":
+    if inputs.mu == "smollm2":
         model, tokenizer = smollm2(config.data_dir)
-        prompt_length = 3 * config.prompt_length  # its tokens are shorter than words
+        prompt_length = 3 * inputs.prompt_length  # its tokens are shorter than words
     else:
         model = _trained(config, words, rows(mine), rows(stopping), cache, 0, "reference (SFT)", report)
-        tokenizer, prompt_length = words, config.prompt_length
+        tokenizer, prompt_length = words, inputs.prompt_length
 
     def batch(texts: tuple[list[str], list[str]], first: int, last: int | None) -> Batch:
         prompts, people = (part[first:last] for part in texts)
         # A person's text is as long as an answer; what the judge does not know, it does not know of answers either.
-        ends = tuple(words.decode(words.encode(text)[: config.length]) for text in people)
+        ends = tuple(words.decode(words.encode(text)[: inputs.length]) for text in people)
         return Batch(tuple(prompts), pack_prompts(tokenizer, prompts, prompt_length), ends)
 
-    train = batch(mine, 0, 200 if config.mu == "smollm2" else None)
-    test = batch(held_out, 0, config.prompts)
-    validation = batch(held_out, config.prompts, config.prompts + config.validation_prompts)
+    train = batch(mine, 0, 200 if inputs.mu == "smollm2" else None)
+    test = batch(held_out, 0, inputs.prompts)
+    validation = batch(held_out, inputs.prompts, inputs.prompts + inputs.validation_prompts)
     sampler = _sampler(config, model, tokenizer)
     # Of all films but those of the prompts: gold is not learned on what it will judge.
     rating = RatingRegression.fit(films.take(np.sort(order[held:])))
     some = train.take(rng.choice(len(train.texts), min(_GOLD_PROMPTS, len(train.texts)), replace=False))
     responses, _ = sample(sampler, model, some.prompt, count=4, key=jr.key(5))
     task = Task(model, tokenizer, sampler, train, validation, test, small_judge, None, {})
-    texts = task.decode(responses.tokens.reshape(-1, config.length), responses.mask.reshape(-1, config.length))
+    texts = task.decode(*(leaf.reshape(-1, inputs.length) for leaf in (responses.tokens, responses.mask)))
     log_p = small_judge.log_probs([text for text in some.texts for _ in range(4)], texts)
     facts = {"held-out correlation of the gold score with people": round(rating.held_out_correlation, 3)}
     return dataclasses.replace(task, gold=Gold(rating.predict, texts, log_p), facts=facts)
 
 
-def real_reward(config: Config):
-    """Load the reward model that was named."""
-    assert config.reward_model is not None
-    return load_reward_model(config.reward_model)
-
-
 def _real_task(config: Config) -> Task:
-    assert config.model is not None
-    assert config.prompt_file is not None
-    model = load_language_model(config.model)
-    directory = Path(config.model)
+    inputs = config.inputs
+    assert inputs.model is not None
+    assert inputs.prompt_file is not None
+    model = load_language_model(inputs.model)
+    directory = Path(inputs.model)
     if not directory.is_dir():
         import huggingface_hub
 
-        directory = Path(huggingface_hub.snapshot_download(config.model, allow_patterns=["*.json"]))
+        directory = Path(huggingface_hub.snapshot_download(inputs.model, allow_patterns=["*.json"]))
     tokenizer = FileTokenizer.load(directory)
-    texts = read_prompts(config.prompt_file)
-    wanted = config.prompts + config.validation_prompts
+    texts = read_prompts(inputs.prompt_file)
+    wanted = inputs.prompts + inputs.validation_prompts
     if len(texts) < wanted:
-        raise SystemExit(f"{config.prompt_file} has {len(texts)} prompts, {wanted} are asked for: fewer --prompts.")
+        raise SystemExit(f"{inputs.prompt_file} has {len(texts)} prompts, {wanted} are asked for: fewer --prompts.")
 
     longest = max(len(tokenizer.encode(text)) for text in texts[:wanted])
-    if longest > config.prompt_length:
+    if longest > inputs.prompt_length:
         raise SystemExit(f"the longest prompt has {longest} tokens and would be cut: --prompt-length {longest}.")
 
     def batch(part: Sequence[str]) -> Batch:
-        return Batch(tuple(part), pack_prompts(tokenizer, part, config.prompt_length))
+        return Batch(tuple(part), pack_prompts(tokenizer, part, inputs.prompt_length))
 
-    test, validation = batch(texts[: config.prompts]), batch(texts[config.prompts : wanted])
+    test, validation = batch(texts[: inputs.prompts]), batch(texts[inputs.prompts : wanted])
     return Task(model, tokenizer, _sampler(config, model, tokenizer), validation, validation, test, None, None, {})
 
 
 def _corpus(config: Config) -> tuple[RatedTexts, RatedTexts]:
     """The films, and the product reviews that only the judge reads."""
-    if config.data == "generated":
-        rows = 4000 if config.rows is None else config.rows
+    inputs = config.inputs
+    if inputs.data == "generated":
+        rows = 4000 if inputs.rows is None else inputs.rows
         return generated_ratings(rows, seed=0), generated_ratings(max(rows // 4, 10), seed=1)
     films, products = (rated_snippets(config.data_dir, sources=(name,)) for name in ("movie", "amazon"))
-    return (films, products) if config.rows is None else (films.take(np.arange(min(config.rows, len(films)))), products)
+    count = len(films) if inputs.rows is None else min(inputs.rows, len(films))
+    return films.take(np.arange(count)), products
 
 
 def _split(words: WordTokenizer, texts: Sequence[str], length: int) -> tuple[list[str], list[str]]:
@@ -240,13 +231,13 @@ def _sampler(config: Config, model: LanguageModel, tokenizer: AbstractTokenizer)
     if isinstance(tokenizer, WordTokenizer):
         forbidden.add(tokenizer.unknown)
     pad = 0 if tokenizer.pad is None else tokenizer.pad
-    return Sampler(config.length, end=tokenizer.end, pad=pad, forbidden=tuple(sorted(forbidden)))
+    return Sampler(config.inputs.length, end=tokenizer.end, pad=pad, forbidden=tuple(sorted(forbidden)))
 
 
-def small_shape(config: Config, vocabulary: int, *, layers: int, causal: bool) -> TransformerConfig:
-    """Give the shape of the small models."""
-    heads = config.width // _HEAD
-    return TransformerConfig(vocabulary, config.width, layers, heads, heads, _HEAD, 4 * config.width, causal=causal)
+def small_shape(width: int, vocabulary: int, *, layers: int, causal: bool) -> TransformerConfig:
+    """Return the shape of the small models."""
+    heads = width // _HEAD
+    return TransformerConfig(vocabulary, width, layers, heads, heads, _HEAD, 4 * width, causal=causal)
 
 
 def _trained(
@@ -260,9 +251,9 @@ def _trained(
     report: Report,
 ) -> LanguageModel:
     """A small language model, from the cache if it was trained before on the same texts."""
-    shape = small_shape(config, words.size, layers=config.layers, causal=True)
+    shape = small_shape(config.learning.width, words.size, layers=config.learning.layers, causal=True)
     model = LanguageModel(shape, key=jr.key(seed), tokens=words.fingerprint)
-    plan = Fit(config.sft_steps, 64, 3e-3, interval=50, patience=2)
+    plan = Fit(config.learning.sft_steps, 64, 3e-3, interval=50, patience=2)
     digest = hashlib.sha256(json.dumps([str(shape), str(plan), seed, words.fingerprint]).encode())
     for part in (rows, held_out):
         digest.update(np.asarray(part.tokens).tobytes())
@@ -270,9 +261,8 @@ def _trained(
     if path.exists():
         return load_checkpoint(path, model)[0]
     state = plan.start(model, key=jr.key(seed + 100))
-    model = fit(
-        sft_loss, plan, state, rows, held_out, report=lambda _, row: report(name, int(row["step"]), config.sft_steps)
-    )
+    show = lambda _, row: report(name, int(row["step"]), plan.steps)
+    model = fit(sft_loss, plan, state, rows, held_out, report=show)
     cache.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, model, {})
     return model
