@@ -13,8 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from flowrl import _distribution
 from flowrl._custom_types import Key, Particle, Particles
 from flowrl._misc import check_particles
-from flowrl._target import Density
-from flowrl._target._function import as_leaves, third_party
+from flowrl._target import Density, as_leaves, third_party
 
 
 class LogJoint(eqx.Module):

@@ -5,13 +5,7 @@ from typing import NamedTuple
 from flowrl._domain import AbstractDomain
 from flowrl._flow import AbstractFlow, AbstractJumpFlow, AbstractStochasticFlow
 from flowrl._solver import AbstractSolver
-from flowrl._target import AbstractTarget
-
-_INSTEAD = {
-    "gradient": "Density(log_prob), Boltzmann(value) or Score(score)",
-    "value": "Density(log_prob) or Boltzmann(value)",
-    "samples": "Empirical(samples)",
-}
+from flowrl._target import KNOWN_BY, AbstractTarget
 
 
 class Support(NamedTuple):
@@ -26,18 +20,17 @@ class Support(NamedTuple):
     reason: str
 
     def __bool__(self) -> bool:
-        """Be `supported`."""
         return self.supported
 
 
 def supports(
     flow: AbstractFlow, solver: AbstractSolver, domain: AbstractDomain, target: AbstractTarget | None = None
 ) -> Support:
-    """Say whether a flow, a solver and a domain, and if given a target, go together.
+    """Check whether a flow, a solver and a domain, and if given a target, go together.
 
     Args:
         flow: the velocity field.
-        solver: how it is marched.
+        solver: how it is integrated.
         domain: where particles may be.
         target: the density; None for any.
 
@@ -45,8 +38,8 @@ def supports(
         A `Support`, true or false, with the reason.
 
     Raises:
-        TypeError: a part is of another kind, or a class where an instance is meant; or the flow lacks a method that
-            its traits announce.
+        TypeError: a part is of another kind, a class in the place of an instance, or a flow without a method that its
+            traits announce.
 
     Example:
         ```python
@@ -70,12 +63,14 @@ def supports(
             raise TypeError(
                 f"the traits of {name} say {trait}=True; then subclass {kind.__name__} and write {method}()."
             )
+    if traits.energy_needs is not None and type(flow).energy is AbstractFlow.energy:
+        raise TypeError(f"the traits of {name} say what its energy needs; then write energy().")
     if traits.diffuses and solver.handles_noise == "none":
-        return _no(f"{names}: this solver cannot march a stochastic flow (it would rescale its noise); use Euler().")
+        return _no(f"{names}: this solver cannot step a stochastic flow (it would rescale its noise); use Euler().")
     if traits.diffuses and solver.handles_noise == "additive" and not traits.additive:
         return _no(
             f"{names}: the flow's noise depends on the particles and is meant in Itô's sense, which this solver cannot "
-            "march; use Euler(), or Diffrax(diffrax.Euler(), diffrax.ConstantStepSize())."
+            "integrate; use Euler(), or Diffrax(diffrax.Euler(), diffrax.ConstantStepSize())."
         )
     if traits.jumps and not solver.handles_jumps:
         return _no(f"{names}: this solver cannot let particles jump; use Euler().")
@@ -94,7 +89,7 @@ def supports(
             if need not in target.knows:
                 return _no(
                     f"{who} needs the {need} of its target, which {type(target).__name__} does not know; use "
-                    f"{_INSTEAD[need]}."
+                    f"{KNOWN_BY[need]}."
                 )
     return Support(supported=True, reason="")
 

@@ -23,35 +23,34 @@ def log_normal(x):
 
 class Noise(flowrl.AbstractStochasticFlow):
     traits = flowrl.Traits(diffuses=True)
-    velocity = noise = fitted = energy = lambda self, *args: None
+    velocity = noise = lambda self, *args: None
 
 class Jumps(flowrl.AbstractJumpFlow):
     traits = flowrl.Traits(jumps=True)
-    velocity = ancestors = fitted = energy = lambda self, *args: None
+    velocity = ancestors = lambda self, *args: None
 
 class Divides(flowrl.AbstractFlow):
     traits = flowrl.Traits(temperature="positive")
-    velocity = fitted = energy = lambda self, *args: None
+    velocity = lambda self, *args: None
 
 class Samples(flowrl.AbstractFlow):
     traits = flowrl.Traits(needs=frozenset({"samples"}))
-    velocity = fitted = energy = lambda self, *args: None
+    velocity = lambda self, *args: None
 
 class Values(flowrl.AbstractFlow):
     traits = flowrl.Traits(needs=frozenset({"value"}))
-    velocity = fitted = energy = lambda self, *args: None
+    velocity = lambda self, *args: None
 
 class Silent(flowrl.AbstractFlow):
     traits = flowrl.Traits(diffuses=True)
-    velocity = fitted = energy = lambda self, *args: None
+    velocity = lambda self, *args: None
 
 class Unmoved(flowrl.AbstractFlow):
     traits = flowrl.Traits(jumps=True)
-    velocity = fitted = energy = lambda self, *args: None
+    velocity = lambda self, *args: None
 
 class UnitAscent(flowrl.AbstractFlow):
     traits = flowrl.Traits()
-    fitted = energy = lambda self, *args: None
     def velocity(self, view, positions, alive):
         gradient, alive = view.gradient(positions, alive)
         return jnp.linalg.norm(gradient, axis=1, keepdims=True), alive
@@ -69,7 +68,6 @@ class OneNoise(flowrl.AbstractStochasticFlow):
     traits = flowrl.Traits(diffuses=True)
     velocity = lambda self, view, positions, alive: (positions, alive)
     noise = lambda self, view, positions, alive, white: white[:, :1]
-    fitted = energy = lambda self, *args: None
 
 class OneMove(flowrl.AbstractStepSolver):
     handles_noise = "none"
@@ -81,21 +79,29 @@ class OneMove(flowrl.AbstractStepSolver):
 class VectorValue(flowrl.AbstractValueTarget):
     needs_positive_temperature = False
     value = lambda self, x: x
-    log_density = lambda self, x, temperature, *, key: x
+    scaled_log_density = lambda self, x, temperature, *, key: x
 
 class OwnGradient(flowrl.AbstractTarget):
     knows = frozenset({"gradient", "value"})
-    stochastic = needs_positive_temperature = False
+    needs_positive_temperature = False
     gradient = lambda self, x, temperature, *, key: -x
     value = lambda self, x: x
-    log_density = lambda self, x, temperature, *, key: x
-    samples = lambda self: None
+    scaled_log_density = lambda self, x, temperature, *, key: x
 
 class SumGradient(OwnGradient):
     gradient = lambda self, x, temperature, *, key: jnp.sum(x)
 
 class Misspelt(OwnGradient):
     knows = frozenset({"grad"})
+
+class NoValue(flowrl.AbstractTarget):
+    knows = frozenset({"value"})
+    needs_positive_temperature = False
+    value = lambda self, x: jnp.sum(x)
+
+class Energetic(flowrl.AbstractFlow):
+    traits = flowrl.Traits(energy_needs=frozenset({"value"}))
+    velocity = lambda self, *args: None
 
 class Adaptive(flowrl.AbstractSolver):
     handles_noise = "none"
@@ -164,7 +170,7 @@ CASES = {
         ValueError,
         ["OwnGradient.value", "(2,)", "one scalar"],
     ),
-    "vector potential of a target of ones own": (
+    "vector log density of a target of ones own": (
         "transport(OwnGradient(), x, Budget(2, temperature=1.0), flow=flowrl.Consensus(), key=jax.random.key(0))",
         ValueError,
         ["OwnGradient.scaled_log_density", "(2,)", "one scalar"],
@@ -175,6 +181,8 @@ CASES = {
         ["SumGradient.gradient", "1 numbers", "particle of 2"],
     ),
     "knowledge misspelt": ("Misspelt()", ValueError, ["Misspelt.knows", "'grad'", "'gradient'", "'samples'"]),
+    "knowledge without a method": ("NoValue()", TypeError, ["NoValue.knows", "'value'", "write scaled_log_density()"]),
+    "samples of a density": ("normal.samples()", TypeError, ["a value and a gradient", "Empirical(samples)"]),
     "value of a score": ("Score(jnp.negative).value(x[0])", TypeError, ["only a gradient", "Density(log_prob)"]),
     "value of a gradient": (
         "ValueGradient(jnp.negative).scaled_log_density(x[0], 1.0, key=None)",
@@ -466,6 +474,12 @@ CASES = {
         "flowrl.Transport(Unmoved())",
         TypeError,
         ["Unmoved", "jumps=True", "AbstractJumpFlow", "ancestors()"],
+    ),
+    "energy without a method": ("flowrl.Transport(Energetic())", TypeError, ["Energetic", "write energy()"]),
+    "energy of a flow without": (
+        "flowrl.SVGD().energy(None, x, jnp.ones(4, bool))",
+        TypeError,
+        ["SVGD has no energy", "Ascent, Blob"],
     ),
     "a number for a key": ("transport(normal, x, budget, key=0)", TypeError, ["key", "jax.random.key(0)", "got 0"]),
     "an array for a key": ("transport(normal, x, budget, key=x)", TypeError, ["key", "jax.random.key(0)"]),

@@ -33,12 +33,6 @@ class Langevin(flowrl.AbstractStochasticFlow):
     def noise(self, view, positions, alive, white):
         return jnp.where(alive[:, None], jnp.sqrt(2 * view.temperature) * white, 0)
 
-    def fitted(self, view, positions, alive):
-        return self
-
-    def energy(self, view, positions, alive):
-        raise TypeError("Langevin has no energy on particles.")
-
 
 # Solvers
 
@@ -394,15 +388,6 @@ class Minibatch(flowrl.AbstractTarget):
     def gradient(self, particle, temperature, *, key):
         return self.data[jr.randint(key, (4,), 0, len(self.data))].mean(axis=0) - particle
 
-    def scaled_log_density(self, particle, temperature, *, key):
-        raise TypeError
-
-    def value(self, particle):
-        raise TypeError
-
-    def samples(self):
-        raise TypeError
-
 
 def test_a_stochastic_target_gets_one_key_a_step_shared_by_all_particles(key):
     data, particles = draw(7, (100, 2)), draw(8, (6, 2))
@@ -426,12 +411,6 @@ def test_a_flow_of_two_lines_is_a_flow():
 
         def velocity(self, view, positions, alive):
             return jnp.ones_like(positions), alive
-
-        def fitted(self, view, positions, alive):
-            return self
-
-        def energy(self, view, positions, alive):
-            raise TypeError
 
     particles = draw(9, (3, 2))
     solution = flowrl.transport(flowrl.Boltzmann(linear, jnp.ones(2, FLOAT)), particles, BUDGET, flow=Drift())

@@ -290,14 +290,6 @@ class Shaken(flowrl.AbstractFlow):
     def velocity(self, view, positions, alive):
         return jnp.where(alive[:, None], jr.normal(view.flow_key, positions.shape, positions.dtype), 0), alive
 
-    def fitted(self, view, positions, alive):
-        del view, positions, alive
-        return self
-
-    def energy(self, view, positions, alive):
-        del view, positions, alive
-        raise TypeError
-
 
 def test_random_flows_of_a_sum_have_randomness_of_their_own(key):
     start, budget = jnp.zeros((2000, 1), FLOAT), flowrl.Budget(1, 1.0)

@@ -33,15 +33,6 @@ class Noisy(flowrl.AbstractTarget):
     def gradient(self, particle, temperature, *, key):
         return jr.normal(key, particle.shape, particle.dtype)
 
-    def scaled_log_density(self, particle, temperature, *, key):
-        raise TypeError
-
-    def value(self, particle):
-        raise TypeError
-
-    def samples(self):
-        raise TypeError
-
 
 class NoisyDensity(Noisy):
     """The same as a density."""

@@ -6,7 +6,7 @@ from flowrl._flow._base import (
     AbstractFlow as AbstractFlow,
     AbstractJumpFlow as AbstractJumpFlow,
     AbstractStochasticFlow as AbstractStochasticFlow,
-    Traits as Traits,
+    SumFlow as SumFlow,
     noise_of as noise_of,
     velocity_of as velocity_of,
 )
@@ -17,6 +17,6 @@ from flowrl._flow._ksd import KSDDescent as KSDDescent
 from flowrl._flow._langevin import Langevin as Langevin
 from flowrl._flow._mmd import MMDFlow as MMDFlow
 from flowrl._flow._sinkhorn import SinkhornFlow as SinkhornFlow
-from flowrl._flow._sum import SumFlow as SumFlow
 from flowrl._flow._svgd import SVGD as SVGD
 from flowrl._flow._target_view import TargetView as TargetView
+from flowrl._flow._traits import Traits as Traits

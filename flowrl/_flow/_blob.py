@@ -9,11 +9,10 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from flowrl._custom_types import Mask, Positions, Scalar
-from flowrl._flow._base import AbstractFlow, Traits
+from flowrl._flow._base import AbstractFlow
 from flowrl._flow._target_view import TargetView
-from flowrl._kernel import RBF, AbstractScalarKernel, LogNBandwidth
-from flowrl._kernel._distance import centre
-from flowrl._kernel._linear import refuse_linear
+from flowrl._flow._traits import Traits
+from flowrl._kernel import RBF, AbstractScalarKernel, LogNBandwidth, centre, refuse_linear
 
 
 class Blob(AbstractFlow):
@@ -23,35 +22,12 @@ class Blob(AbstractFlow):
       \qquad ρ_i = \sum_l k(x_i, x_l)$$
 
     It is a gradient flow on particles, so its energy falls and it comes to rest, but at the minimiser of a biased
-    energy: the kernel spreads the density already, so the particles come to rest too close together. On N(0, τ) and for
-    n → ∞ the best Gaussian has the variance u − σ² with $u = (τ + \sqrt{τ^2 + 4τσ^2})/2$: about τ − σ⁴/τ for a narrow
-    kernel, and zero, all particles in one place, from σ² = 2τ on. Too narrow a kernel sees no neighbours, and the
-    particles fall together until it does. So 200 particles on N(0, I_d) come to rest at a variance of
-
-    | bandwidth | d = 1 | d = 2 | d = 10 |
-    |---|---|---|---|
-    | median | 0.63 | 0.38 | 0.10 |
-    | log-n rule | 0.99 | 0.95 | 0.52 |
-    | σ = 0.5 | 0.96 | 0.95 | 0.23 |
-    | σ = 1 | 0.59 | 0.59 | 0.52 |
-
-    So the log-n rule is the default. In many dimensions no bandwidth is without bias (see `SVGD`, `ALDI`).
+    energy: the kernel spreads the density already, so the particles come to rest
+    [too close together](../concepts/flows.md#how-far-blob-can-be-trusted).
 
     Attributes:
         kernel: k > 0; `RBF(LogNBandwidth())` by default, narrower than SVGD's. The energy holds the bandwidth fixed;
             with a rule that depends on the particles it is another functional at every step.
-
-    Example:
-        ```python
-        import jax.numpy as jnp
-        import jax.random as jr
-        import flowrl
-
-        target = flowrl.Density(lambda x: -0.5 * jnp.sum(x**2))
-        start = 2 + jr.normal(jr.key(0), (100, 1))
-        solution = flowrl.transport(target, start, flowrl.Budget(300, 0.1), flow=flowrl.Blob())
-        assert jnp.abs(solution.particles.var() - 0.98) < 0.1
-        ```
 
     ??? cite "Source"
         Carrillo, Craig and Patacchini, *A blob method for diffusion*, Calculus of Variations and Partial Differential
@@ -67,13 +43,6 @@ class Blob(AbstractFlow):
         refuse_linear(self.kernel, "Blob")
 
     def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
-        """Give the direction of steepest descent of the energy at every particle.
-
-        Args:
-            view: the target at this step's temperature.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-        """
         gradient, alive = view.gradient(positions, alive)
         x = centre(positions, alive)
         kernel, weight = self.kernel.fitted(x, alive), alive.astype(x.dtype)
@@ -82,24 +51,10 @@ class Blob(AbstractFlow):
         return jnp.where(alive[:, None], gradient - view.temperature * push, 0), alive
 
     def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "Blob":
-        """Give the flow with the kernel fixed at these particles.
-
-        Args:
-            view: unused.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-        """
         del view
         return Blob(self.kernel.fitted(centre(positions, alive), alive))
 
     def energy(self, view: TargetView, positions: Positions, alive: Mask) -> Scalar:
-        """Give −mean U + α mean log (1/n Σ_j k(·, x_j)) over the living particles.
-
-        Args:
-            view: the target at this step's temperature.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-        """
         log_density, alive = view.scaled_log_density(positions, alive)
         x = centre(positions, alive)
         weight = alive.astype(x.dtype)
@@ -109,5 +64,5 @@ class Blob(AbstractFlow):
 
 
 def _density(kernel: AbstractScalarKernel, x: Positions, alive: Mask):
-    """Give ρ_i = Σ_j k(x_i, x_j) over living j; 1 at the others, which may lie where it is zero."""
+    """Return ρ_i = Σ_j k(x_i, x_j) over living j; 1 at the others, which may lie where it is zero."""
     return jnp.where(alive, kernel.apply(x, x, alive.astype(x.dtype)[:, None])[:, 0], 1)

@@ -11,12 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Mask, Positions, Scalar
-from flowrl._flow._base import AbstractFlow, Traits
+from flowrl._flow._base import AbstractFlow
 from flowrl._flow._target_view import TargetView
-from flowrl._kernel import RBF, AbstractKernel
-from flowrl._kernel._blocks import by_rows
-from flowrl._kernel._distance import centre
-from flowrl._kernel._linear import refuse_linear
+from flowrl._flow._traits import Traits
+from flowrl._kernel import RBF, AbstractKernel, by_rows, centre, refuse_linear
 
 
 class KSDDescent(AbstractFlow):
@@ -25,29 +23,16 @@ class KSDDescent(AbstractFlow):
     $$E = \frac{1}{2n^2} \sum_{ij} k_p(x_i, x_j), \qquad
       k_p(x, y) = s(x)·s(y) k + s(x)·∇_y k + s(y)·∇_x k + ∇_x·∇_y k, \qquad s = ∇U / α$$
 
-    It needs no samples and no normalising constant, its energy is finite on particles, and so it can be followed and
-    minimised by any optimiser. It differentiates the score: a step costs a Hessian-vector product a particle. It is
-    quadratic in the score, so a minibatch of a `Posterior` biases it.
+    It needs no samples and no normalising constant, and its energy is finite on particles, so it can be minimised by
+    any optimiser. A step costs one Hessian-vector product per particle. It is quadratic in the score, so a minibatch of
+    a `Posterior` biases it, and steps must be small where the score is steep.
 
     Particles can come to rest where there is no mass: with modes 3 apart of deviation 0.5, ten particles that start
-    between them gather there, and stay, while SVGD takes them to the modes. Start near the target, for example where
-    another flow has led, or at a higher temperature. Small steps are needed where the score is steep.
+    between them stay there, while SVGD takes them to the modes. Start near the target, or at a higher temperature.
 
     Attributes:
         kernel: k, scalar or matrix-valued; `RBF()` with the median bandwidth by default. The energy holds the bandwidth
             fixed; with a rule that depends on the particles it is another functional at every step.
-
-    Example:
-        ```python
-        import jax.numpy as jnp
-        import jax.random as jr
-        import flowrl
-
-        target = flowrl.Density(lambda x: -0.5 * jnp.sum(x**2))
-        start, flow = 1 + jr.normal(jr.key(0), (30, 2)), flowrl.KSDDescent()
-        solution = flowrl.transport(target, start, flowrl.Budget(20, 1.0), flow=flow, solver=flowrl.JKO())
-        assert jnp.abs(solution.particles.mean(axis=0)).max() < 0.1
-        ```
 
     ??? cite "Source"
         Korba, Aubin-Frankowski, Majewski and Ablin, *Kernel Stein Discrepancy Descent*, ICML 2021.
@@ -62,13 +47,6 @@ class KSDDescent(AbstractFlow):
         refuse_linear(self.kernel, "KSDDescent")
 
     def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
-        """Give the direction of steepest descent of the discrepancy at every particle.
-
-        Args:
-            view: the target at this step's temperature; its gradient is differentiated.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-        """
         score, pull_back, alive = jax.vjp(lambda z: _score(view, z, alive), positions, has_aux=True)
         x = centre(positions, alive)
         kernel, weight = self.kernel.fitted(x, alive), alive.astype(x.dtype)
@@ -84,24 +62,10 @@ class KSDDescent(AbstractFlow):
         return jnp.where(alive[:, None], velocity, 0), alive
 
     def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "KSDDescent":
-        """Give the flow with the kernel fixed at these particles.
-
-        Args:
-            view: unused.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-        """
         del view
         return KSDDescent(self.kernel.fitted(centre(positions, alive), alive))
 
     def energy(self, view: TargetView, positions: Positions, alive: Mask) -> Scalar:
-        """Give ½ KSD² of the living particles, all pairs counted.
-
-        Args:
-            view: the target at this step's temperature.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-        """
         score, alive = _score(view, positions, alive)
         x = centre(positions, alive)
         kernel, weight = self.kernel.fitted(x, alive), alive.astype(x.dtype)
@@ -117,8 +81,6 @@ def _score(view: TargetView, positions: Positions, alive: Mask) -> tuple[Positio
 def _columns(
     kernel: AbstractKernel, x: Positions, score: Positions, weight: Float[Array, " n"], block: tuple[Array, Array]
 ) -> Float[Array, " b"]:
-    """Give Σ_i w_i κ(x_i, y_j) for a block of y and their scores.
-
-    The block comes second, since a kernel counts positions from the mean of its first argument.
-    """
+    """Return Σ_i w_i κ(x_i, y_j) for a block of y and their scores."""
+    # The block comes second, since a kernel counts positions from the mean of its first argument.
     return weight @ kernel.stein_gram(x, score, *block)

@@ -10,10 +10,10 @@ import jax.random as jr
 from jaxtyping import Array, ArrayLike, Float
 
 from flowrl._custom_types import Mask, Positions, Scalar
-from flowrl._flow._base import AbstractFlow, Traits
+from flowrl._flow._base import AbstractFlow
 from flowrl._flow._target_view import TargetView
-from flowrl._kernel import RBF, AbstractScalarKernel
-from flowrl._kernel._linear import refuse_linear
+from flowrl._flow._traits import Traits
+from flowrl._kernel import RBF, AbstractScalarKernel, refuse_linear
 from flowrl._misc import number
 
 
@@ -23,25 +23,18 @@ class MMDFlow(AbstractFlow):
     $$v_i = -∇f(x_i + β u_i), \qquad f(x) = \frac{1}{n} \sum_j k(x, x_j) - \frac{1}{m} \sum_l k(x, y_l),
       \qquad u_i \sim N(0, I)$$
 
-    Without noise (β = 0) the discrepancy falls, but particles far from all samples, by the measure of the bandwidth,
-    feel next to nothing and can stay behind, where the others have pushed them; noise injection carries them on. A
-    bandwidth that depends on data is fitted to the samples, so that it stays the same while the particles move.
+    Without noise (β = 0) the discrepancy falls, but particles many bandwidths away from all samples hardly move and can
+    stay behind, where the others have pushed them; noise injection carries them on. A bandwidth that depends on data is
+    fitted to the samples, so that it stays the same while the particles move.
 
     Attributes:
-        kernel: k; `RBF()` with the median bandwidth by default.
-        noise: β, an array `()`, or None for a deterministic flow.
+        kernel: k, a scalar kernel; `RBF()` with the median bandwidth by default.
+        noise: β >= 0, how far from a particle its velocity is read, in units of the budget's `scale`, an array (); None
+            for no noise. A number needs a key, even 0.
 
-    Example:
-        ```python
-        import jax
-        import jax.numpy as jnp
-        import flowrl
-
-        samples = 1 + jax.random.normal(jax.random.key(0), (500, 2))
-        start = 0.5 * jax.random.normal(jax.random.key(1), (100, 2))
-        budget = flowrl.Budget(steps=200, step_size=1.0)
-        solution = flowrl.transport(flowrl.Empirical(samples), start, budget, flow=flowrl.MMDFlow())
-        ```
+    Raises:
+        TypeError: `kernel` is not a scalar kernel, or `noise` not a number.
+        ValueError: a concrete `noise` is not a finite number >= 0.
 
     ??? cite "Source"
         Arbel, Korba, Salim and Gretton, *Maximum Mean Discrepancy Gradient Flow*, NeurIPS 2019.
@@ -51,17 +44,6 @@ class MMDFlow(AbstractFlow):
     noise: Array | None
 
     def __init__(self, kernel: AbstractScalarKernel = RBF(), noise: ArrayLike | None = None):  # noqa: B008
-        """Make the flow.
-
-        Args:
-            kernel: k(x, y); a scalar kernel.
-            noise: β >= 0, how far from a particle its velocity is read, in the coordinates the flow runs in (units of
-                the budget's `scale`). None for no noise; a number asks for a key, be it 0.
-
-        Raises:
-            TypeError: `kernel` is not a scalar kernel, or `noise` no number.
-            ValueError: a concrete `noise` is not a finite number >= 0.
-        """
         if not isinstance(kernel, AbstractScalarKernel):
             raise TypeError(f"kernel must be a scalar kernel such as RBF(), got {kernel!r}.")
         refuse_linear(kernel, "MMDFlow")
@@ -74,7 +56,7 @@ class MMDFlow(AbstractFlow):
 
     @property
     def traits(self) -> Traits:
-        """What the flow asks: samples, no temperature, and a key if there is noise, with which it descends nothing."""
+        """What the flow asks; with noise it needs a key, and descends no energy."""
         return Traits(
             needs=frozenset({"samples"}),
             temperature="none",
@@ -84,13 +66,6 @@ class MMDFlow(AbstractFlow):
         )
 
     def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
-        """Give −∇f at every particle, or beside it if there is noise.
-
-        Args:
-            view: the target; its samples, and its `flow_key` if there is noise.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-        """
         kernel, x, y = self._ready(view, positions, alive)
         weight = alive.astype(x.dtype)
         at = x
@@ -101,27 +76,10 @@ class MMDFlow(AbstractFlow):
         return jnp.where(alive[:, None], toward - apart, 0), alive
 
     def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "MMDFlow":
-        """Give the flow with the kernel, which is fitted to the samples, fixed at these particles.
-
-        Args:
-            view: the target; its samples.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-        """
         kernel, _, _ = self._ready(view, positions, alive)
         return MMDFlow(kernel, self.noise)
 
     def energy(self, view: TargetView, positions: Positions, alive: Mask) -> Scalar:
-        """Give ½ MMD² between the living particles and the samples, all pairs counted.
-
-        Args:
-            view: the target; its samples.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-
-        Raises:
-            TypeError: the flow has noise, so it descends no energy.
-        """
         if self.noise is not None:
             raise TypeError("MMDFlow with noise descends no energy; the discrepancy is that of MMDFlow(kernel).")
         kernel, x, y = self._ready(view, positions, alive)
@@ -134,7 +92,7 @@ class MMDFlow(AbstractFlow):
     def _ready(
         self, view: TargetView, positions: Positions, alive: Mask
     ) -> tuple[AbstractScalarKernel, Positions, Float[Array, "m d"]]:
-        """Give the kernel fitted to the samples, and both sets counted from the mean of the samples."""
+        """Return the kernel fitted to the samples, and both sets relative to the mean of the samples."""
         y = view.samples()
         shift = jax.lax.stop_gradient(y[:1] + jnp.mean(y - y[:1], axis=0, keepdims=True))
         x, y = jnp.where(alive[:, None], positions - shift, 0), y - shift

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from flowrl._custom_types import Mask, Positions, Scalar
-from flowrl._flow._base import AbstractFlow, Traits
+from flowrl._flow._base import AbstractFlow
 from flowrl._flow._target_view import TargetView
+from flowrl._flow._traits import Traits
 from flowrl._misc import number
 from flowrl._sinkhorn import displacements, divergence
 
@@ -22,32 +23,19 @@ class SinkhornFlow(AbstractFlow):
 
     for the cost |x − y|²/2, with T the barycentric projections of the entropic plans. The target is an
     `Empirical(samples)`. As ε → 0 the particles go straight to the samples that optimal transport pairs them with, and
-    one Euler step of size 1 arrives; as ε → ∞ all move alike, by the difference of the means.
+    one Euler step of size 1 arrives; as ε → ∞ all move alike, by the difference of the means. The gradient of the
+    energy is exact; the potentials are constants for autodiff, so its second derivatives are not.
 
-    ε is `regularisation` times the samples' total variance (the mean cost of a pair of them), in units of the budget's
-    `scale`, so the flow scales with the samples. The number of iterations is fixed. With the
-    defaults the particles' marginal of the plan is exact and the samples' is off by less than 1e-5 in total variation,
-    for normal, clustered and ring-shaped sets of 80 and 100 points in 1 to 10 dimensions (float64); with
-    `regularisation=0.01` by less than 2e-3. A particle some ten spreads away from all others converges slowly, and may
-    leave half its own mass misplaced.
-
-    Memory is O(block · m). One step costs about 2 · iterations + 30 sweeps over all pairs.
+    The number of iterations is fixed; [how exact they are](../concepts/flows.md#iterations-of-sinkhornflow). Memory is
+    O(block · m). One step costs about 2 · iterations + 30 sweeps over all pairs.
 
     Attributes:
-        regularisation: ε relative to the total variance of the samples, an array ().
-        iterations: number of Sinkhorn iterations.
+        regularisation: ε > 0 as a multiple of the samples' total variance (1 where that is zero), an array ().
+        iterations: number of Sinkhorn iterations >= 1, a Python int. Halving `regularisation` takes about √2 times as
+            many for the same error.
 
-    Example:
-        ```python
-        import jax.random as jr
-        import flowrl
-
-        samples = 3.0 + 0.5 * jr.normal(jr.key(0), (64, 2))
-        particles = jr.normal(jr.key(1), (50, 2))
-        solution = flowrl.transport(
-            flowrl.Empirical(samples), particles, flowrl.Budget(10, 0.3), flow=flowrl.SinkhornFlow()
-        )
-        ```
+    Raises:
+        ValueError: a concrete regularisation is not one positive number, or iterations is not an int >= 1.
 
     ??? cite "Source"
         Genevay, Peyré and Cuturi, *Learning generative models with Sinkhorn divergences*, AISTATS 2018.
@@ -61,16 +49,6 @@ class SinkhornFlow(AbstractFlow):
     )
 
     def __init__(self, regularisation: ArrayLike = 0.05, iterations: int = 100):
-        """Make the flow.
-
-        Args:
-            regularisation: ε > 0 as a multiple of the samples' total variance; 1 where that variance is zero.
-            iterations: number of Sinkhorn iterations >= 1, a Python int. Halving `regularisation` takes about √2 times
-                as many for the same error.
-
-        Raises:
-            ValueError: a concrete regularisation is not one positive number, or iterations is not an int >= 1.
-        """
         positive = "a finite number > 0 (for plain optimal transport a small one, such as 0.01, with more iterations)"
         self.regularisation = number("regularisation", regularisation, lambda r: 0 < r < float("inf"), positive)
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
@@ -78,37 +56,10 @@ class SinkhornFlow(AbstractFlow):
         self.iterations = iterations
 
     def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
-        """Give T_{q→π}(x) − T_{q→q}(x) at every particle.
-
-        Args:
-            view: the target, which has samples.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-        """
         moves = _not_differentiable(displacements(positions, *self._against(view, alive)))
         return jnp.where(alive[:, None], moves, 0), alive
 
-    def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "SinkhornFlow":
-        """Give the flow itself: its regularisation depends on the samples alone.
-
-        Args:
-            view: unused.
-            positions: unused.
-            alive: unused.
-        """
-        del view, positions, alive
-        return self
-
     def energy(self, view: TargetView, positions: Positions, alive: Mask) -> Scalar:
-        """Give the Sinkhorn divergence between the living particles and the samples.
-
-        Its gradient is exact; the potentials are constants for autodiff, so its second derivatives are not.
-
-        Args:
-            view: the target, which has samples.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-        """
         return divergence(positions, *self._against(view, alive))
 
     def _against(self, view: TargetView, alive: Mask) -> tuple[Any, ...]:

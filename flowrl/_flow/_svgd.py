@@ -1,12 +1,12 @@
 """Stein variational gradient descent."""
 
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
 from flowrl._custom_types import Mask, Positions
-from flowrl._flow._base import AbstractFlow, Traits
+from flowrl._flow._base import AbstractFlow
 from flowrl._flow._target_view import TargetView
-from flowrl._kernel import RBF, AbstractKernel
-from flowrl._kernel._distance import centre
+from flowrl._flow._traits import Traits
+from flowrl._kernel import RBF, AbstractKernel, centre
 
 
 class SVGD(AbstractFlow):
@@ -34,8 +34,8 @@ class SVGD(AbstractFlow):
         ```
 
     ??? cite "Source"
-        Liu and Wang, *Stein Variational Gradient Descent: A General Purpose Bayesian Inference Algorithm*,
-        NeurIPS 2016. Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026, eq. 7.
+        Liu and Wang, *Stein Variational Gradient Descent: A General Purpose Bayesian Inference Algorithm*, NeurIPS
+        2016. Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026, eq. 7.
     """
 
     kernel: AbstractKernel = RBF()
@@ -46,40 +46,9 @@ class SVGD(AbstractFlow):
             raise TypeError(f"kernel must be a kernel such as RBF(), got {self.kernel!r}.")
 
     def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
-        """Give the Stein direction at every particle.
-
-        Args:
-            view: the target at this step's temperature.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-        """
         gradient, alive = view.gradient(positions, alive)
         return self.kernel.stein(positions, gradient, alive, view.temperature), alive
 
     def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "SVGD":
-        """Give the flow with the kernel fixed at these particles.
-
-        Args:
-            view: unused.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-        """
         del view
         return SVGD(self.kernel.fitted(centre(positions, alive), alive))
-
-    def energy(self, view: TargetView, positions: Positions, alive: Mask) -> NoReturn:
-        """Refuse: SVGD descends KL(q | p), which is infinite for every finite set of particles.
-
-        Args:
-            view: unused.
-            positions: unused.
-            alive: unused.
-
-        Raises:
-            TypeError: always.
-        """
-        del view, positions, alive
-        raise TypeError(
-            "SVGD has no energy on particles: it descends KL(q|p), which is infinite for an empirical measure. Use a "
-            "flow with an energy (Ascent), or follow the value and the variance of its particles."
-        )

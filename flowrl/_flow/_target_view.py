@@ -22,12 +22,12 @@ class TargetView(eqx.Module):
     Attributes:
         temperature: α of this step.
         key: randomness of the target at this step, or None.
-        velocity_key: what `flow_key` gives; None if there is none.
+        velocity_key: what `flow_key` returns; None if there is none.
         target: the density.
-        domain: gives x = T(y).
+        domain: has x = T(y).
         scale: unit of length of each coordinate.
-        entropic: the flow samples a law, so mapped coordinates gain the Jacobian.
-        unravel: gives back the structure of the particles.
+        entropic: the flow samples a distribution, so mapped coordinates gain the Jacobian.
+        unravel: restores the structure of the particles.
     """
 
     temperature: Scalar
@@ -54,7 +54,7 @@ class TargetView(eqx.Module):
         return self.velocity_key
 
     def gradient(self, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
-        """Give ∇_z U at every particle.
+        """Return ∇_z U at every particle.
 
         Args:
             positions: z, (n, d).
@@ -76,7 +76,7 @@ class TargetView(eqx.Module):
         return jnp.where(alive[:, None], flat, 0), alive
 
     def scaled_log_density(self, positions: Positions, alive: Mask) -> tuple[PerParticle, Mask]:
-        """Give U(x, α), plus α log|det ∂x/∂y| in mapped coordinates, at every particle.
+        """Return U(x, α), plus α log|det ∂x/∂y| in mapped coordinates, at every particle.
 
         Args:
             positions: z, (n, d).
@@ -91,7 +91,7 @@ class TargetView(eqx.Module):
         return jnp.where(alive, log_density, 0), alive
 
     def samples(self) -> Float[Array, "m d"]:
-        """Give the samples of the target in the coordinates z."""
+        """Return the samples of the target in the coordinates z."""
         samples = self.target.samples()
         if self.domain.maps:
             samples = jax.vmap(self.domain.inverse)(samples)

@@ -94,16 +94,6 @@ class Diffrax(AbstractSolver):
         return "additive" if isinstance(self.solver, sorts) else "none"
 
     def solve(self, problem: Problem, save: Any) -> SolverOutput:
-        """Integrate to the budget's time, or to where an event stops it.
-
-        Args:
-            problem: flow, view, budget and start.
-            save: increasing times >= 0 at which to record the particles; None records nothing.
-
-        Raises:
-            ValueError: `save` is no such sequence; the budget says how often to check its caps; or the flow diffuses,
-                and its step size adapts or the budget has caps or a tolerance.
-        """
         budget, scale = problem.budget, problem.view.scale
         if budget.check_every > 1:
             raise ValueError("check_every counts steps, and Diffrax watches the caps all the time: leave it out.")

@@ -24,11 +24,6 @@ class Euler(AbstractStepSolver):
     needs_energy: ClassVar[bool] = False
 
     def init(self, positions: Positions) -> PyTree:
-        """Start without state.
-
-        Args:
-            positions: unused.
-        """
         del positions
 
     def step(
@@ -41,17 +36,6 @@ class Euler(AbstractStepSolver):
         step_size: Scalar,
         key: Key | None,
     ) -> tuple[Positions, PyTree, Mask, Any]:
-        """Propose ε v(x), plus noise, plus jumps.
-
-        Args:
-            flow: the velocity field.
-            view: the target at this step's temperature.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-            state: passed through.
-            step_size: ε.
-            key: randomness of this step for stochastic flows, else None.
-        """
         velocity, alive = velocity_of(flow, view, positions, alive)
         move = step_size * velocity
         if not flow.traits.diffuses and not flow.traits.jumps:

@@ -66,11 +66,6 @@ class JKO(AbstractStepSolver):
         check_count("max_steps", self.max_steps)
 
     def init(self, positions: Positions) -> PyTree:
-        """Start without state.
-
-        Args:
-            positions: unused.
-        """
         del positions
 
     def step(
@@ -83,17 +78,6 @@ class JKO(AbstractStepSolver):
         step_size: Scalar,
         key: Key | None,
     ) -> tuple[Positions, PyTree, Mask, Any]:
-        """Propose the proximal point.
-
-        Args:
-            flow: a flow with an energy.
-            view: the target at this step's temperature.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-            state: passed through.
-            step_size: h.
-            key: unused.
-        """
         del key
         _, alive = velocity_of(flow, view, positions, alive)
         fixed = flow.fitted(view, positions, alive)

@@ -54,11 +54,6 @@ class Optax(AbstractStepSolver):
             raise TypeError(f"optimiser must be an optax optimiser such as optax.adam(1.0), got {self.optimiser!r}.")
 
     def init(self, positions: Positions) -> PyTree:
-        """Start with fresh moments.
-
-        Args:
-            positions: z, (n, d).
-        """
         return self.optimiser.init(positions)
 
     def step(
@@ -71,17 +66,6 @@ class Optax(AbstractStepSolver):
         step_size: Scalar,
         key: Key | None,
     ) -> tuple[Positions, PyTree, Mask, Any]:
-        """Propose ε times the optimiser's update.
-
-        Args:
-            flow: the velocity field.
-            view: the target at this step's temperature.
-            positions: z, (n, d).
-            alive: particles that are not frozen.
-            state: moments of the optimiser.
-            step_size: ε.
-            key: unused, stochastic flows are refused.
-        """
         del key
         velocity, alive = velocity_of(flow, view, positions, alive)
         # Some optax transforms mix dtypes (adam raises a float32 rate to an int32 power); the results are cast back.

@@ -135,16 +135,6 @@ class AbstractStepSolver(AbstractSolver):
         return SolverOutput(progress.coordinates, progress.alive, result, stats, None)
 
     def solve(self, problem: Problem, save: Sequence[int] | None) -> SolverOutput:
-        """SolverOutput `steps` steps, or fewer where the budget says when to stop.
-
-        Args:
-            problem: flow, view, budget and start.
-            save: increasing step counts at which to record the particles, each within 0 and the static number of
-                steps; None records nothing. A run that stops early leaves its last particles in every later slot.
-
-        Raises:
-            ValueError: `save` is not such a sequence.
-        """
         bound, steps = problem.budget.bound, problem.budget.steps
         slots, saved = _slots(save, bound)
         initial = self.begin(problem)

@@ -1,12 +1,11 @@
 """What a target is.
 
-A target has a scaled log density U(x, α) = α × log density + constant; flows use its gradient. One temperature convention holds
-everywhere: `Boltzmann` has U = V(x), law ∝ exp(V/α); `Density` has U = α log p(x), law p at every α > 0.
+A target has a scaled log density U(x, α) = α × log density + constant; flows use its gradient. One convention holds
+everywhere: `Boltzmann` has U = V(x), a distribution ∝ exp(V/α); `Density` has U = α log p(x), that is p at every α > 0.
 """
 
-import abc
 from collections.abc import Iterable
-from typing import Any, Literal, NoReturn, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -18,26 +17,46 @@ from flowrl._custom_types import Key, Particle, Particles, Scalar
 Knowledge: TypeAlias = Literal["value", "gradient", "samples"]
 """What can be known of a target."""
 
+KNOWN_BY: dict[str, str] = {
+    "gradient": "Density(log_prob), Boltzmann(value) or Score(score)",
+    "value": "Density(log_prob) or Boltzmann(value)",
+    "samples": "Empirical(samples)",
+}
+"""Targets that know it, for messages."""
+
+_METHODS: dict[Knowledge, tuple[str, ...]] = {
+    "gradient": ("gradient",),
+    "value": ("value", "scaled_log_density"),
+    "samples": ("samples",),
+}
+
 
 class AbstractTarget(eqx.Module):
     """A density that particles move toward, known by its value, the gradient of its scaled log density, or samples.
 
+    A subclass declares `knows` and `needs_positive_temperature`, and writes the methods of what it knows: `gradient`;
+    for "value" both `value` and `scaled_log_density`; `samples`. The others raise TypeError.
+
     Attributes:
         knows: what can be asked: "value" (and so `scaled_log_density`), "gradient", "samples".
-        stochastic: `gradient` and `scaled_log_density` need a key.
+        stochastic: `gradient` and `scaled_log_density` need a key; False unless declared.
         needs_positive_temperature: the scaled log density is zero at α = 0, so that temperature is refused.
     """
 
     knows: AbstractVar[frozenset[Knowledge]]
-    stochastic: AbstractVar[bool]
     needs_positive_temperature: AbstractVar[bool]
+    stochastic: ClassVar[bool] = False
 
     def __check_init__(self):
-        check_knowledge(f"{type(self).__name__}.knows", self.knows)
+        name = type(self).__name__
+        check_knowledge(f"{name}.knows", self.knows)
+        for word, methods in _METHODS.items():
+            missing = [method for method in methods if getattr(type(self), method) is getattr(AbstractTarget, method)]
+            if word in self.knows and missing:
+                raise TypeError(f"{name}.knows has {word!r}; then write {'() and '.join(missing)}().")
 
-    @abc.abstractmethod
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
-        """Give ∇U(x, α) at one particle.
+        """Return ∇U(x, α) at one particle.
 
         Args:
             particle: x, without the particle axis.
@@ -50,10 +69,11 @@ class AbstractTarget(eqx.Module):
         Raises:
             TypeError: the target does not know its gradient.
         """
+        del particle, temperature, key
+        raise self._unknown("gradient")
 
-    @abc.abstractmethod
     def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
-        """Give U(x, α) at one particle.
+        """Return U(x, α) at one particle.
 
         Args:
             particle: x, without the particle axis.
@@ -63,10 +83,11 @@ class AbstractTarget(eqx.Module):
         Raises:
             TypeError: the target does not know its value.
         """
+        del particle, temperature, key
+        raise self._unknown("value")
 
-    @abc.abstractmethod
     def value(self, particle: Particle) -> Float[Array, ""]:
-        """Give the value by which particles can be ranked: V(x), or log p(x).
+        """Return the value by which particles can be ranked: V(x), or log p(x).
 
         Args:
             particle: x, without the particle axis.
@@ -74,26 +95,27 @@ class AbstractTarget(eqx.Module):
         Raises:
             TypeError: the target does not know its value.
         """
+        del particle
+        raise self._unknown("value")
 
-    @abc.abstractmethod
     def samples(self) -> Particles:
-        """Give samples of the target, leaves (m, ...).
+        """Return samples of the target, leaves (m, ...).
 
         Raises:
             TypeError: the target has no samples.
         """
+        raise self._unknown("samples")
+
+    def _unknown(self, asked: Knowledge) -> TypeError:
+        words: dict[str, str] = {"value": "a value", "gradient": "a gradient", "samples": "samples"}
+        known = " and ".join(words[word] for word in words if word in self.knows) or "nothing"
+        return TypeError(
+            f"{type(self).__name__} knows only {known}, but this asks for {words[asked]}. Use {KNOWN_BY[asked]}."
+        )
 
 
 def check_knowledge(name: str, words: Iterable[str]) -> None:
-    """Refuse words that name nothing that can be known of a target.
-
-    Args:
-        name: what holds them, for the message.
-        words: such as {"gradient"}.
-
-    Raises:
-        ValueError: a word is not a `Knowledge`.
-    """
+    """Refuse words that are not `Knowledge`."""
     allowed = get_args(Knowledge)
     unknown = sorted(set(words) - set(allowed))
     if unknown:
@@ -104,21 +126,6 @@ def check_knowledge(name: str, words: Iterable[str]) -> None:
 
 
 def as_arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Turn Python floats among a target's arguments into (weakly typed) arrays, so that a new number never recompiles.
-
-    Args:
-        args: any PyTrees. Integers, strings and functions stay static, and so does what lies inside modules.
-    """
+    """Turn Python floats among a target's arguments into arrays; integers, strings and functions stay static."""
+    # Weakly typed, so that a new number never recompiles and never changes the dtype of the result.
     return tuple(jnp.asarray(arg) if type(arg) is float else arg for arg in args)
-
-
-def no_samples(target: AbstractTarget) -> NoReturn:
-    """Refuse to give samples.
-
-    Args:
-        target: who is asked.
-
-    Raises:
-        TypeError: always.
-    """
-    raise TypeError(f"{type(target).__name__} has no samples; flows toward samples take Empirical(samples).")

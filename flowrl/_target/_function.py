@@ -14,28 +14,15 @@ from flowrl._target._base import AbstractTarget
 
 
 class LogProb(eqx.Module):
-    """The method `log_prob` of a distribution as a function whose arrays are leaves, so that new ones never recompile.
-
-    Attributes:
-        distribution: any PyTree with `log_prob(*args, x)`.
-    """
+    """The `log_prob` of a distribution as a function whose arrays are leaves, so that new ones never recompile."""
 
     distribution: Any
 
     def __init__(self, distribution: Any):
-        """Take a distribution.
-
-        Args:
-            distribution: its floats and NumPy arrays become arrays; its integers stay static.
-        """
         self.distribution = as_leaves(distribution)
 
     def __call__(self, *args: Any) -> Array:
-        """Give log p(x) in the dtype of x; −∞ outside the distribution's `support`, if it tells (as numpyro's do).
-
-        Args:
-            args: leading arguments, and the particle.
-        """
+        """Return log p(x) in the dtype of x; −∞ outside the distribution's `support`, if it has one."""
         with third_party():
             out = jnp.asarray(self.distribution.log_prob(*args))
             # Many libraries go on with a finite number outside the support.
@@ -46,33 +33,20 @@ class LogProb(eqx.Module):
 
 
 def as_leaves(tree: Any) -> Any:
-    """Turn the floats and NumPy arrays of a PyTree into arrays; integers and everything else stay static.
-
-    Args:
-        tree: any PyTree.
-    """
+    """Turn the floats and NumPy arrays of a PyTree into arrays; integers and everything else stay static."""
     numbers = (np.ndarray, np.floating)
     return jax.tree.map(lambda x: jnp.asarray(x) if type(x) is float or isinstance(x, numbers) else x, tree)
 
 
 @contextlib.contextmanager
 def third_party() -> Iterator[None]:
-    """Let other people's code mix dtypes and ranks, whatever the process forbids."""
+    """Allow third-party code to mix dtypes and ranks, whatever the process forbids."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 def as_function(given: Any, name: str) -> Callable[..., Any]:
-    """Give the function that a target evaluates.
-
-    Args:
-        given: a function, a callable module, or an object with a method `log_prob`. The method is taken where there
-            is one, also if the object can be called: to call a distribution of numpyro is to draw from it.
-        name: the argument's name, for the message.
-
-    Raises:
-        TypeError: `given` is none of these.
-    """
+    """Return the function that a target evaluates: `given`, or its method `log_prob`."""
     if isinstance(given, type):
         raise TypeError(f"{name} is the class {given.__name__}; did you mean an instance, {given.__name__}(...)?")
     if isinstance(given, AbstractTarget):
@@ -80,6 +54,7 @@ def as_function(given: Any, name: str) -> Callable[..., Any]:
             f"{name} is a target already ({type(given).__name__}); expected a function of a particle. Use it as it is, "
             "or join two by Tilted(log_reference, value)."
         )
+    # The method first, also if the object can be called: to call a distribution of numpyro is to draw from it.
     if hasattr(given, "log_prob"):
         return LogProb(given)
     if not callable(given):
@@ -91,15 +66,7 @@ def as_function(given: Any, name: str) -> Callable[..., Any]:
 
 
 def scalar(out: Any, name: str) -> Float[Array, ""]:
-    """Refuse what is not one number.
-
-    Args:
-        out: what a user's function returned.
-        name: its name, for the message.
-
-    Raises:
-        ValueError: it has another shape.
-    """
+    """Return what a user's function gave as an array (); refuse any other shape."""
     out = jnp.asarray(out)
     if out.shape != ():
         raise ValueError(

@@ -1,17 +1,17 @@
-"""Targets given by a gradient alone: a score network, an amortised value gradient."""
+"""Targets given by a gradient alone: a score network, an amortized value gradient."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from flowrl._custom_types import Key, Particle, Scalar
-from flowrl._target._base import AbstractTarget, Knowledge, as_arguments, no_samples
+from flowrl._target._base import AbstractTarget, Knowledge, as_arguments
 
 
 class Score(AbstractTarget):
-    """The law p whose score s(x) = ∇ log p(x) is given: ∇U = α s(x).
+    """The distribution p whose score s(x) = ∇ log p(x) is given: ∇U = α s(x).
 
     Example:
         ```python
@@ -33,11 +33,10 @@ class Score(AbstractTarget):
     function: Callable[..., Any]
     args: tuple[Any, ...]
     knows: ClassVar[frozenset[Knowledge]] = frozenset({"gradient"})
-    stochastic: ClassVar[bool] = False
     needs_positive_temperature: ClassVar[bool] = True
 
     def __init__(self, score: Callable[..., Any], *args: Any):
-        """Make the target.
+        """Create the target.
 
         Args:
             score: function of `(*args, particle)` that returns ∇ log p with the shape of the particle.
@@ -47,70 +46,13 @@ class Score(AbstractTarget):
         self.args = as_arguments(args)
 
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
-        """Give α s(x).
-
-        Args:
-            particle: x, without the particle axis.
-            temperature: α > 0.
-            key: unused, the target is deterministic.
-        """
         del key
         score = _like(self.function(*self.args, particle), particle, "score")
         return jax.tree.map(lambda leaf: temperature.astype(leaf.dtype) * leaf, score)
 
-    def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> NoReturn:
-        """Refuse: a score does not determine log p at once.
-
-        Args:
-            particle: unused.
-            temperature: unused.
-            key: unused.
-
-        Raises:
-            TypeError: always.
-        """
-        del particle, temperature, key
-        _no_value("Score", "Density(log_prob)")
-
-    def value(self, particle: Particle) -> NoReturn:
-        """Refuse: a score does not determine log p at once.
-
-        Args:
-            particle: unused.
-
-        Raises:
-            TypeError: always.
-        """
-        del particle
-        _no_value("Score", "Density(log_prob)")
-
-    def samples(self) -> NoReturn:
-        """Refuse: a gradient gives no samples.
-
-        Raises:
-            TypeError: always.
-        """
-        no_samples(self)
-
 
 class ValueGradient(AbstractTarget):
-    """The law ∝ exp(V/α) whose ∇V is given, for instance by a network fitted to ∇Q (amortised VGF).
-
-    Example:
-        ```python
-        import jax.numpy as jnp
-        import flowrl
-
-
-        def gradient(state, action):  # fitted to ∇_a Q(s, a)
-            return 2 * (state - action)
-
-
-        target = flowrl.ValueGradient(gradient, jnp.ones(2))
-        budget = flowrl.Budget(50, 0.1)
-        moved = flowrl.transport(target, jnp.zeros((8, 2)), budget, flow=flowrl.Ascent())
-        assert jnp.allclose(moved.particles, 1, atol=1e-3) and moved.values is None
-        ```
+    """The distribution ∝ exp(V/α) whose ∇V is given, for instance by a network fitted to ∇Q (amortized VGF).
 
     ??? cite "Source"
         Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026: f(s, a) ≈ ∇_a Q(s, a).
@@ -119,11 +61,10 @@ class ValueGradient(AbstractTarget):
     function: Callable[..., Any]
     args: tuple[Any, ...]
     knows: ClassVar[frozenset[Knowledge]] = frozenset({"gradient"})
-    stochastic: ClassVar[bool] = False
     needs_positive_temperature: ClassVar[bool] = False
 
     def __init__(self, value_gradient: Callable[..., Any], *args: Any):
-        """Make the target.
+        """Create the target.
 
         Args:
             value_gradient: function of `(*args, particle)` that returns ∇V with the shape of the particle.
@@ -133,49 +74,8 @@ class ValueGradient(AbstractTarget):
         self.args = as_arguments(args)
 
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
-        """Give ∇V(x), whatever α.
-
-        Args:
-            particle: x, without the particle axis.
-            temperature: unused: the law gets colder because the entropy of the flow weighs less.
-            key: unused, the target is deterministic.
-        """
         del temperature, key
         return _like(self.function(*self.args, particle), particle, "value_gradient")
-
-    def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> NoReturn:
-        """Refuse: a gradient does not determine V at once.
-
-        Args:
-            particle: unused.
-            temperature: unused.
-            key: unused.
-
-        Raises:
-            TypeError: always.
-        """
-        del particle, temperature, key
-        _no_value("ValueGradient", "Boltzmann(value)")
-
-    def value(self, particle: Particle) -> NoReturn:
-        """Refuse: a gradient does not determine V at once.
-
-        Args:
-            particle: unused.
-
-        Raises:
-            TypeError: always.
-        """
-        del particle
-        _no_value("ValueGradient", "Boltzmann(value)")
-
-    def samples(self) -> NoReturn:
-        """Refuse: a gradient gives no samples.
-
-        Raises:
-            TypeError: always.
-        """
-        no_samples(self)
 
 
 def _callable(given: Any, name: str) -> Callable[..., Any]:
@@ -191,7 +91,3 @@ def _like(out: Any, particle: Particle, name: str) -> Particle:
     if got != want:
         raise ValueError(f"{name} returned shape {got} for one particle of shape {want}; they must be equal.")
     return jax.tree.map(lambda leaf, x: jnp.asarray(leaf).astype(x.dtype), out, particle)
-
-
-def _no_value(name: str, instead: str) -> NoReturn:
-    raise TypeError(f"{name} knows only a gradient, but this asks for a value. Use {instead}.")

@@ -1,7 +1,7 @@
-"""The posterior of a model with many data: exact, or with an unbiased gradient from a minibatch a step."""
+"""The posterior of a model with many data: exact, or with an unbiased gradient from a minibatch per step."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -12,22 +12,21 @@ from jaxtyping import Array, Float, PyTree
 
 from flowrl._custom_types import Key, Particle, Scalar
 from flowrl._misc import numbers_to_array
-from flowrl._target._base import AbstractTarget, Knowledge, no_samples
+from flowrl._target._base import AbstractTarget, Knowledge
 from flowrl._target._function import as_function, scalar
 
-# Data summed at once for every particle: it bounds the memory, and is enough for the matrix products to be large.
+# Data summed at once per particle: it bounds the memory, and is enough for the matrix products to be large.
 CHUNK = 1024
 
 
 class Posterior(AbstractTarget):
-    r"""The law $p(x) \prod_i p(\text{datum}_i \mid x)$ of a prior and a likelihood over many data.
+    r"""The distribution $p(x) \prod_i p(\text{datum}_i \mid x)$ of a prior and a likelihood over many data.
 
     $$U(x, α) = α \Big[ \log p(x) + \frac{N}{B} \sum_{i \in \text{batch}} \log p(\text{datum}_i \mid x) \Big]$$
 
-    With a `batch_size` B < N each step draws B data, with replacement, from the step's key: the gradient is then an
-    unbiased estimate. All particles see the same batch, so its noise moves them together and keeps them apart as they
-    are; a step size that falls to zero takes the noise away. `value` is always over all data, and computed in
-    chunks, as is the exact gradient: the memory does not grow with N.
+    With a `batch_size` B < N each step draws B data, with replacement, from the step's key, an unbiased estimate of the
+    gradient. All particles see the same batch, so its noise moves them together; a step size that falls to zero removes
+    it. `value` is always over all data, and computed in chunks, as is the exact gradient: memory does not grow with N.
 
     Attributes:
         log_prior: function of a particle.
@@ -38,20 +37,15 @@ class Posterior(AbstractTarget):
     Example:
         ```python
         import jax.numpy as jnp
-        import jax.random as jr
         import flowrl
 
-        def log_prior(x):
-            return -0.5 * jnp.sum(x**2)
 
         def log_likelihood(x, datum):
             return -0.5 * (datum["y"] - datum["inputs"] @ x) ** 2
 
-        inputs = jr.normal(jr.key(0), (5000, 3))
-        data = {"inputs": inputs, "y": inputs @ jnp.array([1.0, -1.0, 0.5])}
-        target = flowrl.Posterior(log_prior, log_likelihood, data, batch_size=100)
-        particles = jr.normal(jr.key(1), (20, 3))
-        solution = flowrl.transport(target, particles, flowrl.Budget(20, 1e-4), key=jr.key(2))
+
+        data = {"inputs": jnp.ones((5000, 3)), "y": jnp.zeros(5000)}
+        target = flowrl.Posterior(lambda x: -0.5 * jnp.sum(x**2), log_likelihood, data, batch_size=100)
         ```
 
     ??? cite "Source"
@@ -67,21 +61,20 @@ class Posterior(AbstractTarget):
     needs_positive_temperature: ClassVar[bool] = True
 
     def __init__(self, log_prior: Any, log_likelihood: Callable[..., Any], data: Any, batch_size: Any = None):
-        """Make the target.
+        """Create the target.
 
         Args:
             log_prior: function of a particle that returns log p up to a constant, or a distribution with `log_prob`.
             log_likelihood: function of `(particle, datum)`, the datum one row of `data` in its structure; returns
-                log p(datum | x), one scalar. Use named functions or modules: a lambda made anew recompiles.
+                log p(datum | x), one scalar. Use named functions or modules: a new lambda recompiles.
             data: array (N, ...) or PyTree of such; N >= 1. New data of the same shape do not recompile.
-            batch_size: a Python int or None: data drawn at each step, >= 1; None, or N and more, for all of them and
-                no randomness. The score is then unbiased, which is enough for flows that are linear in it (`SVGD`,
-                `Langevin`, `Ascent`); `KSDDescent` is quadratic in it and `Consensus` exponential in the scaled log density,
-                so they are biased by a batch.
+            batch_size: data per step, a Python int >= 1; None, or N and more, for all of them and no randomness. An
+                unbiased gradient is enough for flows that are linear in it (`SVGD`, `Langevin`, `Ascent`); `KSDDescent`
+                and `Consensus` are biased by a batch.
 
         Raises:
             TypeError: an argument is of the wrong kind.
-            ValueError: the leaves of `data` disagree about N, or there is nothing in them.
+            ValueError: the leaves of `data` disagree about N, or are empty.
         """
         self.log_prior = as_function(log_prior, "log_prior")
         if not callable(log_likelihood):
@@ -102,13 +95,6 @@ class Posterior(AbstractTarget):
         return self.batch_size is not None
 
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
-        """Give ∇U(x, α), estimated from the batch that `key` draws.
-
-        Args:
-            particle: x, without the particle axis.
-            temperature: α > 0.
-            key: draws the batch; None with all data.
-        """
         rows, weight = self._rows(key)
         log_prior, prior = jax.value_and_grad(self._prior)(particle)
         # Outside the prior's support autodiff can be finite all the same.
@@ -117,32 +103,12 @@ class Posterior(AbstractTarget):
         return jax.tree.map(lambda p, d: temperature.astype(p.dtype) * (p + weight * d), prior, data)
 
     def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
-        """Give U(x, α), estimated from the batch that `key` draws.
-
-        Args:
-            particle: x, without the particle axis.
-            temperature: α > 0.
-            key: draws the batch; None with all data.
-        """
         rows, weight = self._rows(key)
         data = _sum_in_chunks(lambda chunk: self._likelihood(particle, chunk), rows)
         return temperature.astype(data.dtype) * (self._prior(particle) + weight * data)
 
     def value(self, particle: Particle) -> Float[Array, ""]:
-        """Give log p(x) + Σ_i log p(datum_i | x) over all data.
-
-        Args:
-            particle: x, without the particle axis.
-        """
         return self._prior(particle) + _sum_in_chunks(lambda chunk: self._likelihood(particle, chunk), self.data)
-
-    def samples(self) -> NoReturn:
-        """Refuse: functions give no samples.
-
-        Raises:
-            TypeError: always.
-        """
-        no_samples(self)
 
     def _prior(self, particle: Particle) -> Float[Array, ""]:
         return scalar(self.log_prior(particle), "log_prior").astype(_dtype(particle))
@@ -164,7 +130,7 @@ class Posterior(AbstractTarget):
 
 
 def _sum_in_chunks(total: Callable[[PyTree[Array]], PyTree[Array]], rows: PyTree[Array]) -> PyTree[Array]:
-    """Add up `total` over chunks of rows; reverse mode computes each chunk anew instead of keeping all of them."""
+    """Add up `total` over chunks of rows; reverse mode computes each chunk again instead of keeping all of them."""
     size = _size(rows)
     count = size // CHUNK
     if size <= CHUNK:
@@ -202,7 +168,7 @@ def _size(data: PyTree[Array]) -> int:
         name = "data" + jax.tree_util.keystr(path)
         if leaf.ndim == 0:
             raise ValueError(
-                f"{name} is a scalar; expected a leading axis N, one row a datum. Constants belong into the "
+                f"{name} is a scalar; expected a leading axis N, one row per datum. Constants belong into the "
                 "functions: eqx.Partial(log_likelihood, ...) or a module."
             )
         sizes[name] = leaf.shape[0]

@@ -1,6 +1,6 @@
-"""A reference law tilted by a value: U(x, α) = V(x) + α log μ(x), law ∝ μ exp(V/α)."""
+"""A reference distribution tilted by a value: U(x, α) = V(x) + α log μ(x), a distribution ∝ μ exp(V/α)."""
 
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +8,19 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key, Particle, Scalar
-from flowrl._target._base import AbstractTarget, Knowledge, no_samples
+from flowrl._target._base import AbstractTarget, Knowledge
 from flowrl._target._value import Boltzmann, Density
 
 
 class Tilted(AbstractTarget):
-    r"""The law $\propto μ(x) \exp(V(x)/α)$: a reference μ tilted by a value V, with the scaled log density $V + α \log μ$.
+    r"""The distribution $\propto μ(x) \exp(V(x)/α)$: a reference μ tilted by a value V, with $U = V + α \log μ$.
 
-    It maximises $E_q[V] - α\,\mathrm{KL}(q \,|\, μ)$: the regularised policy of offline RL and of preference
-    alignment. With a prior as reference and a log likelihood as value it is the posterior whose likelihood is tempered
-    to the power 1/α; a temperature schedule that ends at 1 anneals from the prior to the posterior.
+    It maximises $E_q[V] - α\,\mathrm{KL}(q \,|\, μ)$: the regularised policy of offline RL and of preference alignment.
+    With a prior as reference and a log likelihood as value it is the posterior whose likelihood is tempered to the
+    power 1/α; a temperature schedule that ends at 1 anneals from the prior to the posterior.
 
     At α = 0 it is V alone. Flows without a temperature (`Ascent`) see it at α = 1. The part α log μ of the drift grows
-    with α, so a large α wants a small step.
+    with α, so a large α needs a small step.
 
     Attributes:
         reference: the target whose scaled log density is α log μ.
@@ -31,18 +31,12 @@ class Tilted(AbstractTarget):
         import jax.numpy as jnp
         import flowrl
 
-        def log_behaviour(action):
-            return -0.5 * jnp.sum(action**2)
-
-        def q(action):
-            return -jnp.sum((action - 1.0) ** 2)
-
-        target = flowrl.Tilted(log_behaviour, q)
+        target = flowrl.Tilted(lambda a: -0.5 * jnp.sum(a**2), lambda a: -jnp.sum((a - 1.0) ** 2))
         ```
 
     ??? cite "Source"
-        Peters, Mülling and Altün, *Relative Entropy Policy Search*, AAAI 2010: the optimum of a value under a bound
-        on the KL divergence to a reference.
+        Peters, Mülling and Altün, *Relative Entropy Policy Search*, AAAI 2010: the optimum of a value under a bound on
+        the KL divergence to a reference.
     """
 
     reference: AbstractTarget
@@ -50,14 +44,13 @@ class Tilted(AbstractTarget):
     needs_positive_temperature: ClassVar[bool] = False
 
     def __init__(self, log_reference: Any, value: Any):
-        """Make the target.
+        """Create the target.
 
         Args:
-            log_reference: log μ: a function of a particle or a distribution with `log_prob` (taken as
-                `Density(log_reference)`), or a target whose scaled log density is α log μ: `Density` (to give arguments),
-                `Score`, `Posterior`.
-            value: V: a function of a particle (taken as `Boltzmann(value)`), or a target whose scaled log density is V whatever
-                α: `Boltzmann`, `ValueGradient`.
+            log_reference: log μ: a function of a particle or a distribution with `log_prob` (taken as `Density`), or a
+                target whose scaled log density is α log μ: `Density` (to give arguments), `Score`, `Posterior`.
+            value: V: a function of a particle (taken as `Boltzmann`), or a target whose scaled log density is V
+                whatever α: `Boltzmann`, `ValueGradient`.
 
         Raises:
             TypeError: a target of the wrong kind.
@@ -69,14 +62,15 @@ class Tilted(AbstractTarget):
                 raise TypeError(f"{name} is {type(target).__name__}, which has no gradient to add to the other's.")
         if not self.reference.needs_positive_temperature:
             raise TypeError(
-                f"log_reference is {type(self.reference).__name__}, whose scaled log density is not α log μ; expected log μ as "
-                "a function, or Density, Score or Posterior. The value comes second: Tilted(log_reference, value)."
+                f"log_reference is {type(self.reference).__name__}, whose scaled log density is not α log μ; "
+                "expected log μ as a function, or Density, Score or Posterior. The value comes second: "
+                "Tilted(log_reference, value)."
             )
         if self.tilt.needs_positive_temperature:
             raise TypeError(
-                f"value is {type(self.tilt).__name__}, whose scaled log density is α log p and would vanish at α = 0; expected "
-                "V as a function, Boltzmann(value) or ValueGradient(...). To temper a log likelihood give it as the "
-                "function: Tilted(log_prior, log_likelihood)."
+                f"value is {type(self.tilt).__name__}, whose scaled log density is α log p and would vanish at "
+                "α = 0; expected V as a function, Boltzmann(value) or ValueGradient(...). To temper a log likelihood "
+                "give it as the function: Tilted(log_prior, log_likelihood)."
             )
 
     @property
@@ -90,53 +84,20 @@ class Tilted(AbstractTarget):
         return self.reference.stochastic or self.tilt.stochastic
 
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
-        """Give ∇V(x) + α ∇ log μ(x).
-
-        Args:
-            particle: x, without the particle axis.
-            temperature: α >= 0.
-            key: randomness if a part is stochastic, else None.
-        """
         first, second = self._keys(key)
         gradient = self.reference.gradient(particle, temperature, key=first)
         return jax.tree.map(jnp.add, self.tilt.gradient(particle, temperature, key=second), gradient)
 
     def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
-        """Give V(x) + α log μ(x).
-
-        Args:
-            particle: x, without the particle axis.
-            temperature: α >= 0.
-            key: randomness if a part is stochastic, else None.
-
-        Raises:
-            TypeError: a part knows only its gradient.
-        """
         first, second = self._keys(key)
         log_density = self.reference.scaled_log_density(particle, temperature, key=first)
         return self.tilt.scaled_log_density(particle, temperature, key=second) + log_density
 
     def value(self, particle: Particle) -> Float[Array, ""]:
-        """Give V(x): the value of the tilt, without the reference.
-
-        Args:
-            particle: x, without the particle axis.
-
-        Raises:
-            TypeError: the tilt knows only its gradient.
-        """
         return self.tilt.value(particle)
 
-    def samples(self) -> NoReturn:
-        """Refuse: functions give no samples.
-
-        Raises:
-            TypeError: always.
-        """
-        no_samples(self)
-
     def _keys(self, key: Key | None) -> tuple[Key | None, Key | None]:
-        """A key for each part that asks for one; two that ask get independent ones."""
+        """Return a key for each part that is stochastic; independent ones where both are."""
         if key is not None and self.reference.stochastic and self.tilt.stochastic:
             first, second = jr.split(key)
             return first, second

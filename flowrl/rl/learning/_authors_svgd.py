@@ -5,7 +5,7 @@ counted in the median, a small constant is added to it, and the repulsion is dif
 last one adds a force on the median pair that cancels the net repulsion: on N(0, I) the particles' variance collapses.
 """
 
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from flowrl._custom_types import Mask, Positions
 from flowrl._flow import AbstractFlow, TargetView, Traits
-from flowrl._kernel._distance import squared_distances
+from flowrl._kernel import squared_distances
 
 
 class AuthorsSVGD(AbstractFlow):
@@ -33,14 +33,8 @@ class AuthorsSVGD(AbstractFlow):
     traits: ClassVar[Traits] = Traits()
 
     def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
-        """Give (1/n) (K ∇V + α G) at every particle.
-
-        Args:
-            view: the target at this step's temperature.
-            positions: z, (n, d).
-            alive: particles that are not frozen; the bandwidth counts all, as the authors' code knows no others.
-        """
         gradient, alive = view.gradient(positions, alive)
+        # The bandwidth counts all particles, also frozen ones, which the authors' code does not know.
         weight = alive.astype(positions.dtype)
         constant = jax.lax.stop_gradient(positions)
 
@@ -51,31 +45,6 @@ class AuthorsSVGD(AbstractFlow):
         repulsion, kernel = jax.grad(summed, has_aux=True)(positions)
         velocity = kernel @ gradient - view.temperature * repulsion
         return weight[:, None] * velocity / jnp.maximum(jnp.sum(weight), 1), alive
-
-    def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "AuthorsSVGD":
-        """Give the flow itself: nothing of it depends on data.
-
-        Args:
-            view: unused.
-            positions: unused.
-            alive: unused.
-        """
-        del view, positions, alive
-        return self
-
-    def energy(self, view: TargetView, positions: Positions, alive: Mask) -> NoReturn:
-        """Refuse, as `flowrl.SVGD` does.
-
-        Args:
-            view: unused.
-            positions: unused.
-            alive: unused.
-
-        Raises:
-            TypeError: always.
-        """
-        del view, positions, alive
-        raise TypeError("AuthorsSVGD has no energy on particles: KL(q|p) is infinite for an empirical measure.")
 
     def _kernel(self, x: Positions, y: Positions) -> Array:
         n = x.shape[0]
