@@ -24,8 +24,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Scalar
-from flowrl._kernel._blocks import by_rows
-from flowrl._kernel._distance import inner_products
+from flowrl._kernel import by_rows, inner_products
 
 _SELF_ITERATIONS = 30
 """Enough for a set against itself at every ε: each averaged iteration at least halves the error."""

@@ -1,7 +1,8 @@
-"""What a budget certifies about the distance between the start and the end of a transport.
+"""Bounds on the distance between the start and the end of a transport, from its budget alone.
 
 All bounds hold for the empirical measures of the two sets, under the coupling of each particle with itself. With the
-Gaussian kernel k(x, y) = exp(−|x − y|²/2σ²): 0 < k <= 1 and |∇k| <= 1/(σ√e).
+Gaussian kernel k(x, y) = exp(−|x − y|²/2σ²): 0 < k <= 1 and |∇k| <= 1/(σ√e). A concrete number out of its range raises
+a ValueError.
 
 ??? cite "Source"
     Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026, bound on MMD²(μ, π_N^L).
@@ -18,20 +19,17 @@ from flowrl._misc import real_array
 def displacement(budget: Budget, gradient_bound: ArrayLike, sigma: ArrayLike) -> Float[Array, ""]:
     r"""Bound how far any particle moves: $Δ = \sum_l ε_l (c + α_l / (σ \sqrt{e}))$, capped by `max_displacement`.
 
-    For `Euler` with `SVGD(RBF(FixedBandwidth(σ)))` and |∇V| <= c along the way, also in a convex domain by projection.
-    Void for `Optax`, whose steps do not scale with the gradient. In units of the budget's `scale`, if it has one.
+    For `Euler` with `SVGD(RBF(FixedBandwidth(σ)))` and |∇V| <= c along the way, also in a convex domain by projection;
+    not for `Optax`, whose steps do not scale with the gradient. In units of the budget's `scale`, if it has one. It
+    bounds the Wasserstein distance W_p of the two sets too, for every p.
 
     Args:
         budget: the budget; its static number of steps is used.
         gradient_bound: c >= 0, Lipschitz constant of the value.
         sigma: σ > 0, the fixed bandwidth of the flow.
 
-    Returns:
-        The bound on |x_L − x_0|, and so on the Wasserstein distance W_p of the two sets for every p.
-
     Raises:
-        TypeError: `budget` is none.
-        ValueError: a concrete number is out of its range.
+        TypeError: `budget` is not a budget.
 
     Example:
         ```python
@@ -52,23 +50,17 @@ def displacement(budget: Budget, gradient_bound: ArrayLike, sigma: ArrayLike) ->
 
 
 def mmd_squared(budget: Budget, gradient_bound: ArrayLike, sigma: ArrayLike) -> Float[Array, ""]:
-    r"""Bound the squared maximum mean discrepancy between start and end: the paper's theorem in this library's units.
+    r"""Bound the squared maximum mean discrepancy between start and end, for plain `Euler` with a fixed bandwidth only.
 
     $$\mathrm{MMD}^2 \le \frac{2}{σ\sqrt{e}} \sum_l ε_l \Bigl( c + \frac{α_l}{σ\sqrt{e}} \Bigr)$$
 
-    The paper writes its step ε φ with φ = k∇V/α + ∇k; here v = α φ and `step_size` = ε/α, hence c in place of c/α.
+    The theorem of the VGF paper in the units of this library: it writes its step ε φ with φ = k∇V/α + ∇k; here v = α φ
+    and `step_size` = ε/α, hence c in place of c/α.
 
     Args:
         budget: the budget; its static number of steps is used.
         gradient_bound: c >= 0, Lipschitz constant of the value.
         sigma: σ > 0, the fixed bandwidth of the flow and of the MMD.
-
-    Returns:
-        The bound; plain `Euler` with a fixed bandwidth only.
-
-    Raises:
-        TypeError: `budget` is none.
-        ValueError: a concrete number is out of its range.
 
     Example:
         ```python
@@ -97,9 +89,6 @@ def mmd_squared_from_displacement(max_displacement: ArrayLike, sigma: ArrayLike)
         max_displacement: D >= 0, no particle moved further.
         sigma: σ > 0, bandwidth of the MMD.
 
-    Raises:
-        ValueError: a concrete number is out of its range.
-
     Example:
         ```python
         import flowrl
@@ -117,9 +106,6 @@ def best_of_n_kl(n: ArrayLike) -> Float[Array, ""]:
 
     Args:
         n: number of candidates N >= 1.
-
-    Raises:
-        ValueError: a concrete n is below 1.
 
     Example:
         ```python

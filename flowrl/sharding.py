@@ -1,7 +1,8 @@
-"""Beyond one device: particles, states of a batch and seeds over a mesh of `jax.sharding`.
+"""More than one device: particles, states of a batch and seeds over a mesh of `jax.sharding`.
 
 Arrays are placed, programs stay as they are: XLA divides what is independent along a placed axis. Only the pair sums of
-one set of particles need a word, `Sharded`. Several processes (`jax.distributed.initialize`) are one larger mesh.
+one set of particles need a kernel of their own, `Sharded`. Several processes (`jax.distributed.initialize`) are one
+larger mesh.
 """
 
 import math
@@ -16,8 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Mask, Positions, Scalar
-from flowrl._kernel import AbstractKernel, AbstractScalarKernel
-from flowrl._kernel._distance import centre
+from flowrl._kernel import AbstractKernel, AbstractScalarKernel, centre
 
 _T = TypeVar("_T")
 
@@ -56,7 +56,7 @@ def split(tree: _T, devices: Mesh, axis: str = "particles") -> _T:
         axis: name of the mesh axis.
 
     Raises:
-        ValueError: the mesh has no such axis, or a leading axis is no multiple of its size.
+        ValueError: the mesh has no such axis, or a leading axis is not a multiple of its size.
     """
     size = _size(devices, axis)
     for leaf in jax.tree.leaves(eqx.filter(tree, _is_array)):
@@ -79,9 +79,9 @@ def replicate(tree: _T, devices: Mesh) -> _T:
 
 
 def over_states(rows: Array) -> Array:
-    """Divide a batch over the axis "states" of the mesh in force (`jax.set_mesh`); without one, give it back.
+    """Divide a batch over the axis "states" of the mesh in force (`jax.set_mesh`); without one, return it as it is.
 
-    `flowrl.rl.VGF` calls it on the rows of a batch, so all that is computed for a state is computed where it lives, and
+    `flowrl.rl.VGF` calls it on the rows of a batch, so all that is computed for a state is computed on its device, and
     gradients of the networks are summed over devices.
 
     Args:
@@ -94,10 +94,10 @@ def over_states(rows: Array) -> Array:
 
 
 class Sharded(AbstractKernel):
-    r"""A scalar kernel whose Stein direction is summed with the particles divided over devices.
+    """A scalar kernel whose Stein direction is summed with the particles divided over devices.
 
-    Every device keeps n / devices particles. They visit the others in a ring, so a device holds two blocks of particles
-    and one tile of the kernel matrix at a time: memory a device is O(n d / devices), and nothing is ever gathered. The
+    Every device keeps n / devices particles and visits the others in a ring, so it holds two blocks of particles and
+    one tile of the kernel matrix at a time: memory per device is O(n d / devices), and nothing is ever gathered. The
     result is that of the kernel on one device, to rounding.
 
     Attributes:
@@ -129,23 +129,10 @@ class Sharded(AbstractKernel):
         _size(self.devices, self.axis)
 
     def fitted(self, positions: Positions, alive: Mask) -> "Sharded":
-        """Give the same kernel with everything that depends on data fixed at these particles.
-
-        Args:
-            positions: (n, d).
-            alive: particles that count.
-        """
         return Sharded(self.kernel.fitted(positions, alive), self.devices, self.axis)
 
     def stein(self, positions: Positions, gradient: Positions, alive: Mask, temperature: Scalar) -> Positions:
-        """Give the Stein direction, summed along a ring of devices.
-
-        Args:
-            positions: x, (n, d).
-            gradient: g, (n, d); finite.
-            alive: particles that enter the sums; n counts them alone, and the others get v = 0.
-            temperature: α >= 0.
-        """
+        # A ring: each device keeps its block of particles, and the other blocks visit it one after the other.
         size = _size(self.devices, self.axis)
         if positions.shape[0] % size:
             raise ValueError(f"{positions.shape[0]} particles cannot be divided over {size} devices.")
@@ -181,14 +168,7 @@ class Sharded(AbstractKernel):
         y: Float[Array, "m d"],
         score_y: Float[Array, "m d"],
     ) -> Float[Array, "n m"]:
-        """Give the Stein kernel at all pairs, as the kernel itself does: it is a matrix, not a sum.
-
-        Args:
-            x: (n, d); what depends on data is fitted to it.
-            score_x: s = ∇ log p at x, (n, d).
-            y: (m, d).
-            score_y: s at y, (m, d).
-        """
+        # A matrix, not a sum: nothing to divide.
         return self.kernel.stein_gram(x, score_x, y, score_y)
 
 

@@ -200,7 +200,7 @@ def test_the_median_of_gpus_is_that_of_processors(total, ties):
 def test_a_median_over_more_pairs_than_can_be_counted_is_refused():
     many = jax.ShapeDtypeStruct((65_537, 1), FLOAT), jax.ShapeDtypeStruct((65_537,), bool)
     with pytest.raises(ValueError, match="median of all pairs of 65537 particles"):
-        jax.eval_shape(flowrl.MedianBandwidth(most=None), *many)
+        jax.eval_shape(flowrl.MedianBandwidth(max_particles=None), *many)
     assert jax.eval_shape(flowrl.MedianBandwidth(), *many).shape == ()
 
 
@@ -222,10 +222,10 @@ def test_the_median_is_over_all_pairs_when_asked():
     particles, alive = draw(4, (601, 2)), jnp.arange(601) % 3 > 0
     kept = np.asarray(particles, np.float64)[np.asarray(alive)]
     squared = ((kept[:, None] - kept[None]) ** 2).sum(-1)[np.triu_indices(len(kept), 1)]
-    got = flowrl.MedianBandwidth(most=None)(particles, alive)
+    got = flowrl.MedianBandwidth(max_particles=None)(particles, alive)
     np.testing.assert_allclose(got, np.median(squared), rtol=tolerance(1e-12, 1e-5))
     assert float(flowrl.MedianBandwidth()(particles, alive)) != float(got)
-    with pytest.raises(ValueError, match="most must be a Python int >= 2"):
+    with pytest.raises(ValueError, match="max_particles must be a Python int >= 2"):
         flowrl.LogNBandwidth(1)
 
 

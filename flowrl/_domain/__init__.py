@@ -1,4 +1,4 @@
-"""Where particles may be."""
+"""Domains: the sets that particles may not leave."""
 
 from flowrl._domain._ball import Ball as Ball
 from flowrl._domain._base import AbstractDomain as AbstractDomain

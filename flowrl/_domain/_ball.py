@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from flowrl._custom_types import Particle, Particles, Scalar
 from flowrl._domain._base import AbstractDomain
 from flowrl._domain._coordinate import fold
-from flowrl._domain._ways import MAPPING, RESTRICTING, Way, check_way
+from flowrl._domain._methods import MAPPING, RESTRICTING, Method, check_method
 from flowrl._misc import concrete, number, numbers_to_array
 
 
@@ -24,12 +24,16 @@ class Ball(AbstractDomain):
     $$x = c + \frac{y}{\sqrt{1 + |y|²/R²}}, \qquad y = \frac{x - c}{\sqrt{1 - |x - c|²/R²}}, \qquad
     \log\left|\det\frac{∂x}{∂y}\right| = -\frac{d + 2}{2} \log(1 + |y|²/R²),$$
 
-    and differ only for ascent (see `AbstractDomain.mirrors`). Near the centre y is x − c. By a map the ball is open.
+    and differ only for ascent (see `AbstractDomain.mirrors`). Near the centre y is x − c. With a map the ball is open.
 
-    Attributes:
-        centre: c.
-        radius: R, an array `()`.
-        by: how particles are kept inside.
+    Args:
+        centre: c, finite: a number, an array that broadcasts against one particle, or a PyTree of such with the
+            structure of a particle.
+        radius: R, one finite number > 0.
+        by: "project", "reflect", "bijector" or "mirror".
+
+    Raises:
+        ValueError: a concrete radius or centre is out of its range, or there is no such `by`.
 
     Example:
         ```python
@@ -45,21 +49,10 @@ class Ball(AbstractDomain):
 
     centre: PyTree[Array]
     radius: Array
-    by: Way = eqx.field(static=True)
+    by: Method = eqx.field(static=True)
 
-    def __init__(self, centre: PyTree[ArrayLike] = 0.0, radius: ArrayLike = 1.0, by: Way = "project"):
-        """Make a ball.
-
-        Args:
-            centre: c: a number, an array that broadcasts against one particle, or a PyTree of such with the structure
-                of a particle. Finite.
-            radius: R, one finite number > 0.
-            by: "project", "reflect", "bijector" or "mirror".
-
-        Raises:
-            ValueError: a concrete radius or centre is out of its range, or there is no such `by`.
-        """
-        check_way("Ball", by)
+    def __init__(self, centre: PyTree[ArrayLike] = 0.0, radius: ArrayLike = 1.0, by: Method = "project"):
+        check_method("Ball", by)
         centre = numbers_to_array(centre)
         for leaf in jax.tree.leaves(centre):
             place = concrete(leaf)
@@ -71,7 +64,7 @@ class Ball(AbstractDomain):
 
     @property
     def restricts(self) -> bool:
-        """Whether particles are brought back after each step: by projection and by reflection."""
+        """Whether particles are brought back after each step."""
         return self.by in RESTRICTING
 
     @property
@@ -85,12 +78,6 @@ class Ball(AbstractDomain):
         return self.by == "mirror"
 
     def contains(self, particles: Particles) -> Bool[Array, " n"]:
-        """Say which particles have |x − c| <= R, up to the rounding of the coordinates; |x − c| < R by a map.
-
-        Args:
-            particles: leaves `(n, ...)`.
-        """
-
         def inside(particle: Particle) -> Array:
             offset, centre, radius = self._offset(particle)
             distance = _norm(offset)
@@ -99,12 +86,6 @@ class Ball(AbstractDomain):
         return jax.vmap(inside)(particles)
 
     def restrict(self, particles: Particles) -> Particles:
-        """Project on the ball, or fold at its sphere; the identity by a map, and on particles inside.
-
-        Args:
-            particles: leaves `(n, ...)`.
-        """
-
         def bring(particle: Particle) -> Particle:
             offset, centre, radius = self._offset(particle)
             distance = _norm(offset)
@@ -117,11 +98,6 @@ class Ball(AbstractDomain):
         return particles if self.maps else jax.vmap(bring)(particles)
 
     def forward(self, particle: Particle) -> Particle:
-        """Give x = T(y), strictly inside; without a map, the particle as it is.
-
-        Args:
-            particle: one particle in unconstrained coordinates.
-        """
         if not self.maps:
             return particle
         y, unravel = jax.flatten_util.ravel_pytree(particle)
@@ -130,11 +106,6 @@ class Ball(AbstractDomain):
         return unravel(centre + _shortened(radius * unit / size, _inner(centre, radius)))
 
     def inverse(self, particle: Particle) -> Particle:
-        """Give y = T⁻¹(x), finite also on the sphere; without a map, the particle as it is.
-
-        Args:
-            particle: one particle inside.
-        """
         if not self.maps:
             return particle
         offset, centre, radius = self._offset(particle)
@@ -144,11 +115,6 @@ class Ball(AbstractDomain):
         return unravel(offset / jnp.sqrt((1 - ratio) * (1 + ratio)))
 
     def log_det_jacobian(self, particle: Particle) -> Scalar:
-        """Give log|det ∂x/∂y| = −(d + 2)/2 log(1 + |y|²/R²); zero without a map.
-
-        Args:
-            particle: one particle in unconstrained coordinates.
-        """
         y, _ = jax.flatten_util.ravel_pytree(particle)
         if not self.maps:
             return jnp.zeros((), y.dtype)
@@ -157,7 +123,7 @@ class Ball(AbstractDomain):
         return -(y.size + 2) * (jnp.log(size) + jnp.log(_largest(y)))
 
     def _centre(self, particle: Particle) -> Float[Array, " d"]:
-        """Give c as a row, in the dtype of the particle."""
+        """Return c as a row, in the dtype of the particle."""
         try:
             centre = jax.tree.map(
                 lambda c, leaf: jnp.broadcast_to(c.astype(leaf.dtype), leaf.shape),
@@ -172,26 +138,26 @@ class Ball(AbstractDomain):
         return jax.flatten_util.ravel_pytree(centre)[0]
 
     def _offset(self, particle: Particle) -> tuple[Float[Array, " d"], Float[Array, " d"], Scalar]:
-        """Give x − c, c and R."""
+        """Return x − c, c and R."""
         x, _ = jax.flatten_util.ravel_pytree(particle)
         centre = self._centre(particle)
         return x - centre, centre, self.radius.astype(x.dtype)
 
 
 def _largest(x: Array) -> Array:
-    """Give max(1, |x_i|): a unit in which squares do not overflow. The formulas do not depend on it."""
+    """Return max(1, |x_i|): a unit in which squares do not overflow. The formulas do not depend on it."""
     return jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(x)), 1))
 
 
 def _norm(x: Array) -> Array:
-    """Give |x|, for any size, with gradient zero at zero."""
+    """Compute |x|, for any size, with gradient zero at zero."""
     unit = _largest(x)
     squared = jnp.sum((x / unit) ** 2)
     return unit * jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
 
 
 def _hypotenuse(y: Array) -> tuple[Array, Array]:
-    """Give y and √(1 + |y|²), both over max(1, |y_i|)."""
+    """Compute y and √(1 + |y|²), both over max(1, |y_i|)."""
     unit = _largest(y)
     return y / unit, jnp.sqrt(unit**-2 + jnp.sum((y / unit) ** 2))
 
@@ -202,7 +168,7 @@ def _shortened(offset: Array, longest: Array) -> Array:
 
 
 def _rounding(centre: Array, radius: Array) -> Array:
-    """Give a bound on what rounding the coordinates of a point on the sphere changes its distance by."""
+    """Bound how much rounding the coordinates of a point on the sphere changes its distance."""
     eps = jnp.finfo(radius.dtype).eps
     return eps * ((4 + float(np.sqrt(centre.size))) * radius + _norm(centre))
 

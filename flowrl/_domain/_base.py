@@ -31,7 +31,7 @@ class AbstractDomain(eqx.Module):
 
     @abc.abstractmethod
     def contains(self, particles: Particles) -> Bool[Array, " n"]:
-        """Say which particles are inside.
+        """Return which particles are inside; on the boundary only where particles are restricted, not mapped.
 
         Args:
             particles: leaves `(n, ...)`, in the user's coordinates.
@@ -47,7 +47,7 @@ class AbstractDomain(eqx.Module):
 
     @abc.abstractmethod
     def forward(self, particle: Particle) -> Particle:
-        """Map one particle from unconstrained to the user's coordinates, x = T(y); for finite y, `contains` holds.
+        """Map one particle to the user's coordinates, x = T(y), strictly inside; without a map the identity.
 
         Args:
             particle: one particle in unconstrained coordinates.
@@ -55,15 +55,15 @@ class AbstractDomain(eqx.Module):
 
     @abc.abstractmethod
     def inverse(self, particle: Particle) -> Particle:
-        """Map one particle from the user's to unconstrained coordinates, y = T⁻¹(x); finite for particles inside.
+        """Map one particle to unconstrained coordinates, y = T⁻¹(x); without a map the identity.
 
         Args:
-            particle: one particle in the user's coordinates.
+            particle: one particle in the user's coordinates; on the boundary too the result is finite.
         """
 
     @abc.abstractmethod
     def log_det_jacobian(self, particle: Particle) -> Scalar:
-        """Give log|det ∂x/∂y| of one particle; only asked of domains that map.
+        """Compute log|det ∂x/∂y| of one particle; zero without a map.
 
         Args:
             particle: one particle in unconstrained coordinates.

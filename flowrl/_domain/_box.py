@@ -11,12 +11,12 @@ from jaxtyping import Array, ArrayLike, Bool, PyTree
 from flowrl._custom_types import Particle, Particles, Scalar
 from flowrl._domain._base import AbstractDomain
 from flowrl._domain._coordinate import constrain, fold, log_slope, unconstrain
-from flowrl._domain._ways import MAPPING, RESTRICTING, Way, check_way
+from flowrl._domain._methods import MAPPING, RESTRICTING, Method, check_method
 from flowrl._misc import concrete, numbers_to_array
 
 
 class Box(AbstractDomain):
-    r"""The box low <= x <= high; each face may be infinite.
+    """The box low <= x <= high; each face may be infinite.
 
     | `by` | a coordinate with two finite faces | with a lower face (an upper one is its mirror image) | with none |
     | --- | --- | --- | --- |
@@ -26,17 +26,23 @@ class Box(AbstractDomain):
     | "mirror" | the same | x = low + exp(y) | x = y |
 
     Projection is the rule of the VGF paper for actions in [-1, 1]; mass can gather on the faces. Reflection is for
-    diffusions: Langevin, reflected, samples the truncated law. SVGD does so by a map only, since its kernel does not
-    vanish on a face: N(0, 1) above 0.5 has mean 1.14, and 80 particles find 1.14 by "bijector", 0.89 by "reflect".
+    diffusions: reflected Langevin samples the truncated distribution. SVGD does so with a map only, since its kernel
+    does not vanish on a face: N(0, 1) above 0.5 has mean 1.14, and 80 particles find 1.14 by "bijector", 0.89 by
+    "reflect".
 
-    By a map the flow runs in y: laws gain the Jacobian log abs(dx/dy), and the box is open: particles start strictly
+    With a map the flow runs in y, the log density gains log abs(dx/dy), and the box is open: particles start strictly
     inside, and where a map rounds to a face they are put on the next number inside. The mirror maps are those of the
     entropies ψ = u log u − u of the distances u to the finite faces, and of ψ = x²/2 without any.
 
-    Attributes:
-        low: lower faces.
-        high: upper faces.
-        by: how particles are kept inside.
+    Args:
+        low: lower faces: a number, an array that broadcasts against one particle, or a PyTree of such with the
+            structure of a particle.
+        high: upper faces, likewise; > `low`. Infinite faces are allowed.
+        by: "project", "reflect", "bijector" or "mirror".
+
+    Raises:
+        ValueError: a concrete `low` is not below `high`, a face is NaN, the faces differ in structure, or there is no
+            such `by`.
 
     ??? cite "Source"
         Beck and Teboulle, *Mirror descent and nonlinear projected subgradient methods for convex optimization*,
@@ -58,22 +64,10 @@ class Box(AbstractDomain):
 
     low: PyTree[Array]
     high: PyTree[Array]
-    by: Way = eqx.field(static=True)
+    by: Method = eqx.field(static=True)
 
-    def __init__(self, low: PyTree[ArrayLike], high: PyTree[ArrayLike], by: Way = "project"):
-        """Make a box.
-
-        Args:
-            low: lower faces: a number, an array that broadcasts against one particle, or a PyTree of such with the
-                structure of a particle.
-            high: upper faces, likewise; > `low`. Infinite faces are allowed.
-            by: "project", "reflect", "bijector" or "mirror".
-
-        Raises:
-            ValueError: a concrete `low` is not below `high`, a face is NaN, the faces differ in structure, or there is
-                no such `by`.
-        """
-        check_way("Box", by)
+    def __init__(self, low: PyTree[ArrayLike], high: PyTree[ArrayLike], by: Method = "project"):
+        check_method("Box", by)
         low, high = numbers_to_array(low), numbers_to_array(high)
         self.low = jax.tree.map(jnp.asarray, low)
         self.high = jax.tree.map(jnp.asarray, high)
@@ -90,7 +84,7 @@ class Box(AbstractDomain):
 
     @property
     def restricts(self) -> bool:
-        """Whether particles are brought back after each step: by projection and by reflection."""
+        """Whether particles are brought back after each step."""
         return self.by in RESTRICTING
 
     @property
@@ -104,12 +98,6 @@ class Box(AbstractDomain):
         return self.by == "mirror"
 
     def contains(self, particles: Particles) -> Bool[Array, " n"]:
-        """Say which particles have low <= x <= high in every coordinate; low < x < high by a map.
-
-        Args:
-            particles: leaves `(n, ...)`.
-        """
-
         def inside(leaf: Array, low: Array, high: Array) -> Array:
             within = (leaf > low) & (leaf < high) if self.maps else (leaf >= low) & (leaf <= high)
             return jnp.all(within & (low < high), axis=tuple(range(1, leaf.ndim)))
@@ -117,37 +105,17 @@ class Box(AbstractDomain):
         return jnp.all(jnp.stack(jax.tree.leaves(self._each(inside, particles, batched=True))), axis=0)
 
     def restrict(self, particles: Particles) -> Particles:
-        """Project on the box, or fold at its faces; the identity by a map.
-
-        Args:
-            particles: leaves `(n, ...)`.
-        """
         if self.maps:
             return particles
         return self._each(jnp.clip if self.by == "project" else fold, particles, batched=True)
 
     def forward(self, particle: Particle) -> Particle:
-        """Give x = T(y), strictly inside; without a map, the particle as it is.
-
-        Args:
-            particle: one particle in unconstrained coordinates.
-        """
         return self._mapped(constrain, particle) if self.maps else particle
 
     def inverse(self, particle: Particle) -> Particle:
-        """Give y = T⁻¹(x), finite also on a face; without a map, the particle as it is.
-
-        Args:
-            particle: one particle inside.
-        """
         return self._mapped(unconstrain, particle) if self.maps else particle
 
     def log_det_jacobian(self, particle: Particle) -> Scalar:
-        """Give log|det ∂x/∂y|; zero without a map.
-
-        Args:
-            particle: one particle in unconstrained coordinates.
-        """
         if not self.maps:
             return jnp.zeros((), jax.tree.leaves(particle)[0].dtype)
         return jnp.stack([jnp.sum(leaf) for leaf in jax.tree.leaves(self._mapped(log_slope, particle))]).sum()
@@ -176,8 +144,8 @@ class Box(AbstractDomain):
             ) from error
 
 
-def positive(by: Way = "bijector") -> Box:
-    """Give the positive reals, for every coordinate: the box from 0 to infinity.
+def positive(by: Method = "bijector") -> Box:
+    """Make the box of positive numbers, from 0 to infinity in every coordinate.
 
     Args:
         by: "project", "reflect", "bijector" (x = log(1 + exp(y))) or "mirror" (x = exp(y)).

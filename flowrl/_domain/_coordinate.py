@@ -1,6 +1,7 @@
 """Maps and folds of single coordinates, low < x < high, where each face may be infinite.
 
-All functions are elementwise and take faces of the shape and dtype of the coordinates. Faces may be traced and finite
+All functions are elementwise and take faces of the shape and dtype of the coordinates; `mirror` maps one finite face by
+exp in place of softplus. Faces may be traced and finite
 in some coordinates only, so every case is computed on numbers that are safe for it and the right one is selected:
 neither values nor gradients of the other cases can spread NaN.
 """
@@ -12,15 +13,7 @@ from jaxtyping import Array
 
 
 def fold(x: Array, low: Array, high: Array) -> Array:
-    """Reflect at the faces, as often as it takes: a triangle wave of x between two faces, |x − low| above one.
-
-    Coordinates inside stay as they are.
-
-    Args:
-        x: coordinates.
-        low: lower faces.
-        high: upper faces.
-    """
+    """Reflect at the faces, as often as needed: a triangle wave of x between two faces, |x − low| above one."""
     below, above, both, a, b, width = _safe(low, high)
     wave = a + width - jnp.abs(width - jnp.mod(x - a, 2 * width))
     once = jnp.where(below, a + jnp.abs(x - a), jnp.where(above, b - jnp.abs(b - x), x))
@@ -31,14 +24,7 @@ def fold(x: Array, low: Array, high: Array) -> Array:
 
 
 def unconstrain(x: Array, low: Array, high: Array, *, mirror: bool) -> Array:
-    """Give y = T⁻¹(x), finite also on the faces: those count as the nearest number inside.
-
-    Args:
-        x: coordinates within the faces.
-        low: lower faces.
-        high: upper faces.
-        mirror: exponential and not softplus where one face is finite.
-    """
+    """Compute y = T⁻¹(x), finite also on the faces, which count as the nearest number inside."""
     below, above, both, a, b, _ = _safe(low, high)
     tiny = jnp.finfo(x.dtype).tiny
     x = jnp.clip(x, *_interior(low, high))
@@ -53,16 +39,7 @@ def unconstrain(x: Array, low: Array, high: Array, *, mirror: bool) -> Array:
 
 
 def constrain(y: Array, low: Array, high: Array, *, mirror: bool) -> Array:
-    """Give x = T(y), increasing in y: logistic between two faces, softplus or exponential from one, else y itself.
-
-    Where this rounds to a face, or overflows, it is the nearest finite number inside.
-
-    Args:
-        y: unconstrained coordinates.
-        low: lower faces.
-        high: upper faces.
-        mirror: exponential and not softplus where one face is finite.
-    """
+    """Compute x = T(y), increasing in y: logistic between two faces, softplus (`mirror`: exp) from one, else y."""
     below, above, both, a, b, width = _safe(low, high)
     top = float(np.log(float(jnp.finfo(y.dtype).max))) - 1
 
@@ -76,14 +53,7 @@ def constrain(y: Array, low: Array, high: Array, *, mirror: bool) -> Array:
 
 
 def log_slope(y: Array, low: Array, high: Array, *, mirror: bool) -> Array:
-    """Give log dx/dy of `constrain`.
-
-    Args:
-        y: unconstrained coordinates.
-        low: lower faces.
-        high: upper faces.
-        mirror: exponential and not softplus where one face is finite.
-    """
+    """Compute log dx/dy of `constrain`."""
     below, above, both, _, _, width = _safe(low, high)
     half = (lambda y: y) if mirror else jax.nn.log_sigmoid
     one = jnp.where(below, half(y), jnp.where(above, half(-y), 0))
@@ -91,7 +61,7 @@ def log_slope(y: Array, low: Array, high: Array, *, mirror: bool) -> Array:
 
 
 def _safe(low: Array, high: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """Say which faces are finite, and give finite faces and a finite width to compute with where they are not."""
+    """Return which faces are finite, and finite faces and a finite width to compute with where they are not."""
     below, above = jnp.isfinite(low), jnp.isfinite(high)
     both = below & above
     a, b = jnp.where(below, low, 0), jnp.where(above, high, 0)
@@ -99,9 +69,10 @@ def _safe(low: Array, high: Array) -> tuple[Array, Array, Array, Array, Array, A
 
 
 def _interior(low: Array, high: Array) -> tuple[Array, Array]:
-    """Give the least and the greatest finite number inside; next to zero a normal one, since others may be flushed."""
+    """Return the least and the greatest finite number inside."""
     low, high = jax.lax.stop_gradient(low), jax.lax.stop_gradient(high)
     info = jnp.finfo(low.dtype)
+    # Next to zero a normal number, since smaller ones may be flushed to zero.
     up = jnp.where(jnp.abs(low) < info.tiny, info.tiny, jnp.nextafter(low, jnp.full_like(low, jnp.inf)))
     down = jnp.where(jnp.abs(high) < info.tiny, -info.tiny, jnp.nextafter(high, jnp.full_like(high, -jnp.inf)))
     return jnp.where(jnp.isfinite(low), up, info.min), jnp.where(jnp.isfinite(high), down, info.max)

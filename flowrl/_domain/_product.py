@@ -16,8 +16,13 @@ class Product(AbstractDomain):
 
     Parts may be kept in different ways, some mapped, some brought back after each step.
 
-    Attributes:
-        domains: the domains, with the structure of a particle at its top.
+    Args:
+        domains: a PyTree of domains, with the structure of a particle at its top; each applies to the part of a
+            particle at its place, a leaf or a sub-tree.
+
+    Raises:
+        TypeError: a leaf is not a domain.
+        ValueError: there is no leaf.
 
     Example:
         ```python
@@ -33,15 +38,6 @@ class Product(AbstractDomain):
     domains: PyTree[AbstractDomain]
 
     def __init__(self, domains: PyTree[AbstractDomain]):
-        """Make a product.
-
-        Args:
-            domains: a PyTree of domains; each applies to the part of a particle at its place, a leaf or a sub-tree.
-
-        Raises:
-            TypeError: a leaf is not a domain.
-            ValueError: there is no leaf.
-        """
         parts = jax.tree.leaves(domains, is_leaf=_is_domain)
         if not parts:
             raise ValueError('Product needs at least one domain, e.g. Product({"scale": positive()}); got none.')
@@ -67,44 +63,19 @@ class Product(AbstractDomain):
         return jax.tree.map(lambda part: part.mirrors, self.domains, is_leaf=_is_domain)
 
     def contains(self, particles: Particles) -> Bool[Array, " n"]:
-        """Say which particles have every part inside.
-
-        Args:
-            particles: leaves `(n, ...)`.
-        """
         inside = self._each(lambda part, x: part.contains(x), particles)
         return jnp.all(jnp.stack(inside), axis=0)
 
     def restrict(self, particles: Particles) -> Particles:
-        """Bring every part back inside.
-
-        Args:
-            particles: leaves `(n, ...)`.
-        """
         return self._structure.unflatten(self._each(lambda part, x: part.restrict(x), particles))
 
     def forward(self, particle: Particle) -> Particle:
-        """Map every part to the user's coordinates.
-
-        Args:
-            particle: one particle in unconstrained coordinates.
-        """
         return self._structure.unflatten(self._each(lambda part, y: part.forward(y), particle))
 
     def inverse(self, particle: Particle) -> Particle:
-        """Map every part to unconstrained coordinates.
-
-        Args:
-            particle: one particle in the user's coordinates.
-        """
         return self._structure.unflatten(self._each(lambda part, x: part.inverse(x), particle))
 
     def log_det_jacobian(self, particle: Particle) -> Scalar:
-        """Give the sum over the parts that map of log|det ∂x/∂y|.
-
-        Args:
-            particle: one particle in unconstrained coordinates.
-        """
         zero = jnp.zeros((), jax.tree.leaves(particle)[0].dtype)
         volumes = self._each(lambda part, y: part.log_det_jacobian(y) if part.maps else zero, particle)
         return jnp.stack(volumes).sum()

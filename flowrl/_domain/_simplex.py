@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool
 
 from flowrl._custom_types import Particle, Particles, Scalar
 from flowrl._domain._base import AbstractDomain
-from flowrl._domain._ways import MAPPING, Way, check_way
+from flowrl._domain._methods import MAPPING, Method, check_method
 
 _SUM = 128
 """Sums may miss 1 by this many K ε: room for vectors that were normalised elsewhere."""
@@ -23,19 +23,20 @@ class Simplex(AbstractDomain):
     the mirror map of the negative entropy makes it exponentiated gradient, an Euler step multiplying x by exp(ε ∇V) and
     normalising. "project" brings vectors to the nearest point of the simplex, in the Euclidean sense, after each step.
 
-    A shift of y does not change x, so y has one direction too many. To flows that sample, it is given a standard normal
-    law of its own, independent of x: per vector
+    A shift of y does not change x, so y has one direction too many. For flows that sample, that direction gets an
+    independent standard normal distribution: per vector
 
     $$\log\left|\det\frac{∂x}{∂y}\right| = \sum_i \log x_i - \tfrac12 K ȳ² + \text{const},$$
 
-    the Jacobian of y to (x₁, …, x_{K−1}, √K ȳ) times the normal density of √K ȳ. The lifted law is proper and the law
-    of x exact. Densities are understood with respect to the first K − 1 entries, as is usual for Dirichlet laws.
+    the Jacobian of y to (x₁, …, x_{K−1}, √K ȳ) times the normal density of √K ȳ. The density in y is proper and the
+    distribution of x exact. Densities are with respect to the first K − 1 entries, as usual for Dirichlet
+    distributions.
 
-    The softmax never underflows to zero: entries are at least 4 times the smallest normal number. Sums may miss 1 by
-    128 K ε, with ε the spacing of floating numbers at 1; vectors that do are left as they are.
+    Mapped entries are at least 4 times the smallest normal number. Sums may miss 1 by 128 K ε, with ε the spacing of
+    floating numbers at 1; such vectors are left as they are.
 
     Attributes:
-        by: how particles are kept inside.
+        by: "project", "bijector" or "mirror".
 
     ??? cite "Source"
         Beck and Teboulle, *Mirror descent and nonlinear projected subgradient methods for convex optimization*,
@@ -57,10 +58,10 @@ class Simplex(AbstractDomain):
         ```
     """
 
-    by: Way = eqx.field(static=True, default="mirror")
+    by: Method = eqx.field(static=True, default="mirror")
 
     def __check_init__(self):
-        check_way("Simplex", self.by)
+        check_method("Simplex", self.by)
         if self.by == "reflect":
             raise ValueError(
                 'Simplex cannot be kept by="reflect": it has no interior to be reflected into, since every vector sums '
@@ -69,7 +70,7 @@ class Simplex(AbstractDomain):
 
     @property
     def restricts(self) -> bool:
-        """Whether particles are brought back after each step: by projection."""
+        """Whether particles are brought back after each step."""
         return self.by == "project"
 
     @property
@@ -83,48 +84,24 @@ class Simplex(AbstractDomain):
         return self.by == "mirror"
 
     def contains(self, particles: Particles) -> Bool[Array, " n"]:
-        """Say which particles have entries >= 0 (> 0 by a map) and sums within 128 K ε of 1 in every vector.
-
-        Args:
-            particles: leaves `(n, ..., K)`.
-        """
-
         def inside(leaf: Array) -> Array:
             return jnp.all(self._inside(leaf), axis=tuple(range(1, leaf.ndim - 1)))
 
         return jnp.all(jnp.stack(jax.tree.leaves(_vectors(inside, particles, batched=True))), axis=0)
 
     def restrict(self, particles: Particles) -> Particles:
-        """Bring vectors to the nearest point of the simplex; the identity by a map, and on vectors inside.
-
-        Args:
-            particles: leaves `(n, ..., K)`.
-        """
-
         def bring(leaf: Array) -> Array:
             return jnp.where(self._inside(leaf)[..., None], leaf, _nearest(leaf))
 
         return particles if self.maps else _vectors(bring, particles, batched=True)
 
     def forward(self, particle: Particle) -> Particle:
-        """Give x = softmax(y) with positive entries; without a map, the particle as it is.
-
-        Args:
-            particle: one particle in unconstrained coordinates.
-        """
-
         def constrain(leaf: Array) -> Array:
             return jnp.maximum(jax.nn.softmax(leaf, axis=-1), _floor(leaf))
 
         return _vectors(constrain, particle, batched=False) if self.maps else particle
 
     def inverse(self, particle: Particle) -> Particle:
-        """Give y = log x − mean(log x), finite also on a face; without a map, the particle as it is.
-
-        Args:
-            particle: one particle inside.
-        """
-
         def unconstrain(leaf: Array) -> Array:
             y = jnp.log(jnp.maximum(leaf, _floor(leaf)))
             return y - jnp.mean(y, axis=-1, keepdims=True)
@@ -132,11 +109,6 @@ class Simplex(AbstractDomain):
         return _vectors(unconstrain, particle, batched=False) if self.maps else particle
 
     def log_det_jacobian(self, particle: Particle) -> Scalar:
-        """Give Σ log x_i − K ȳ²/2, summed over vectors; zero without a map.
-
-        Args:
-            particle: one particle in unconstrained coordinates.
-        """
         if not self.maps:
             return jnp.zeros((), jax.tree.leaves(particle)[0].dtype)
 
@@ -147,7 +119,7 @@ class Simplex(AbstractDomain):
         return jnp.stack(jax.tree.leaves(_vectors(volume, particle, batched=False))).sum()
 
     def _inside(self, leaf: Array) -> Array:
-        """Say which vectors are inside, (..., K) to (...)."""
+        """Return which vectors are inside, (..., K) to (...)."""
         tolerance = _SUM * leaf.shape[-1] * float(jnp.finfo(leaf.dtype).eps)
         entries = leaf > 0 if self.maps else leaf >= 0
         return jnp.all(entries, axis=-1) & (jnp.abs(jnp.sum(leaf, axis=-1) - 1) <= tolerance)
@@ -169,7 +141,7 @@ def _floor(leaf: Array) -> float:
 
 
 def _nearest(leaf: Array) -> Array:
-    """Project on the simplex: x = max(v − θ, 0) with the θ that makes the sum 1, found from the sorted entries."""
+    # x = max(v − θ, 0) with the θ that makes the sum 1, found from the sorted entries.
     # From the largest entry down, where θ >= −1: entries below −1 end at zero, wherever they are.
     v = jnp.maximum(leaf - jnp.max(leaf, axis=-1, keepdims=True), -1)
     falling = -jnp.sort(-v, axis=-1)

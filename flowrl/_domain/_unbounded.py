@@ -18,41 +18,16 @@ class Unbounded(AbstractDomain):
     mirrors: ClassVar[bool] = False
 
     def contains(self, particles: Particles) -> Bool[Array, " n"]:
-        """Every particle is inside.
-
-        Args:
-            particles: leaves `(n, ...)`.
-        """
         return jnp.ones(jax.tree.leaves(particles)[0].shape[0], bool)
 
     def restrict(self, particles: Particles) -> Particles:
-        """Leave particles as they are.
-
-        Args:
-            particles: leaves `(n, ...)`.
-        """
         return particles
 
     def forward(self, particle: Particle) -> Particle:
-        """Leave the particle as it is.
-
-        Args:
-            particle: one particle.
-        """
         return particle
 
     def inverse(self, particle: Particle) -> Particle:
-        """Leave the particle as it is.
-
-        Args:
-            particle: one particle.
-        """
         return particle
 
     def log_det_jacobian(self, particle: Particle) -> Scalar:
-        """Zero: volumes do not change.
-
-        Args:
-            particle: one particle.
-        """
         return jnp.zeros((), jax.tree.leaves(particle)[0].dtype)

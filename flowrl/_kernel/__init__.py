@@ -1,4 +1,4 @@
-"""Kernels and the rules for their bandwidth."""
+"""Kernels, the rules for their bandwidth, and sums over pairs of particles by blocks."""
 
 from flowrl._kernel._bandwidth import (
     AbstractBandwidth as AbstractBandwidth,
@@ -14,7 +14,13 @@ from flowrl._kernel._base import (
     Jet as Jet,
     Pairs as Pairs,
 )
-from flowrl._kernel._linear import Linear as Linear
+from flowrl._kernel._blocks import by_rows as by_rows
+from flowrl._kernel._distance import (
+    centre as centre,
+    inner_products as inner_products,
+    squared_distances as squared_distances,
+)
+from flowrl._kernel._linear import Linear as Linear, refuse_linear as refuse_linear
 from flowrl._kernel._preconditioned import Preconditioned as Preconditioned
 from flowrl._kernel._radial import IMQ as IMQ, Matern as Matern
 from flowrl._kernel._rbf import RBF as RBF

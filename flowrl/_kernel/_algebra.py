@@ -10,12 +10,7 @@ from flowrl._misc import number
 
 
 class SumKernel(AbstractScalarKernel):
-    """The kernel k1 + k2.
-
-    Attributes:
-        first: k1.
-        second: k2.
-    """
+    """The kernel k1 + k2."""
 
     first: AbstractScalarKernel
     second: AbstractScalarKernel
@@ -24,32 +19,16 @@ class SumKernel(AbstractScalarKernel):
         _check_parts(self.first, self.second)
 
     def fitted(self, positions: Positions, alive: Mask) -> "SumKernel":
-        """Give the sum of the fitted parts.
-
-        Args:
-            positions: (n, d).
-            alive: particles that count.
-        """
         return SumKernel(self.first.fitted(positions, alive), self.second.fitted(positions, alive))
 
     def jet(self, pairs: Pairs) -> Jet:
-        """Give the sum of the parts' jets.
-
-        Args:
-            pairs: distances and products.
-        """
         one, two = self.first.jet(pairs), self.second.jet(pairs)
         trace = None if one.trace is None or two.trace is None else one.trace + two.trace
         return Jet(one.value + two.value, one.radial + two.radial, _plus(one.linear, two.linear), trace, None)
 
 
 class ProductKernel(AbstractScalarKernel):
-    """The kernel k1 k2.
-
-    Attributes:
-        first: k1.
-        second: k2.
-    """
+    """The kernel k1 k2."""
 
     first: AbstractScalarKernel
     second: AbstractScalarKernel
@@ -58,23 +37,11 @@ class ProductKernel(AbstractScalarKernel):
         _check_parts(self.first, self.second)
 
     def fitted(self, positions: Positions, alive: Mask) -> "ProductKernel":
-        """Give the product of the fitted parts.
-
-        Args:
-            positions: (n, d).
-            alive: particles that count.
-        """
         return ProductKernel(self.first.fitted(positions, alive), self.second.fitted(positions, alive))
 
     def jet(self, pairs: Pairs) -> Jet:
-        """Give the jet by the product rule.
-
-        The trace is k1 t2 + k2 t1 + ∇_x k1·∇_y k2 + ∇_x k2·∇_y k1, and the last two terms together are
-        (R1 L2 + R2 L1 − 2 R1 R2) |x − y|² + 2 L1 L2 x·y.
-
-        Args:
-            pairs: distances and products.
-        """
+        # The product rule. The trace is k1 t2 + k2 t1 + ∇_x k1·∇_y k2 + ∇_x k2·∇_y k1; the last two terms together are
+        # (R1 L2 + R2 L1 − 2 R1 R2) |x − y|² + 2 L1 L2 x·y.
         one, two = self.first.jet(pairs), self.second.jet(pairs)
         radial = one.value * two.radial + two.value * one.radial
         linear = _plus(_times(one.value, two.linear), _times(two.value, one.linear))
@@ -93,46 +60,20 @@ class ProductKernel(AbstractScalarKernel):
 
 
 class ScaledKernel(AbstractScalarKernel):
-    """The kernel c k.
-
-    Attributes:
-        scale: c, an array `()`.
-        kernel: k.
-    """
+    """The kernel c k, c > 0."""
 
     scale: Array
     kernel: AbstractScalarKernel
 
     def __init__(self, scale: ArrayLike, kernel: AbstractScalarKernel):
-        """Make the kernel.
-
-        Args:
-            scale: c > 0.
-            kernel: k.
-
-        Raises:
-            TypeError: scale is no number, or kernel no scalar kernel.
-            ValueError: scale is not one number, or a concrete one is not positive and finite.
-        """
         _check_parts(kernel)
         self.scale = number("the multiple of a kernel", scale, lambda c: 0 < c < float("inf"), "> 0 and finite")
         self.kernel = kernel
 
     def fitted(self, positions: Positions, alive: Mask) -> "ScaledKernel":
-        """Give the multiple of the fitted kernel.
-
-        Args:
-            positions: (n, d).
-            alive: particles that count.
-        """
         return ScaledKernel(self.scale, self.kernel.fitted(positions, alive))
 
     def jet(self, pairs: Pairs) -> Jet:
-        """Give the kernel's jet times c; R / k stays.
-
-        Args:
-            pairs: distances and products.
-        """
         jet = self.kernel.jet(pairs)
         c = self.scale.astype(jet.value.dtype)
         linear = None if jet.linear is None else c * jet.linear

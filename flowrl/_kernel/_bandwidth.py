@@ -17,15 +17,15 @@ from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._kernel._distance import centre, masked_median, pair_distances
 from flowrl._misc import check_count, number
 
-_MOST = 512
+_MAX_PARTICLES = 512
 
 
 class AbstractBandwidth(eqx.Module):
-    """A rule that gives σ² from a set of particles."""
+    """A rule for σ² from a set of particles."""
 
     @abc.abstractmethod
     def __call__(self, positions: Positions, alive: Mask) -> Scalar:
-        """Give σ² > 0.
+        """Return σ² > 0.
 
         Args:
             positions: centred particles (n, d).
@@ -34,29 +34,22 @@ class AbstractBandwidth(eqx.Module):
 
 
 class FixedBandwidth(AbstractBandwidth):
-    """σ² given once and for all, as in the VGF paper's MMD bound."""
+    """A constant σ², as in the VGF paper's MMD bound.
+
+    Args:
+        sigma: σ > 0, in the coordinates the flow runs in (units of the budget's `scale`).
+
+    Raises:
+        TypeError: sigma is not a number.
+        ValueError: sigma is not one number, or a concrete one is not positive and finite.
+    """
 
     sigma: Array
 
     def __init__(self, sigma: ArrayLike):
-        """Make the rule.
-
-        Args:
-            sigma: σ > 0, in the coordinates the flow runs in (units of the budget's `scale`).
-
-        Raises:
-            TypeError: sigma is no number.
-            ValueError: sigma is not one number, or a concrete one is not positive and finite.
-        """
         self.sigma = number("sigma", sigma, lambda value: 0 < value < np.inf, "one positive number")
 
     def __call__(self, positions: Positions, alive: Mask) -> Scalar:
-        """Give σ².
-
-        Args:
-            positions: only its dtype is used.
-            alive: unused.
-        """
         del alive
         return jax.lax.stop_gradient((self.sigma**2).astype(positions.dtype))
 
@@ -67,23 +60,17 @@ class MedianBandwidth(AbstractBandwidth):
     Coincident particles fall back to the mean, then 1.
 
     Attributes:
-        most: above this many particles the median is that of a fixed subset of as many; None for all, which takes half
-            a matrix of n² distances and is refused from 65 537 particles on.
+        max_particles: above this many particles the median is that of a fixed subset of as many; None for all, which
+            takes half a matrix of n² distances and raises an error from 65 537 particles on.
     """
 
-    most: int | None = eqx.field(static=True, default=_MOST)
+    max_particles: int | None = eqx.field(static=True, default=_MAX_PARTICLES)
 
     def __check_init__(self):
-        _check_most(self.most)
+        _check_max_particles(self.max_particles)
 
     def __call__(self, positions: Positions, alive: Mask) -> Scalar:
-        """Give σ².
-
-        Args:
-            positions: centred particles (n, d).
-            alive: particles that count.
-        """
-        return jax.lax.stop_gradient(_median(positions, alive, self.most))
+        return jax.lax.stop_gradient(_median(positions, alive, self.max_particles))
 
 
 class LogNBandwidth(AbstractBandwidth):
@@ -93,46 +80,33 @@ class LogNBandwidth(AbstractBandwidth):
     0.87 and 0.34 for d = 1, 2 and 10, against 1.01, 1.00 and 0.96 with the plain median.
 
     Attributes:
-        most: as for `MedianBandwidth`.
+        max_particles: as for `MedianBandwidth`.
 
     ??? cite "Source"
         Liu and Wang, *Stein Variational Gradient Descent*, NeurIPS 2016, section 5.
     """
 
-    most: int | None = eqx.field(static=True, default=_MOST)
+    max_particles: int | None = eqx.field(static=True, default=_MAX_PARTICLES)
 
     def __check_init__(self):
-        _check_most(self.most)
+        _check_max_particles(self.max_particles)
 
     def __call__(self, positions: Positions, alive: Mask) -> Scalar:
-        """Give σ².
-
-        Args:
-            positions: centred particles (n, d).
-            alive: particles that count; n is their number.
-        """
         count = jnp.maximum(jnp.sum(alive.astype(positions.dtype)), 1)
-        return jax.lax.stop_gradient(_median(positions, alive, self.most) / (2 * jnp.log(count + 1)))
+        return jax.lax.stop_gradient(_median(positions, alive, self.max_particles) / (2 * jnp.log(count + 1)))
 
 
 class ScottBandwidth(AbstractBandwidth):
     """σ = s n^(−1/(d+4)), Scott's rule for density estimates; s² is the mean of the coordinates' unbiased variances.
 
-    The particles' density is then estimated with about the least error if it is normal with equal widths. For `SVGD` it
-    is no good rule beyond one dimension: a set that shrinks makes its kernel narrower, and with d = 10 it shrinks to a
-    point. Coincident particles fall back to σ = 1.
+    Suits density estimates, not `SVGD` beyond one dimension: a set that shrinks narrows its kernel, and with d = 10 it
+    shrinks to a point. Coincident particles fall back to σ = 1.
 
     ??? cite "Source"
         Scott, *Multivariate Density Estimation*, Wiley 1992, chapter 6.
     """
 
     def __call__(self, positions: Positions, alive: Mask) -> Scalar:
-        """Give σ².
-
-        Args:
-            positions: centred particles (n, d).
-            alive: particles that count; n is their number.
-        """
         return _rule_of_thumb(positions, alive, 1.0)
 
 
@@ -147,48 +121,24 @@ class SilvermanBandwidth(AbstractBandwidth):
     """
 
     def __call__(self, positions: Positions, alive: Mask) -> Scalar:
-        """Give σ².
-
-        Args:
-            positions: centred particles (n, d).
-            alive: particles that count; n is their number.
-        """
         return _rule_of_thumb(positions, alive, (positions.shape[1] + 2) / 4)
 
 
 def check_rule(bandwidth: Any) -> None:
-    """Refuse anything but a rule.
-
-    Args:
-        bandwidth: what was given for one.
-    """
+    """Raise a TypeError for anything but a bandwidth rule."""
     if not isinstance(bandwidth, AbstractBandwidth):
         raise TypeError(f"bandwidth must be a rule such as FixedBandwidth(0.5), got {bandwidth!r}.")
 
 
 def fixed_at(bandwidth: AbstractBandwidth, positions: Positions, alive: Mask) -> FixedBandwidth:
-    """Give the rule that always answers what `bandwidth` answers here.
-
-    Args:
-        bandwidth: any rule.
-        positions: (n, d).
-        alive: particles that count.
-    """
+    """Return the constant rule with the value of `bandwidth` at these particles."""
     if isinstance(bandwidth, FixedBandwidth):
         return bandwidth
     return FixedBandwidth(jnp.sqrt(bandwidth(centre(positions, alive), alive)))
 
 
 def fixed_variance(bandwidth: AbstractBandwidth, dtype: Any) -> Scalar:
-    """Give σ² of a fitted kernel.
-
-    Args:
-        bandwidth: a fixed rule.
-        dtype: dtype of the result.
-
-    Raises:
-        TypeError: the rule depends on data.
-    """
+    """Return a fitted kernel's σ² in a dtype; raise a TypeError for a rule that depends on data."""
     if not isinstance(bandwidth, FixedBandwidth):
         raise TypeError(f"{type(bandwidth).__name__} depends on the particles: ask kernel.fitted(positions, alive).")
     return jax.lax.stop_gradient((bandwidth.sigma**2).astype(dtype))
@@ -202,20 +152,22 @@ def _rule_of_thumb(positions: Positions, alive: Mask, factor: float) -> Scalar:
     return jax.lax.stop_gradient(variance)
 
 
-def _check_most(most: Any) -> None:
-    if most is not None:
-        check_count("most", most, 2)
+def _check_max_particles(max_particles: Any) -> None:
+    if max_particles is not None:
+        check_count("max_particles", max_particles, 2)
 
 
-def _median(positions: Positions, alive: Mask, most: int | None) -> Scalar:
+def _median(positions: Positions, alive: Mask, max_particles: int | None) -> Scalar:
     # Before the median, so that nothing differentiates through a sort.
     n, positions = positions.shape[0], jax.lax.stop_gradient(positions)
-    if most is not None and n > most:
+    if max_particles is not None and n > max_particles:
         # Chosen when tracing, from n alone: the same subset every step, whatever the order of clusters in the array.
-        subset = np.sort(np.random.default_rng(n).choice(n, most, replace=False))
+        subset = np.sort(np.random.default_rng(n).choice(n, max_particles, replace=False))
         positions, alive = positions[subset], alive[subset]
     if (count := positions.shape[0]) * (count - 1) // 2 >= 2**31:
-        raise ValueError(f"the median of all pairs of {n} particles is over 2³¹ numbers or more; give most=512, say.")
+        raise ValueError(
+            f"the median of all pairs of {n} particles is over 2³¹ numbers or more; try max_particles=512."
+        )
     squared, counted = pair_distances(positions, alive)
     median = masked_median(squared, counted)
     mean = jnp.sum(jnp.where(counted, squared, 0)) / jnp.maximum(jnp.sum(counted.astype(squared.dtype)), 1)

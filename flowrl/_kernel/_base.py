@@ -1,8 +1,8 @@
-"""What a kernel is: contracted primitives in closed form, so that no n × n × d tensor is ever formed.
+"""The interface of kernels: contracted primitives in closed form, so that no n × n × d tensor is ever formed.
 
 Every scalar kernel here depends on x and y through u = |x − y|² and w = x·y. With R = 2 ∂k/∂u and L = ∂k/∂w its
 gradients are ∇_x k = R (x − y) + L y and ∇_y k = −R (x − y) + L x, so every sum that a flow needs is a few matrix
-products of the matrices k, R, L and tr ∇_x∇_yᵀ k: the kernel's `Jet`. A kernel says what its jet is, nothing else.
+products of the matrices k, R, L and tr ∇_x∇_yᵀ k: the kernel's `Jet`. A scalar kernel defines `jet`, nothing else.
 """
 
 import abc
@@ -16,11 +16,11 @@ from jaxtyping import Array, Float
 
 from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._kernel._blocks import by_tiles
-from flowrl._kernel._distance import centre, inner_products
+from flowrl._kernel._distance import centre, inner_products, relative_to_mean
 
 
 class Pairs(NamedTuple):
-    """All that a kernel may know of the pairs (x_i, y_j), both counted from the mean of the particles.
+    """The quantities of all pairs (x_i, y_j) that a kernel may depend on; x and y are relative to the particles' mean.
 
     Attributes:
         squared: |x_i − y_j|², (n, m).
@@ -56,11 +56,11 @@ class Jet(NamedTuple):
 
 
 class AbstractKernel(eqx.Module):
-    """A positive definite kernel, scalar or matrix-valued, known by what Stein's operator makes of it."""
+    """A positive definite kernel, scalar or matrix-valued, defined by its Stein operator."""
 
     @abc.abstractmethod
     def fitted(self, positions: Positions, alive: Mask) -> "AbstractKernel":
-        """Give the same kernel with everything that depends on data fixed at these particles.
+        """Return the same kernel with everything that depends on data fixed at these particles.
 
         Args:
             positions: (n, d).
@@ -69,7 +69,7 @@ class AbstractKernel(eqx.Module):
 
     @abc.abstractmethod
     def stein(self, positions: Positions, gradient: Positions, alive: Mask, temperature: Scalar) -> Positions:
-        r"""Give the Stein direction $v_i = \frac{1}{n} \sum_j k(x_j, x_i) g_j + α ∇_{x_j} k(x_j, x_i)$.
+        r"""Compute the Stein direction $v_i = \frac{1}{n} \sum_j k(x_j, x_i) g_j + α ∇_{x_j} k(x_j, x_i)$.
 
         Args:
             positions: x, (n, d).
@@ -86,7 +86,7 @@ class AbstractKernel(eqx.Module):
         y: Float[Array, "m d"],
         score_y: Float[Array, "m d"],
     ) -> Float[Array, "n m"]:
-        r"""Give the Stein kernel $s_x·s_y k + s_x·∇_y k + s_y·∇_x k + ∇_x·∇_y k$ at all pairs.
+        """Compute the Stein kernel $s_x·s_y k + s_x·∇_y k + s_y·∇_x k + ∇_x·∇_y k$ at all pairs.
 
         Its mean over pairs of particles is the squared kernel Stein discrepancy.
 
@@ -96,6 +96,9 @@ class AbstractKernel(eqx.Module):
             y: (m, d).
             score_y: s at y, (m, d).
 
+        Raises:
+            TypeError: ∇_x·∇_y k is infinite at coincident points, so there is no Stein kernel.
+
         ??? cite "Source"
             Liu, Lee and Jordan, *A kernelized Stein discrepancy for goodness-of-fit tests*, ICML 2016, eq. 10.
         """
@@ -104,45 +107,29 @@ class AbstractKernel(eqx.Module):
 class AbstractScalarKernel(AbstractKernel):
     """A scalar kernel k(x, y). `k1 + k2`, `k1 * k2` and `2.0 * k` are kernels too.
 
-    The methods fit a kernel that depends on data to their first argument. They are constants for outer autodiff in
-    that fit and in the mean of the particles, and differentiable in everything else.
+    Methods fit a kernel that depends on data to their first argument. Outer autodiff treats that fit and the particles'
+    mean as constants, and differentiates everything else.
     """
 
     __array_ufunc__: ClassVar[None] = None  # so that NumPy's numbers leave `number * kernel` to the kernel
 
     @abc.abstractmethod
-    def fitted(self, positions: Positions, alive: Mask) -> "AbstractScalarKernel":
-        """Give the same kernel with everything that depends on data fixed at these particles.
-
-        Args:
-            positions: (n, d).
-            alive: particles that count.
-        """
+    def fitted(self, positions: Positions, alive: Mask) -> "AbstractScalarKernel": ...
 
     @abc.abstractmethod
     def jet(self, pairs: Pairs) -> Jet:
-        """Give the kernel and its derivatives at all pairs; asked of fitted kernels only.
+        """Compute the kernel and its derivatives at all pairs; called on fitted kernels only.
 
         Args:
             pairs: distances and products.
         """
 
     def __add__(self, other: "AbstractScalarKernel") -> "AbstractScalarKernel":
-        """Give the sum of two kernels.
-
-        Args:
-            other: a scalar kernel.
-        """
         from flowrl._kernel._algebra import SumKernel
 
         return SumKernel(self, other) if isinstance(other, AbstractScalarKernel) else NotImplemented
 
     def __mul__(self, other: Any) -> "AbstractScalarKernel":
-        """Give the product of two kernels, or a multiple of this one.
-
-        Args:
-            other: a scalar kernel, or a number > 0.
-        """
         from flowrl._kernel._algebra import ProductKernel, ScaledKernel
 
         if isinstance(other, AbstractScalarKernel):
@@ -154,15 +141,10 @@ class AbstractScalarKernel(AbstractKernel):
         )
 
     def __rmul__(self, other: Any) -> "AbstractScalarKernel":
-        """Give a multiple of this kernel.
-
-        Args:
-            other: a number > 0.
-        """
         return self * other
 
     def gram(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """Give the matrix k(x_i, y_j).
+        """Compute the matrix k(x_i, y_j).
 
         Args:
             x: (n, d).
@@ -174,7 +156,7 @@ class AbstractScalarKernel(AbstractKernel):
     def apply(
         self, x: Float[Array, "n d"], y: Float[Array, "m d"], weights: Float[Array, "m p"]
     ) -> Float[Array, "n p"]:
-        r"""Give $\sum_j k(x_i, y_j) w_j$, by blocks of rows.
+        r"""Compute $\sum_j k(x_i, y_j) w_j$, by tiles.
 
         Args:
             x: (n, d).
@@ -185,7 +167,7 @@ class AbstractScalarKernel(AbstractKernel):
         return by_tiles(lambda rows, tile: kernel.jet(_pairs(rows, tile[0])).value @ tile[1], x, (y, weights))
 
     def gradient(self, x: Float[Array, "n d"], y: Float[Array, "m d"], weights: Float[Array, " m"]) -> Positions:
-        r"""Give $\sum_j w_j ∇_x k(x_i, y_j)$, by blocks of rows.
+        r"""Compute $\sum_j w_j ∇_x k(x_i, y_j)$, by tiles.
 
         Args:
             x: (n, d).
@@ -204,14 +186,6 @@ class AbstractScalarKernel(AbstractKernel):
         return by_tiles(summed, x, (y, columns))
 
     def stein(self, positions: Positions, gradient: Positions, alive: Mask, temperature: Scalar) -> Positions:
-        r"""Give the Stein direction $v_i = \frac{1}{n} \sum_j k(x_j, x_i) g_j + α ∇_{x_j} k(x_j, x_i)$, by tiles.
-
-        Args:
-            positions: x, (n, d).
-            gradient: g, (n, d); finite.
-            alive: particles that enter the sums; n counts them alone, and the others get v = 0.
-            temperature: α >= 0.
-        """
         x = centre(positions, alive)
         weight = alive.astype(x.dtype)
         v = self.fitted(x, alive).stein_sum(x, x, gradient, weight, temperature)
@@ -225,12 +199,10 @@ class AbstractScalarKernel(AbstractKernel):
         weight: Float[Array, " m"],
         temperature: Scalar,
     ) -> Float[Array, "n d"]:
-        r"""Give $\sum_j w_j [k(y_j, x_i) g_j + α ∇_{y_j} k(y_j, x_i)]$, by tiles; asked of fitted kernels only.
-
-        With ∇_{y_j} k(y_j, x_i) = R_ij (y_j − x_i) + L_ij x_i it is two matrix products, and one for a Gaussian.
+        r"""Compute $\sum_j w_j [k(y_j, x_i) g_j + α ∇_{y_j} k(y_j, x_i)]$, by tiles; called on fitted kernels only.
 
         Args:
-            x: (n, d), counted from the mean of the particles, as y is.
+            x: (n, d), relative to the mean of the particles, as y is.
             y: (m, d); zero where the weight is zero.
             gradient: g, (m, d); finite.
             weight: w, (m,).
@@ -241,9 +213,11 @@ class AbstractScalarKernel(AbstractKernel):
             there, gradient, weight = tile
             jet = self.jet(_pairs(rows, there))
             if jet.rate is None:
+                # With ∇_{y_j} k(y_j, x_i) = R_ij (y_j − x_i) + L_ij x_i: two matrix products.
                 push = jet.radial @ jnp.concatenate([weight * there, weight], axis=1)
                 v = jet.value @ (weight * gradient) + temperature * (push[:, :-1] - rows * push[:, -1:])
             else:
+                # R is a multiple of k, as for a Gaussian: one matrix product.
                 rate = temperature * jet.rate
                 sums = jet.value @ jnp.concatenate([weight * (gradient + rate * there), weight], axis=1)
                 v = sums[:, :-1] - rate * rows * sums[:, -1:]
@@ -258,17 +232,6 @@ class AbstractScalarKernel(AbstractKernel):
         y: Float[Array, "m d"],
         score_y: Float[Array, "m d"],
     ) -> Float[Array, "n m"]:
-        r"""Give the Stein kernel $s_x·s_y k + s_x·∇_y k + s_y·∇_x k + ∇_x·∇_y k$ at all pairs.
-
-        Args:
-            x: (n, d); what depends on data is fitted to it.
-            score_x: s = ∇ log p at x, (n, d).
-            y: (m, d).
-            score_y: s at y, (m, d).
-
-        Raises:
-            TypeError: the kernel has no Stein kernel, since ∇_x·∇_y k is infinite at coincident points.
-        """
         kernel, x, y = self._ready(x, y)
         jet = kernel.jet(_pairs(x, y))
         if jet.trace is None:
@@ -285,11 +248,9 @@ class AbstractScalarKernel(AbstractKernel):
     def _ready(
         self, x: Float[Array, "n d"], y: Float[Array, "m d"]
     ) -> tuple["AbstractScalarKernel", Float[Array, "n d"], Float[Array, "m d"]]:
-        """Fit to x, and count both sets from its mean."""
-        everyone = jnp.ones(x.shape[0], bool)
-        shift = jax.lax.stop_gradient(x[:1] + jnp.mean(x - x[:1], axis=0, keepdims=True))
-        x, y = x - shift, y - shift
-        return self.fitted(jax.lax.stop_gradient(x), everyone), x, y
+        """Fit to x, and subtract its mean from both sets."""
+        x, y = relative_to_mean(x, y)
+        return self.fitted(jax.lax.stop_gradient(x), jnp.ones(x.shape[0], bool)), x, y
 
 
 def _pairs(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Pairs:

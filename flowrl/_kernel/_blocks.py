@@ -1,4 +1,4 @@
-"""Matrices with one row a particle, by blocks of rows: memory is O(block · n), forward and in reverse mode."""
+"""Matrices with one row per particle, by blocks of rows: memory is O(block · n), forward and in reverse mode."""
 
 import math
 from collections.abc import Callable
@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 ENTRIES = 2**21
-"""About how many entries of an n × m matrix are held at a time on a processor (8 MB in float32)."""
+"""About how many entries of an n × m matrix are held at a time on a CPU (8 MB in float32)."""
 
 ON_ACCELERATORS = 32
-"""Times as many there (256 MB): caches play no part, and each tile is a few launches."""
+"""Times as many on accelerators (256 MB): caches play no part, and each tile is a few launches."""
 
 
 def _entries() -> int:
@@ -20,28 +20,13 @@ def _entries() -> int:
 
 
 def by_rows(function: Callable[..., Any], rows: Any, columns: int) -> Any:
-    """Apply a function of some rows to all of them, a block at a time.
-
-    Args:
-        function: maps a PyTree of blocks (b, ...) to one of results (b, ...); row i of the result depends on row i.
-        rows: PyTree of arrays (n, ...).
-        columns: m, how many entries one row of the function's matrices has.
-    """
+    """Apply `function` to blocks of rows, leaves (n, ...); its matrices have `columns` entries per row."""
     block = max(1, _entries() // max(columns, 1))
     return function(rows) if _length(rows) <= block else _mapped(function, rows, block)
 
 
 def by_tiles(function: Callable[..., Any], rows: Any, columns: Any) -> Any:
-    """Apply a function that is a sum over columns, by square tiles.
-
-    A tile has half of the entries: large enough for matrix products, small enough to stay in a cache.
-
-    Args:
-        function: maps PyTrees of blocks (b, ...) and (c, ...) to one of results (b, ...): for each row a sum of terms,
-            one a column, that vanish for a column of zeros.
-        rows: PyTree of arrays (n, ...).
-        columns: PyTree of arrays (m, ...).
-    """
+    """Sum `function(rows, columns)` over tiles of columns, leaves (m, ...); columns of zeros add nothing."""
     if _length(rows) * _length(columns) <= _entries():
         return function(rows, columns)
     height, width = _side(_length(rows)), _side(_length(columns))
@@ -72,6 +57,7 @@ def _cut(x: Array, block: int, padding: Array) -> Array:
 
 
 def _side(length: int) -> int:
+    # A tile has half of the entries: large enough for matrix products, small enough to stay in a cache.
     most = max(1, math.isqrt(_entries() // 2))
     # Evenly, so that little is padded.
     return -(-length // -(-length // most))

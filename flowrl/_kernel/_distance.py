@@ -8,15 +8,10 @@ from flowrl._custom_types import Mask, Positions
 
 
 def centre(positions: Positions, alive: Mask) -> Positions:
-    """Subtract the mean of the living particles.
-
-    |x|² + |y|² − 2xy cancels badly far from the origin: at an offset of 1000 float32 keeps no digit of a unit distance.
-
-    Args:
-        positions: (n, d).
-        alive: particles that count; the others are set to zero, so that nothing non-finite enters a matrix product.
-    """
-    kept = jnp.where(alive[:, None], positions, 0)
+    """Subtract the mean of the living particles, and set the others to zero."""
+    # |x|² + |y|² − 2xy cancels badly far from the origin: at an offset of 1000 float32 keeps no digit of a unit
+    # distance.
+    kept = jnp.where(alive[:, None], positions, 0)  # so that nothing non-finite enters a matrix product
     # The first living particle is subtracted before averaging: the mean itself then loses no digits either.
     # It is picked by a sum, since indexing would gather particles that are divided over devices.
     chosen = alive & (jnp.arange(alive.shape[0]) == jnp.argmax(alive))
@@ -27,39 +22,28 @@ def centre(positions: Positions, alive: Mask) -> Positions:
     return jnp.where(alive[:, None], kept - mean, 0)
 
 
-def squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """Give |x_i − y_j|², clamped at 0, for centred points.
+def relative_to_mean(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
+    """Subtract the mean of x, a constant for autodiff, from both sets."""
+    shift = jax.lax.stop_gradient(x[:1] + jnp.mean(x - x[:1], axis=0, keepdims=True))
+    return x - shift, y - shift
 
-    Args:
-        x: (n, d).
-        y: (m, d).
-    """
+
+def squared_distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """Compute |x_i − y_j|², clamped at 0, of centred points."""
     squared_x, squared_y = jnp.sum(x * x, axis=1), jnp.sum(y * y, axis=1)
     return jnp.maximum(squared_x[:, None] + squared_y[None, :] - 2 * inner_products(x, y), 0)
 
 
 def inner_products(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """Give x_i·y_j with all digits of the dtype, whatever precision products have elsewhere.
-
-    What is left of |x|² + |y|² − 2xy between near points is the difference of large numbers: rounded to the 10 bits of
-    TF32, which GPUs multiply by, points that coincide would be apart.
-
-    Args:
-        x: (n, d).
-        y: (m, d).
-    """
+    """Compute x_i·y_j with all digits of the dtype, whatever the default precision of products."""
+    # What is left of |x|² + |y|² − 2xy between near points is the difference of large numbers: rounded to the 10 bits
+    # of TF32, in which GPUs multiply, points that coincide would be apart.
     return jnp.matmul(x, y.T, precision="highest")
 
 
 def pair_distances(x: Float[Array, "n d"], alive: Mask) -> tuple[Float[Array, "m n"], Bool[Array, "m n"]]:
-    """Give |x_i − x_j|² of every pair i < j once, and in which places they stand.
-
-    The upper triangle is folded: its row n − 1 − i fills what row i leaves free, so that half the matrix is kept.
-
-    Args:
-        x: centred particles (n, d).
-        alive: particles that count; pairs with another one are marked as free places.
-    """
+    """Compute |x_i − x_j|² of every pair i < j once, with a mask of the entries that are pairs of living particles."""
+    # The upper triangle is folded: row n − 1 − i fills what row i leaves free, so that half the matrix is kept.
     n = x.shape[0]
     half = (n + 1) // 2
     i, j = jnp.arange(half)[:, None], jnp.arange(n)[None, :]
@@ -73,28 +57,19 @@ def pair_distances(x: Float[Array, "n d"], alive: Mask) -> tuple[Float[Array, "m
 
 
 def masked_median(values: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
-    """Give the exact median of the non-negative entries under the mask, 0 if there is none.
-
-    XLA's sort is slow on processors, and worse under vmap, so there it is found by counting; a GPU sorts faster than it
-    counts.
-
-    Args:
-        values: non-negative, any shape.
-        mask: same shape; entries that count.
-    """
+    """Compute the exact median of the non-negative entries under the mask, 0 if there are none."""
     wide = values if values.dtype == jnp.float64 else values.astype(jnp.float32)
     kept = jnp.where(mask, wide, jnp.asarray(jnp.inf, wide.dtype))
     total = jnp.sum(mask.astype(jnp.int32))
+    # XLA's sort is slow on CPUs, and worse under vmap; a GPU sorts faster than it counts.
     lower, upper = jax.lax.platform_dependent(kept, total, cpu=_middle_by_counting, default=_middle_by_sorting)
     return jnp.where(total > 0, 0.5 * (lower + upper), 0).astype(values.dtype)
 
 
 def _middle_by_counting(kept: Array, total: Array) -> tuple[Array, Array]:
-    """Give both middle order statistics of the first `total` in order, by bisecting bits.
-
-    Non-negative floats are ordered as their bit patterns, so the lower one is found by 31 (float32) or 63 counts. They
-    are summed in float32, which processors do faster than in integers; they are exact up to 2²⁴ along the first axis.
-    """
+    """Find both middle order statistics of the `total` finite entries, by bisecting bits."""
+    # Non-negative floats are ordered as their bit patterns, so the lower one is found by 31 (float32) or 63 counts.
+    # They are summed in float32, which CPUs do faster than in integers; they are exact up to 2²⁴ along the first axis.
     bits, word = (63, jnp.uint64) if kept.dtype == jnp.float64 else (31, jnp.uint32)
     infinity = jnp.asarray(jnp.inf, kept.dtype)
     top = jax.lax.bitcast_convert_type(infinity, word)
@@ -116,6 +91,6 @@ def _middle_by_counting(kept: Array, total: Array) -> tuple[Array, Array]:
 
 
 def _middle_by_sorting(kept: Array, total: Array) -> tuple[Array, Array]:
-    """Give the same by a sort."""
+    """Find the same by sorting."""
     ordered = jnp.sort(kept.ravel())
     return ordered[jnp.maximum(total - 1, 0) // 2], ordered[total // 2]

@@ -14,12 +14,12 @@ from jaxtyping import Array, ArrayLike, Float
 
 from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._kernel._base import AbstractKernel, AbstractScalarKernel
-from flowrl._kernel._distance import centre
+from flowrl._kernel._distance import centre, relative_to_mean
 from flowrl._kernel._rbf import RBF
 from flowrl._misc import concrete
 
 _FEW = 31  # coordinates; OpenBLAS solves systems with fewer than about a thousand unknowns on one thread
-_MANY = 128  # coordinates; beyond them halving takes seconds to compile
+_MANY = 128  # coordinates; beyond them inverting by halves takes seconds to compile
 
 
 class Preconditioned(AbstractKernel):
@@ -27,19 +27,22 @@ class Preconditioned(AbstractKernel):
 
     $$K(x, y) = Σ\, k(A^{-1} x, A^{-1} y), \qquad Σ = A A^\top$$
 
-    `SVGD` with it runs in whitened coordinates: an affine change of coordinates of target and particles changes the
-    moves by that same map, so a normal target of any conditioning is as easy as N(0, I). Step sizes are then in units
-    of whitened coordinates, where 0.1 to 1 suits. With the particles' own covariance start narrow rather than wide: at
-    particles s times as wide as the target in some direction, the gradient flow is s² times as stiff.
+    `SVGD` with it runs in whitened coordinates, so a normal target of any conditioning is as easy as N(0, I). Step
+    sizes are in units of whitened coordinates, where 0.1 to 1 suits. With the particles' own covariance start narrow
+    rather than wide: at particles s times as wide as the target in some direction, the gradient flow is s² times as
+    stiff.
 
-    The particles' covariance is a constant for outer autodiff. Where it is singular (n <= d, coincident particles) the
-    kernel stays defined: 10 d ε, with ε the machine epsilon, is added to the correlation of each coordinate with
-    itself, and a coordinate that all particles share counts as being as wide as the others on average (1 if there is
-    none). With n <= d the particles hardly leave the plane that they span.
+    The particles' covariance is a constant for outer autodiff, and regularised where it is singular (n <= d, coincident
+    particles). With n <= d the particles hardly leave the plane that they span.
 
-    Attributes:
-        kernel: k, applied to whitened coordinates; its bandwidth too is that of the whitened particles.
-        factor: A, an array (d, d), or None for that of the living particles at each step.
+    Args:
+        kernel: k, a scalar kernel, applied to whitened coordinates, in which its bandwidth is fitted too.
+        covariance: Σ, a symmetric positive definite matrix (d, d) in the coordinates that the flow runs in, or None for
+            the covariance of the living particles at each step.
+
+    Raises:
+        TypeError: kernel is not a scalar kernel.
+        ValueError: covariance is not a square matrix, or a concrete one is not symmetric positive definite.
 
     ```python
     import flowrl
@@ -53,32 +56,15 @@ class Preconditioned(AbstractKernel):
     """
 
     kernel: AbstractScalarKernel
-    factor: Array | None
+    factor: Array | None  # A, or None for that of the living particles at each step
 
     def __init__(self, kernel: AbstractScalarKernel = RBF(), covariance: ArrayLike | None = None):  # noqa: B008
-        """Make the kernel.
-
-        Args:
-            kernel: k, a scalar kernel.
-            covariance: Σ, a symmetric positive definite matrix (d, d) in the coordinates that the flow runs in, or None
-                for the covariance of the living particles at each step.
-
-        Raises:
-            TypeError: kernel is no scalar kernel.
-            ValueError: covariance is not a square matrix, or a concrete one is not symmetric positive definite.
-        """
         if not isinstance(kernel, AbstractScalarKernel):
             raise TypeError(f"kernel must be a scalar kernel such as RBF(), got {kernel!r}.")
         self.kernel = kernel
         self.factor = None if covariance is None else _given(covariance)
 
     def fitted(self, positions: Positions, alive: Mask) -> "Preconditioned":
-        """Give the kernel with the matrix fixed at these particles, and the bandwidth at them whitened.
-
-        Args:
-            positions: (n, d).
-            alive: particles that count.
-        """
         x = centre(positions, alive)
         factor = self._root(x, alive)
         inner = self.kernel.fitted(_whiten(factor, x), alive)
@@ -86,14 +72,6 @@ class Preconditioned(AbstractKernel):
         return eqx.tree_at(parts, self, (inner, factor), is_leaf=lambda leaf: leaf is None)
 
     def stein(self, positions: Positions, gradient: Positions, alive: Mask, temperature: Scalar) -> Positions:
-        r"""Give the Stein direction $v_i = \frac{1}{n} \sum_j K(x_i, x_j) g_j + α ∇_{x_j} \cdot K(x_i, x_j)$.
-
-        Args:
-            positions: x, (n, d).
-            gradient: g, (n, d); finite.
-            alive: particles that enter the sums; n counts them alone, and the others get v = 0.
-            temperature: α >= 0.
-        """
         x = centre(positions, alive)
         factor = self._root(x, alive)
         z, wide = _whiten(factor, x), factor.dtype
@@ -107,25 +85,15 @@ class Preconditioned(AbstractKernel):
         y: Float[Array, "m d"],
         score_y: Float[Array, "m d"],
     ) -> Float[Array, "n m"]:
-        """Give the Stein kernel of K at all pairs, a scalar: that of k in whitened coordinates.
-
-        Args:
-            x: (n, d); what depends on data is fitted to it.
-            score_x: s = ∇ log p at x, (n, d).
-            y: (m, d).
-            score_y: s at y, (m, d).
-        """
-        everyone = jnp.ones(x.shape[0], bool)
-        shift = jax.lax.stop_gradient(x[:1] + jnp.mean(x - x[:1], axis=0, keepdims=True))
-        x, y = x - shift, y - shift
-        factor = self._root(x, everyone)
+        x, y = relative_to_mean(x, y)
+        factor = self._root(x, jnp.ones(x.shape[0], bool))
         wide = factor.dtype
         score_x, score_y = score_x.astype(wide) @ factor, score_y.astype(wide) @ factor
         gram = self.kernel.stein_gram(_whiten(factor, x), score_x, _whiten(factor, y), score_y)
         return gram.astype(x.dtype)
 
     def _root(self, x: Positions, alive: Mask) -> Float[Array, "d d"]:
-        """Give A for centred particles, in at least single precision: there is no half-precision Cholesky."""
+        """Return A for centred particles, in at least single precision: there is no half-precision Cholesky."""
         d, wide = x.shape[1], x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
         if self.factor is None:
             return jax.lax.stop_gradient(_factor_of(x.astype(wide), alive))
@@ -156,7 +124,7 @@ def _given(covariance: ArrayLike) -> Array:
 
 
 def _factor_of(x: Positions, alive: Mask) -> Float[Array, "d d"]:
-    """Give the Cholesky factor of the covariance of centred particles; never singular, always finite."""
+    """Compute the Cholesky factor of the covariance of centred particles; never singular, always finite."""
     d = x.shape[1]
     x = jnp.where(alive[:, None], x, 0)
     count = jnp.maximum(jnp.sum(alive.astype(x.dtype)) - 1, 1)
@@ -164,11 +132,13 @@ def _factor_of(x: Positions, alive: Mask) -> Float[Array, "d d"]:
     spread = variance > jnp.finfo(x.dtype).tiny
     width = jnp.sqrt(jnp.where(spread, variance, 1))
     typical = jnp.sum(jnp.where(spread, width, 0)) / jnp.maximum(jnp.sum(spread.astype(x.dtype)), 1)
+    # A coordinate that all particles share counts as being as wide as the others on average.
     width = jnp.where(spread, width, jnp.where(typical > 0, typical, 1))
     # Of the correlations, so that the units of the coordinates do not matter.
     scaled = x / width[None, :]
     correlation = jnp.matmul(scaled.T, scaled, precision="highest") / count
     identity = jnp.eye(d, dtype=x.dtype)
+    # A little on the diagonal, so that n <= d or coincident particles leave it invertible.
     correlation = jnp.where(identity > 0, 1 + 10 * d * jnp.finfo(x.dtype).eps, correlation)
     root = jnp.linalg.cholesky(correlation)
     root = jnp.where(jnp.all(jnp.isfinite(root)), root, identity)  # rounding can exceed what was added
@@ -183,11 +153,9 @@ def _whiten(factor: Float[Array, "d d"], x: Float[Array, "n d"]) -> Float[Array,
 
 
 def _inverse(factor: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """Invert a lower triangular matrix by halves, so that each system is too small for LAPACK's threads.
-
-    Threads wait for each other as soon as another process has a core: a system of 50 coordinates and 100 particles can
-    take a hundred times as long on two of them as on one.
-    """
+    """Invert a lower triangular matrix by halves."""
+    # Each system is too small for LAPACK's threads, which wait for each other as soon as another process has a core: a
+    # system of 50 coordinates and 100 particles can take a hundred times as long on two cores as on one.
     d = factor.shape[0]
     identity = jnp.eye(d, dtype=factor.dtype)
     if d <= _FEW:

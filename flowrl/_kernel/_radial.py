@@ -18,17 +18,21 @@ _SMOOTHNESS = (0.5, 1.5, 2.5)
 
 
 class IMQ(AbstractScalarKernel):
-    r"""The inverse multiquadric kernel, whose tails fall off like a power, so that far particles still feel each other.
+    r"""The inverse multiquadric kernel, whose tails fall off like a power, so that far particles still interact.
 
     $$k(x, y) = \left(1 + \frac{|x - y|^2}{2 |β| σ^2}\right)^β$$
 
-    σ means what it means for `RBF`: near the diagonal both are 1 − |x − y|²/2σ². The default β = −1/2 gives
+    σ is that of `RBF`: near the diagonal both are 1 − |x − y|²/2σ². The default β = −1/2 gives
     (1 + |x − y|²/σ²)^(−1/2), that is c = σ in the form (c² + |x − y|²)^β. For log-concave tails its kernel Stein
-    discrepancy at a fixed σ sees whether particles converge in any dimension, where a Gaussian's may not.
+    discrepancy at a fixed σ detects non-convergence in any dimension, where a Gaussian's may not.
 
-    Attributes:
+    Args:
         bandwidth: rule for σ²; the median by default.
-        exponent: β, an array `()`.
+        exponent: β in (−1, 0).
+
+    Raises:
+        TypeError: bandwidth is not a rule, or exponent not a number.
+        ValueError: a concrete exponent is out of its range.
 
     ```python
     import flowrl
@@ -44,35 +48,15 @@ class IMQ(AbstractScalarKernel):
     exponent: Array
 
     def __init__(self, bandwidth: AbstractBandwidth = MedianBandwidth(), exponent: ArrayLike = -0.5):  # noqa: B008
-        """Make the kernel.
-
-        Args:
-            bandwidth: rule for σ².
-            exponent: β in (−1, 0).
-
-        Raises:
-            TypeError: bandwidth is no rule, or exponent no number.
-            ValueError: a concrete exponent is out of its range.
-        """
         check_rule(bandwidth)
         self.bandwidth = bandwidth
         self.exponent = number("exponent", exponent, lambda value: -1 < value < 0, "in (-1, 0)")
 
     def fitted(self, positions: Positions, alive: Mask) -> "IMQ":
-        """Give the kernel with σ fixed at these particles.
-
-        Args:
-            positions: (n, d).
-            alive: particles that count.
-        """
         return IMQ(fixed_at(self.bandwidth, positions, alive), self.exponent)
 
     def jet(self, pairs: Pairs) -> Jet:
-        """Give k = q^β with q = 1 + u/(2|β|σ²), R = −k/(qσ²) and the trace −R (d − (1 − β) u / (|β|σ²q)).
-
-        Args:
-            pairs: distances and products.
-        """
+        # With q = 1 + u/(2|β|σ²): k = q^β, R = −k/(qσ²), and the trace is −R (d − (1 − β) u / (|β|σ²q)).
         variance = fixed_variance(self.bandwidth, pairs.squared.dtype)
         power = -self.exponent.astype(pairs.squared.dtype)
         excess = pairs.squared / (2 * power * variance)
@@ -87,9 +71,8 @@ class Matern(AbstractScalarKernel):
 
     $$k_{0.5} = e^{-ar}, \quad k_{1.5} = (1 + ar) e^{-ar}, \quad k_{2.5} = (1 + ar + a^2r^2/3) e^{-ar}$$
 
-    ν = 0.5 is the Laplace kernel exp(−r/σ). It has a kink at r = 0, where its gradient is taken to be zero, and
-    ∇_x·∇_y k is infinite there: it has no Stein kernel, so `stein_gram` and what is built on it refuse it. `SVGD`
-    takes it, since it needs first derivatives only.
+    ν = 0.5 is the Laplace kernel exp(−r/σ). At its kink, r = 0, the gradient is taken to be zero and ∇_x·∇_y k is
+    infinite, so `stein_gram` and the discrepancies built on it refuse it; `SVGD` needs first derivatives only.
 
     Attributes:
         bandwidth: rule for σ²; the median by default.
@@ -116,20 +99,10 @@ class Matern(AbstractScalarKernel):
             raise ValueError(f"smoothness must be one of {_SMOOTHNESS}, got {self.smoothness}.")
 
     def fitted(self, positions: Positions, alive: Mask) -> "Matern":
-        """Give the kernel with σ fixed at these particles.
-
-        Args:
-            positions: (n, d).
-            alive: particles that count.
-        """
         return Matern(fixed_at(self.bandwidth, positions, alive), self.smoothness)
 
     def jet(self, pairs: Pairs) -> Jet:
-        """Give k, R = k'(r)/r and the trace −d R − r R'(r); no trace for ν = 0.5.
-
-        Args:
-            pairs: distances and products.
-        """
+        # R = k'(r)/r and the trace is −d R − r R'(r).
         sigma = jnp.sqrt(fixed_variance(self.bandwidth, pairs.squared.dtype))
         slope = math.sqrt(2 * self.smoothness) / sigma
         distance, apart = _distance(pairs)
@@ -137,7 +110,7 @@ class Matern(AbstractScalarKernel):
         decay = jnp.exp(-t)
         if self.smoothness == 0.5:
             radial = jnp.where(apart, -decay * slope / jnp.where(apart, distance, 1), 0)
-            return Jet(decay, radial, None, None, None)
+            return Jet(decay, radial, None, None, None)  # the trace is infinite at r = 0
         if self.smoothness == 1.5:
             scaled = slope**2 * decay
             return Jet((1 + t) * decay, -scaled, None, scaled * (pairs.dimension - t), None)
@@ -147,10 +120,8 @@ class Matern(AbstractScalarKernel):
 
 
 def _distance(pairs: Pairs) -> tuple[Float[Array, "n m"], Array]:
-    """Give |x − y| with gradient zero at coincident pairs, and which pairs are apart.
-
-    |x|² + |y|² − 2xy leaves a rounding error at coincident pairs; its square root would be a distance with a direction.
-    """
+    """Compute |x − y| with gradient zero at coincident pairs, and which pairs are apart."""
+    # |x|² + |y|² − 2xy leaves a rounding error at coincident pairs; its root would be a distance with a direction.
     rounding = 8 * jnp.finfo(pairs.squared.dtype).eps * (pairs.squared_x + pairs.squared_y)
     apart = pairs.squared > rounding
     return jnp.where(apart, jnp.sqrt(jnp.where(apart, pairs.squared, 1)), 0), apart

@@ -29,20 +29,9 @@ class RBF(AbstractScalarKernel):
         check_rule(self.bandwidth)
 
     def fitted(self, positions: Positions, alive: Mask) -> "RBF":
-        """Give the kernel with σ fixed at these particles.
-
-        Args:
-            positions: (n, d).
-            alive: particles that count.
-        """
         return RBF(fixed_at(self.bandwidth, positions, alive))
 
     def jet(self, pairs: Pairs) -> Jet:
-        """Give k, R = −k/σ² and the trace k (d − |x − y|²/σ²)/σ².
-
-        Args:
-            pairs: distances and products.
-        """
         variance = fixed_variance(self.bandwidth, pairs.squared.dtype)
         value = jnp.exp(-pairs.squared / (2 * variance))
         trace = value * (pairs.dimension - pairs.squared / variance) / variance

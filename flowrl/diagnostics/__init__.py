@@ -1,6 +1,6 @@
-"""How good a set of particles is: against a density, against samples of a reference, and by itself.
+"""Measures of a set of particles: against a density, against samples of a reference, and by itself.
 
-| you have | ask |
+| you have | use |
 |---|---|
 | the score ∇ log p of the target | `ksd`, `ksd_test`; `stein_thinning` to keep the best few |
 | samples of the target | `wasserstein`, `sliced_wasserstein`, `sinkhorn_divergence`, `mmd`, `energy_distance` |
@@ -8,11 +8,13 @@
 | log weights | `effective_sample_size` |
 
 A set is an array (n, d), or any PyTree that `transport` takes as particles; an array (n,) holds n numbers. All
-particles of a set weigh the same. Two sets, `x` and `y`, may differ in size, not in dtype or in the shape of one
-particle. Where a function is not symmetric, `y` is the reference.
+particles of a set weigh the same. Two sets, `x` and `y`, may differ in size, but must agree in dtype (else a TypeError)
+and in the shape of one particle (else a ValueError); where a function is not symmetric, `y` is the reference. An
+argument that is not a set raises a TypeError, an empty set a ValueError.
 
-Names that end in `_squared` give squares. The other distances are in the unit of their kernel or, for Wasserstein's and
-the energy distance, as scipy gives them. Nothing is left out silently: a set that holds NaN has the distance NaN.
+Names that end in `_squared` return squares. Results are scalars `()`; distances are in the unit of their kernel or, for
+Wasserstein's and the energy distance, as in scipy. Nothing is left out silently: a set that holds NaN has the distance
+NaN.
 
 Everything runs under `jax.jit` and `jax.vmap`, and is one compiled program per shape. Matrices of pairs are made by
 blocks, so memory is O(block · n), but for `wasserstein` in more than one dimension.

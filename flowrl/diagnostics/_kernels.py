@@ -11,33 +11,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Particles, Scalar
-from flowrl._kernel import RBF, AbstractScalarKernel
-from flowrl._kernel._blocks import by_rows
-from flowrl._kernel._distance import centre, inner_products
+from flowrl._kernel import RBF, AbstractScalarKernel, by_rows, centre, inner_products
 from flowrl.diagnostics._sets import as_matrices, root
 
 
 def mmd(x: Particles, y: Particles, kernel: AbstractScalarKernel = RBF()) -> Scalar:
-    r"""Give the maximum mean discrepancy between two sets, the distance of their mean embeddings.
+    r"""Compute the maximum mean discrepancy between two sets, the distance of their mean embeddings.
 
     $$\mathrm{MMD} = \Bigl| \frac{1}{n} \sum_i k(x_i, ·) - \frac{1}{m} \sum_j k(y_j, ·) \Bigr|_{H}$$
 
-    All pairs are counted, so it is >= 0, and 0 for equal sets. For two independent sets of one law it is of the order
-    of (1/n + 1/m)^½; `mmd_squared(..., unbiased=True)` is 0 on average then. Rounding leaves up to about 1e-3 in
-    float32.
+    All pairs are counted, so it is >= 0, and 0 for equal sets. For two independent sets of one distribution it is of
+    the order of (1/n + 1/m)^½; `mmd_squared(..., unbiased=True)` is 0 on average then. Rounding leaves up to about 1e-3
+    in float32.
 
     Args:
         x: particles, leaves (n, ...).
         y: the reference, leaves (m, ...). A bandwidth that depends on data is fitted to it, so that distances of
             several sets to one reference compare.
-        kernel: k, a scalar kernel; bounded and characteristic ones, such as `RBF` and `IMQ`, tell any two laws apart.
-
-    Returns:
-        The distance, `()`.
+        kernel: k, a scalar kernel; bounded and characteristic ones, such as `RBF` and `IMQ`, tell any two distributions
+            apart.
 
     Raises:
-        TypeError: `kernel` is no scalar kernel, a set is none, or their dtypes differ.
-        ValueError: the particles of the sets differ in shape, or a set is empty.
+        TypeError: `kernel` is not a scalar kernel.
 
     Example:
         ```python
@@ -55,21 +50,19 @@ def mmd(x: Particles, y: Particles, kernel: AbstractScalarKernel = RBF()) -> Sca
 
 
 def mmd_squared(x: Particles, y: Particles, kernel: AbstractScalarKernel = RBF(), *, unbiased: bool = False) -> Scalar:
-    """Give the squared maximum mean discrepancy between two sets, see `mmd`.
+    """Compute the squared maximum mean discrepancy between two sets, see `mmd`.
 
     Args:
-        x: particles, leaves (n, ...).
-        y: the reference, leaves (m, ...); a bandwidth that depends on data is fitted to it.
-        kernel: k, a scalar kernel.
+        x: as for `mmd`.
+        y: as for `mmd`.
+        kernel: as for `mmd`.
         unbiased: leave out the pairs of a point with itself. Then the mean over independent samples is the squared
-            discrepancy of their laws (for a kernel that does not depend on them), and the result can be negative.
-
-    Returns:
-        The square, `()`.
+            discrepancy of their distributions (for a kernel that does not depend on them), and the result can be
+            negative.
 
     Raises:
-        TypeError: `kernel` is no scalar kernel, a set is none, or their dtypes differ.
-        ValueError: the particles of the sets differ in shape, a set is empty, or has one point where two are needed.
+        TypeError: `kernel` is not a scalar kernel.
+        ValueError: a set has one point where two are needed.
     """
     if not isinstance(kernel, AbstractScalarKernel):
         raise TypeError(f"kernel must be a scalar kernel such as RBF(), got {kernel!r}.")
@@ -80,7 +73,7 @@ def mmd_squared(x: Particles, y: Particles, kernel: AbstractScalarKernel = RBF()
 
 
 def energy_distance(x: Particles, y: Particles) -> Scalar:
-    r"""Give the energy distance between two sets, which needs no bandwidth.
+    r"""Compute the energy distance between two sets, which needs no bandwidth.
 
     $$D^2 = \frac{2}{nm} \sum_{ij} |x_i - y_j| - \frac{1}{n^2} \sum_{ij} |x_i - x_j|
       - \frac{1}{m^2} \sum_{ij} |y_i - y_j|$$
@@ -91,13 +84,6 @@ def energy_distance(x: Particles, y: Particles) -> Scalar:
     Args:
         x: leaves (n, ...).
         y: leaves (m, ...).
-
-    Returns:
-        D, `()`.
-
-    Raises:
-        TypeError: a set is none, or their dtypes differ.
-        ValueError: the particles of the sets differ in shape, or a set is empty.
 
     Example:
         ```python
@@ -127,7 +113,7 @@ def _energy_distance(x: Array, y: Array) -> Array:
 
 
 def _contrast(entries: Callable[[Array, Array], Array], x: Array, y: Array, *, unbiased: bool) -> Array:
-    """Give mean f(x, x') + mean f(y, y') − 2 mean f(x, y) of a symmetric function of pairs."""
+    """Compute mean f(x, x') + mean f(y, y') − 2 mean f(x, y) of a symmetric function of pairs."""
     n, m = x.shape[0], y.shape[0]
     # Both sets together, and always as the first argument: a kernel counts positions from the mean of that one, and a
     # kernel such as `Linear` is the same for all pairs only if that mean is.
@@ -147,7 +133,7 @@ def _contrast(entries: Callable[[Array, Array], Array], x: Array, y: Array, *, u
 
 
 def _distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """Give |x_i − y_j|, 0 for pairs that rounding cannot tell from coincident ones."""
+    """Compute |x_i − y_j|, 0 for pairs that rounding cannot tell from coincident ones."""
     squared_x, squared_y = jnp.sum(x * x, axis=1)[:, None], jnp.sum(y * y, axis=1)[None, :]
     squared = squared_x + squared_y - 2 * inner_products(x, y)
     rounding = 8 * jnp.finfo(x.dtype).eps * (squared_x + squared_y)

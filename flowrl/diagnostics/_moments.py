@@ -1,4 +1,4 @@
-"""Cheap signs of trouble: particles that have collapsed, weights that rest on few."""
+"""Cheap checks: particles that have collapsed, weights concentrated on a few."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from flowrl.diagnostics._sets import as_matrix
 
 
 def variance_ratio(particles: Particles, variance: Particles) -> Scalar:
-    r"""Give the particles' variance over the target's, averaged over coordinates: the detector of collapse.
+    r"""Compute the particles' variance over the target's, averaged over coordinates: below 1 they have collapsed.
 
     $$\frac{1}{d} \sum_k \frac{\mathrm{var}_k(x)}{σ_k^2}, \qquad
       \mathrm{var}_k(x) = \frac{1}{n - 1} \sum_i (x_{ik} - \bar x_k)^2$$
@@ -25,11 +25,7 @@ def variance_ratio(particles: Particles, variance: Particles) -> Scalar:
         variance: σ² > 0 of each coordinate: what broadcasts against one particle, leaf by leaf, such as a number or an
             array (d,). From samples of a reference: `jnp.var(samples, axis=0, ddof=1)`.
 
-    Returns:
-        The mean ratio, `()`.
-
     Raises:
-        TypeError: `particles` is no set.
         ValueError: `variance` does not broadcast against one particle, or a concrete one is not positive.
 
     Example:
@@ -64,19 +60,16 @@ def variance_ratio(particles: Particles, variance: Particles) -> Scalar:
 
 
 def effective_sample_size(log_weights: Float[Array, " n"]) -> Scalar:
-    r"""Give the effective sample size of weighted particles, Kish's $(\sum_i w_i)^2 / \sum_i w_i^2$.
+    r"""Compute the effective sample size of weighted particles, Kish's $(\sum_i w_i)^2 / \sum_i w_i^2$.
 
-    Between 1 (one particle has all the weight) and n (all weigh the same); the size of an unweighted set whose mean of
-    a function unrelated to the weights has the same variance. It knows nothing of dependence between particles.
+    Between 1 (one particle has all the weight) and n (all weigh the same), and 0 if all weights are zero. It does not
+    account for dependence between particles.
 
     Args:
         log_weights: log w_i up to a constant, (n,); −∞ for a weight of zero.
 
-    Returns:
-        The size, `()`; 0 if all weights are zero.
-
     Raises:
-        TypeError: `log_weights` is no array.
+        TypeError: `log_weights` is not an array.
         ValueError: its shape is not (n,) with n >= 1.
 
     Example:

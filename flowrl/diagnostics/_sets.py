@@ -1,4 +1,4 @@
-"""The doors of the diagnostics: sets become matrices, misuse is refused in words."""
+"""Sets of particles as matrices, and the checks of arguments that all diagnostics share."""
 
 from collections.abc import Callable
 
@@ -11,16 +11,7 @@ from flowrl._misc import check_particles, ravel
 
 
 def as_matrix(particles: Particles, name: str) -> Positions:
-    """Give a set as a matrix (n, d).
-
-    Args:
-        particles: leaves (n, ...).
-        name: what it is called in messages.
-
-    Raises:
-        TypeError: a leaf is not a floating array.
-        ValueError: the set is empty, or its leaves disagree about n.
-    """
+    """Return a set as a matrix (n, d), or raise the error of `check_particles` with the name of the argument."""
     try:
         check_particles(particles)
     except (TypeError, ValueError) as error:
@@ -29,17 +20,7 @@ def as_matrix(particles: Particles, name: str) -> Positions:
 
 
 def as_matrices(x: Particles, y: Particles, names: tuple[str, str] = ("x", "y")) -> tuple[Array, Array]:
-    """Give two sets of the same kind of particle as matrices (n, d) and (m, d).
-
-    Args:
-        x: leaves (n, ...).
-        y: leaves (m, ...).
-        names: what they are called in messages.
-
-    Raises:
-        TypeError: one is no set, or their dtypes differ.
-        ValueError: one is no set, or their particles differ in structure or shape.
-    """
+    """Return two sets of the same kind of particle as matrices (n, d) and (m, d), or raise an error by name."""
     one, other = as_matrix(x, names[0]), as_matrix(y, names[1])
     shapes = [jax.tree.map(lambda leaf: leaf.shape[1:], points) for points in (x, y)]
     if shapes[0] != shapes[1]:
@@ -53,16 +34,7 @@ def as_matrices(x: Particles, y: Particles, names: tuple[str, str] = ("x", "y"))
 
 
 def with_scores(particles: Particles, scores: Particles) -> tuple[Positions, Positions]:
-    """Give particles and their scores as matrices (n, d).
-
-    Args:
-        particles: leaves (n, ...).
-        scores: ∇ log p at each of them, of the same structure and shapes.
-
-    Raises:
-        TypeError: see `as_matrices`.
-        ValueError: see `as_matrices`; or their numbers differ.
-    """
+    """Return particles and their scores as matrices (n, d), or raise an error by name."""
     x, s = as_matrices(particles, scores, ("particles", "scores"))
     if x.shape[0] != s.shape[0]:
         raise ValueError(
@@ -72,30 +44,17 @@ def with_scores(particles: Particles, scores: Particles) -> tuple[Positions, Pos
 
 
 def root(squared: Array) -> Array:
-    """Give the square root, 0 (with gradient 0) where rounding left the square negative; NaN stays NaN.
-
-    Args:
-        squared: any shape.
-    """
+    """Compute the square root, 0 (with gradient 0) where rounding left the square negative; NaN stays NaN."""
     return _safe(jnp.sqrt, squared)
 
 
 def norms(x: Positions) -> PerParticle:
-    """Give the Euclidean norm of each row, with gradient 0 at rows of zeros; of rows with NaN it is NaN.
-
-    Args:
-        x: (n, d).
-    """
+    """Compute the Euclidean norm of each row, with gradient 0 at rows of zeros; of rows with NaN it is NaN."""
     return root(jnp.sum(x * x, axis=1))
 
 
 def power_root(powers: Array, p: float) -> Array:
-    """Give the p-th root of numbers >= 0, with gradient 0 at 0.
-
-    Args:
-        powers: any shape.
-        p: p >= 1.
-    """
+    """Compute the p-th root of numbers >= 0, with gradient 0 at 0."""
     return _safe(lambda x: x ** (1 / p), powers)
 
 

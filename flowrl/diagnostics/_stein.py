@@ -1,4 +1,4 @@
-r"""The kernel Stein discrepancy: how far particles are from a law that is known by its score alone.
+r"""The kernel Stein discrepancy: the distance of particles from a distribution known by its score alone.
 
 With the Stein kernel κ(x, y) = s(x)·s(y) k + s(x)·∇_y k + s(y)·∇_x k + ∇_x·∇_y k, whose mean over y ~ p is zero,
 KSD² = E κ(x, x') over pairs of particles.
@@ -13,16 +13,14 @@ import jax.random as jr
 from jaxtyping import Array, ArrayLike
 
 from flowrl._custom_types import Key, Particles, Positions, Scalar
-from flowrl._kernel import IMQ, AbstractKernel
-from flowrl._kernel._blocks import by_rows
-from flowrl._kernel._distance import centre
+from flowrl._kernel import IMQ, AbstractKernel, by_rows, centre
 from flowrl._misc import check_count, concrete
 from flowrl._target import AbstractTarget
 from flowrl.diagnostics._sets import as_matrix, root, with_scores
 
 
 class KSDTest(eqx.Module):
-    """What `ksd_test` found.
+    """The result of `ksd_test`.
 
     Attributes:
         statistic: the unbiased squared discrepancy, `()`.
@@ -36,19 +34,19 @@ class KSDTest(eqx.Module):
 def scores(
     target: AbstractTarget, particles: Particles, temperature: ArrayLike = 1.0, *, key: Key | None = None
 ) -> Particles:
-    """Give the score ∇ log p = ∇U/α of a target's law at every particle.
+    """Compute the score ∇ log p = ∇U/α of a target's distribution at every particle.
 
     Args:
         target: a target that knows its gradient.
         particles: leaves (n, ...).
-        temperature: α > 0 of the law ∝ exp(U/α); the budget's. It changes nothing for `Density` and `Score`.
+        temperature: α > 0 of the distribution ∝ exp(U/α); the budget's. It changes nothing for `Density` and `Score`.
         key: randomness, for a stochastic target only; all particles share it.
 
     Returns:
         The scores, with the structure and shapes of `particles`; not finite where the gradient is not.
 
     Raises:
-        TypeError: `target` is no target, or knows no gradient.
+        TypeError: `target` is not a target, or knows no gradient.
         ValueError: a concrete temperature is not a number > 0, or the target is stochastic and there is no key.
     """
     if not isinstance(target, AbstractTarget):
@@ -65,29 +63,26 @@ def scores(
 
 
 def ksd(particles: Particles, scores: Particles, kernel: AbstractKernel | None = None) -> Scalar:
-    r"""Give the kernel Stein discrepancy of particles from a law, all pairs counted.
+    r"""Compute the kernel Stein discrepancy between particles and a distribution, all pairs counted.
 
     $$\mathrm{KSD}^2 = \frac{1}{n^2} \sum_{ij} (s_i·s_j k + s_i·∇_y k + s_j·∇_x k + ∇_x·∇_y k)(x_i, x_j), \qquad
       s_i = ∇ \log p(x_i)$$
 
-    It needs neither samples nor the normalising constant. With `IMQ` at a fixed bandwidth and a law with log-concave
-    tails it goes to zero only if the particles converge to the law. It is blind to how much mass each of well separated
-    modes has: particles that miss a mode can have a small one.
+    It needs neither samples nor the normalising constant. With `IMQ` at a fixed bandwidth and log-concave tails of p it
+    goes to zero only if the particles converge to p. It is blind to how much mass each of well separated modes has:
+    particles that miss a mode can have a small one.
 
-    The law must vanish at the borders of where it lives, or the discrepancy of its own samples is not zero: for a
+    The density must vanish on the boundary of its support, or the discrepancy of its own samples is not zero: for a
     domain with walls compare samples instead.
 
     Args:
         particles: leaves (n, ...).
         scores: ∇ log p at each particle, of the same structure and shapes: `scores(target, particles, temperature)`.
         kernel: k, scalar or matrix-valued; `IMQ()` by default. A bandwidth that depends on data is fitted to the
-            particles: give `IMQ(FixedBandwidth(σ))` to compare several sets.
-
-    Returns:
-        The discrepancy, `()`, >= 0.
+            particles: use `IMQ(FixedBandwidth(σ))` to compare several sets.
 
     Raises:
-        TypeError: `kernel` is no kernel or has no Stein kernel, or a set is none.
+        TypeError: `kernel` is not a kernel or has no Stein kernel.
         ValueError: particles and scores differ in shape.
 
     Example:
@@ -112,20 +107,17 @@ def ksd(particles: Particles, scores: Particles, kernel: AbstractKernel | None =
 def ksd_squared(
     particles: Particles, scores: Particles, kernel: AbstractKernel | None = None, *, unbiased: bool = False
 ) -> Scalar:
-    """Give the squared kernel Stein discrepancy, see `ksd`.
+    """Compute the squared kernel Stein discrepancy, see `ksd`.
 
     Args:
-        particles: leaves (n, ...).
-        scores: ∇ log p at each particle, of the same structure and shapes.
-        kernel: k, scalar or matrix-valued; `IMQ()` by default.
-        unbiased: leave out the pairs of a particle with itself. Then it is 0 on average for independent samples of the
-            law (for a kernel that does not depend on them), and can be negative.
-
-    Returns:
-        The square, `()`.
+        particles: as for `ksd`.
+        scores: as for `ksd`.
+        kernel: as for `ksd`.
+        unbiased: leave out the pairs of a particle with itself. Then it is 0 on average for independent samples of p
+            (for a kernel that does not depend on them), and can be negative.
 
     Raises:
-        TypeError: `kernel` is no kernel or has no Stein kernel, or a set is none.
+        TypeError: `kernel` is not a kernel or has no Stein kernel.
         ValueError: particles and scores differ in shape, or there is one particle where two are needed.
     """
     x, s = with_scores(particles, scores)
@@ -142,10 +134,10 @@ def ksd_test(
     key: Key,
     bootstraps: int = 500,
 ) -> KSDTest:
-    r"""Test whether independent samples come from a law, by their kernel Stein discrepancy.
+    r"""Test whether independent samples come from a distribution, by their kernel Stein discrepancy.
 
-    The statistic is the unbiased KSD². The wild bootstrap gives its law under the hypothesis: with independent signs
-    $ε_i = ±1$ it takes the values $\frac{1}{n(n-1)} \sum_{i ≠ j} ε_i ε_j κ_{ij}$, and the p-value is
+    The statistic is the unbiased KSD². The wild bootstrap gives its distribution under the hypothesis: with independent
+    signs $ε_i = ±1$ it takes the values $\frac{1}{n(n-1)} \sum_{i ≠ j} ε_i ε_j κ_{ij}$, and the p-value is
     (1 + how many of them reach the statistic) / (1 + bootstraps).
 
     For *independent* samples. The particles of a deterministic flow such as SVGD repel each other, so that their
@@ -158,17 +150,14 @@ def ksd_test(
 
     Args:
         particles: independent samples, leaves (n, ...) with n >= 2.
-        scores: ∇ log p of the law at each of them.
+        scores: ∇ log p at each of them.
         kernel: k, scalar or matrix-valued; `IMQ()` by default.
         key: randomness of the signs.
         bootstraps: how many values are drawn, a Python int >= 1; the p-value is a multiple of 1 / (1 + bootstraps).
 
-    Returns:
-        Statistic and p-value.
-
     Raises:
-        TypeError: `kernel` is no kernel or has no Stein kernel, or a set is none.
-        ValueError: particles and scores differ in shape, there is one particle, or `bootstraps` is no int >= 1.
+        TypeError: `kernel` is not a kernel or has no Stein kernel.
+        ValueError: particles and scores differ in shape, there is one particle, or `bootstraps` is not an int >= 1.
 
     Example:
         ```python
@@ -178,9 +167,9 @@ def ksd_test(
         from flowrl import diagnostics
 
         target = flowrl.Density(lambda x: -0.5 * jnp.sum(x**2))
-        shifted = 1 + jr.normal(jr.key(0), (100, 2))  # of another law
-        found = diagnostics.ksd_test(shifted, diagnostics.scores(target, shifted), key=jr.key(1))
-        assert found.p_value < 0.01
+        shifted = 1 + jr.normal(jr.key(0), (100, 2))  # of another distribution
+        result = diagnostics.ksd_test(shifted, diagnostics.scores(target, shifted), key=jr.key(1))
+        assert result.p_value < 0.01
         ```
 
     ??? cite "Source"
@@ -195,14 +184,7 @@ def ksd_test(
 
 
 def checked(kernel: Any) -> AbstractKernel:
-    """Give the kernel, the default for None.
-
-    Args:
-        kernel: a kernel or None.
-
-    Raises:
-        TypeError: it is neither.
-    """
+    """Return the kernel, `IMQ()` for None; raise a TypeError for anything else."""
     if kernel is None:  # not a default in the signature: its exponent is an array, which an import should not make
         return IMQ()
     if not isinstance(kernel, AbstractKernel):
@@ -251,10 +233,8 @@ def _fitted(x: Positions, kernel: AbstractKernel) -> tuple[Positions, AbstractKe
 
 
 def _columns(kernel: AbstractKernel, x: Positions, s: Positions, block: tuple[Array, Array, Array]) -> Array:
-    """Give κ(x_i, x_j) for a block of j, 0 for i = j.
-
-    The block comes second, since a kernel counts positions from the mean of its first argument.
-    """
+    """Compute κ(x_i, x_j) for a block of j, 0 for i = j."""
+    # The block comes second, since a kernel counts positions from the mean of its first argument.
     here, score, number = block
     own = jnp.arange(x.shape[0])[:, None] == number[None, :]
     return jnp.where(own, 0, kernel.stein_gram(x, s, here, score))

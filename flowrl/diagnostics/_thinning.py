@@ -1,4 +1,4 @@
-"""Stein thinning: the few of many points that stand for a law together."""
+"""Stein thinning: the few of many points that together represent a distribution best."""
 
 import equinox as eqx
 import jax
@@ -6,8 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from flowrl._custom_types import Particles, Positions, Scalar
-from flowrl._kernel import AbstractKernel
-from flowrl._kernel._distance import centre
+from flowrl._kernel import AbstractKernel, centre
 from flowrl._misc import check_count, concrete
 from flowrl.diagnostics._sets import with_scores
 from flowrl.diagnostics._stein import checked
@@ -30,7 +29,7 @@ def stein_thinning(
     point can be chosen again. It discards the burn-in of a Markov chain, corrects a biased sampler and compresses.
 
     Without `log_probs` (λ = 0) it can choose points between modes or of low density where the score is small; with
-    them such points cost log p. The correction of the same authors by the Laplacian of log p is not part of it.
+    them such points cost log p. The same authors' correction by the Laplacian of log p is not included.
 
     Costs m sweeps over all points, memory O(n).
 
@@ -47,8 +46,8 @@ def stein_thinning(
         The indices of the chosen, (m,), in the order of choice: the first k are the choice of k (for the same λ).
 
     Raises:
-        TypeError: `kernel` is no kernel or has no Stein kernel, or a set is none.
-        ValueError: shapes differ, `m` is no int >= 1, or `regularisation` is negative or without `log_probs`.
+        TypeError: `kernel` is not a kernel or has no Stein kernel.
+        ValueError: shapes differ, `m` is not an int >= 1, or `regularisation` is negative or without `log_probs`.
 
     Example:
         ```python
@@ -72,7 +71,7 @@ def stein_thinning(
             raise ValueError("regularisation weighs log densities: pass log_probs (n,) too, or leave it out.")
         log_probs, regularisation = jnp.zeros(x.shape[0], x.dtype), 0.0
     if log_probs.shape != x.shape[:1]:
-        raise ValueError(f"log_probs must have shape {x.shape[:1]}, one a particle; got {log_probs.shape}.")
+        raise ValueError(f"log_probs must have shape {x.shape[:1]}, one per particle; got {log_probs.shape}.")
     regularisation = 1 / m if regularisation is None else regularisation
     value = concrete(regularisation)
     if value is not None and not (value.shape == () and 0 <= value < float("inf")):

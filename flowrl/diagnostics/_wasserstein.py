@@ -15,32 +15,28 @@ from jaxtyping import Array, ArrayLike, Float
 from flowrl._custom_types import Key, Particles, Positions, Scalar
 from flowrl._domain import Unbounded
 from flowrl._flow import SinkhornFlow, TargetView
-from flowrl._kernel._blocks import by_rows
+from flowrl._kernel import by_rows
 from flowrl._misc import check_count
 from flowrl._target import Empirical
 from flowrl.diagnostics._sets import as_matrices, norms, power_root
 
 
 def wasserstein(x: Particles, y: Particles, p: float = 2) -> Scalar:
-    r"""Give the exact Wasserstein distance between two sets of the same size, or of any sizes in one dimension.
+    r"""Compute the exact Wasserstein distance between two sets of the same size, or of any sizes in one dimension.
 
     $$W_p = \Bigl( \min_σ \frac{1}{n} \sum_i |x_i - y_{σ(i)}|^p \Bigr)^{1/p}$$
 
     over permutations σ, by the Hungarian method: O(n³) time in the worst case (some 2 s for n = 1000 and 16 s for
     n = 2000 on one core) and O(n²) memory. It is differentiable, with the permutation held fixed. Between independent
-    samples of one law in d > 2 dimensions it falls only as $n^{-1/d}$.
+    samples of one distribution in d > 2 dimensions it falls only as $n^{-1/d}$.
 
     Args:
         x: leaves (n, ...).
         y: leaves (m, ...).
         p: the power, a Python number >= 1.
 
-    Returns:
-        The distance, `()`, in the unit of length.
-
     Raises:
-        TypeError: a set is none, or their dtypes differ.
-        ValueError: the sizes differ in more than one dimension, the particles differ in shape, or p < 1.
+        ValueError: the sizes differ in more than one dimension, or p < 1.
 
     Example:
         ```python
@@ -67,12 +63,13 @@ def wasserstein(x: Particles, y: Particles, p: float = 2) -> Scalar:
 
 
 def sliced_wasserstein(x: Particles, y: Particles, *, key: Key, projections: int = 128, p: float = 2) -> Scalar:
-    r"""Give the sliced Wasserstein distance, over random directions of projection.
+    r"""Compute the sliced Wasserstein distance, over random directions of projection.
 
     $$SW_p = \Bigl( \frac{1}{L} \sum_l W_p^p(θ_l·x, θ_l·y) \Bigr)^{1/p}, \qquad θ_l \text{ uniform on the sphere}$$
 
-    Sizes may differ. $SW_p$ <= $W_p$, and two laws that differ by a shift Δ have $SW_2 = |Δ|/\sqrt{d}$ on average over
-    directions. The error of $SW_p^p$ from the directions falls as 1/√L; use one key for distances that are compared.
+    Sizes may differ. $SW_p$ <= $W_p$, and two distributions that differ by a shift Δ have $SW_2 = |Δ|/\sqrt{d}$ on
+    average over directions. The error of $SW_p^p$ from the directions falls as 1/√L; use one key for distances that are
+    compared.
 
     Args:
         x: leaves (n, ...).
@@ -81,12 +78,8 @@ def sliced_wasserstein(x: Particles, y: Particles, *, key: Key, projections: int
         projections: L, a Python int >= 1.
         p: the power, a Python number >= 1.
 
-    Returns:
-        The distance, `()`, in the unit of length.
-
     Raises:
-        TypeError: a set is none, or their dtypes differ.
-        ValueError: the particles differ in shape, p < 1, or `projections` is no int >= 1.
+        ValueError: p < 1, or `projections` is not an int >= 1.
 
     Example:
         ```python
@@ -109,7 +102,7 @@ def sliced_wasserstein(x: Particles, y: Particles, *, key: Key, projections: int
 
 
 def sinkhorn_divergence(x: Particles, y: Particles, regularisation: ArrayLike = 0.05, iterations: int = 100) -> Scalar:
-    r"""Give the debiased Sinkhorn divergence, the energy that `SinkhornFlow` descends: optimal transport, softened.
+    r"""Compute the debiased Sinkhorn divergence, the entropy-regularised transport cost that `SinkhornFlow` descends.
 
     $$\mathrm{OT}_ε(x, y) - \tfrac{1}{2} \mathrm{OT}_ε(x, x) - \tfrac{1}{2} \mathrm{OT}_ε(y, y)$$
 
@@ -118,16 +111,12 @@ def sinkhorn_divergence(x: Particles, y: Particles, regularisation: ArrayLike = 
 
     Args:
         x: particles, leaves (n, ...).
-        y: the reference, leaves (m, ...); ε is `regularisation` times its total variance.
+        y: the reference, leaves (m, ...).
         regularisation: ε > 0 relative to the total variance of y.
         iterations: number of Sinkhorn iterations >= 1, a Python int; see `SinkhornFlow` for how many are enough.
 
-    Returns:
-        The divergence, `()`, in squared units of length.
-
     Raises:
-        TypeError: a set is none, or their dtypes differ.
-        ValueError: the particles differ in shape, or a number is out of its range.
+        ValueError: a number is out of its range.
 
     ??? cite "Source"
         Feydy et al., *Interpolating between optimal transport and MMD using Sinkhorn divergences*, AISTATS 2019.
@@ -172,7 +161,7 @@ def _sliced_distance(x: Positions, y: Float[Array, "m d"], key: Key, projections
 
 
 def _quantiles_apart(x: Float[Array, "b n"], y: Float[Array, "b m"], p: float) -> Float[Array, " b"]:
-    """Give W_p between the rows of two matrices."""
+    """Compute W_p between the rows of two matrices."""
     n, m = x.shape[1], y.shape[1]
     # In integers, so that equal levels i/n = j/m are seen as equal.
     levels = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
@@ -182,14 +171,14 @@ def _quantiles_apart(x: Float[Array, "b n"], y: Float[Array, "b m"], p: float) -
 
 
 def _power_mean(values: Float[Array, "b k"], weights: Float[Array, " k"], p: float) -> Float[Array, " b"]:
-    """Give (Σ_k w_k v_k^p)^(1/p) of numbers v >= 0, in units of the largest so that no power overflows."""
+    """Compute (Σ_k w_k v_k^p)^(1/p) of numbers v >= 0, in units of the largest so that no power overflows."""
     largest = jax.lax.stop_gradient(jnp.max(values, axis=1, keepdims=True))
     unit = jnp.where(largest == 0, 1, largest)
     return unit[:, 0] * power_root(((values / unit) ** p) @ weights, p)
 
 
 def _assignment(x: Positions, y: Positions, p: float) -> Array:
-    """Give the point of y for each of x, by the Hungarian method."""
+    """Return the index of the point of y for each of x, by the Hungarian method."""
 
     def add(squared: Array, coordinate: tuple[Array, Array]) -> tuple[Array, None]:
         here, there = coordinate

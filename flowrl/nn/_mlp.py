@@ -15,24 +15,18 @@ M = TypeVar("M", bound=eqx.Module)
 
 
 class Linear(eqx.Module):
-    """An affine map x W + b on the last axis.
+    """An affine map x W + b on the last axis; W starts Glorot-uniform, b zero.
 
-    Attributes:
-        weight: W, (inputs, outputs); Glorot-uniform at the start.
-        bias: b, (outputs,); zero at the start.
+    Args:
+        inputs: size of the last axis of the input.
+        outputs: size of the last axis of the output.
+        key: randomness of the weights.
     """
 
     weight: Float[Array, "inputs outputs"]
     bias: Float[Array, " outputs"]
 
     def __init__(self, inputs: int, outputs: int, *, key: Key):
-        """Make the map.
-
-        Args:
-            inputs: size of the last axis of the input.
-            outputs: size of the last axis of the output.
-            key: randomness of the weights.
-        """
         limit = (6 / (inputs + outputs)) ** 0.5
         # Networks are float32 also in a process with 64-bit types: data and weights then never mix dtypes.
         self.weight = jr.uniform(key, (inputs, outputs), jnp.float32, minval=-limit, maxval=limit)
@@ -40,16 +34,15 @@ class Linear(eqx.Module):
 
 
 class MLP(eqx.Module):
-    """A multilayer perceptron of several inputs.
+    """A multilayer perceptron of several inputs, treated as if concatenated.
 
-    The inputs are treated as if concatenated, but the first layer is computed as a sum of products: under `jax.vmap`
-    over particles, an input that is not mapped (the state) is multiplied once and not once a particle.
-
-    Attributes:
-        layers: affine maps.
-        norm_scale: LayerNorm scales of the hidden layers, applied before the activation; empty without LayerNorm.
-        norm_shift: LayerNorm shifts, likewise.
-        activation: applied after each hidden layer.
+    Args:
+        inputs: sizes of the inputs, in order.
+        outputs: size of the output.
+        hidden: widths of the hidden layers.
+        layer_norm: normalise each hidden layer, before its activation.
+        activation: elementwise function.
+        key: randomness of the weights.
     """
 
     layers: tuple[Linear, ...]
@@ -67,16 +60,6 @@ class MLP(eqx.Module):
         activation: Callable[[Array], Array] = jax.nn.relu,
         key: Key,
     ):
-        """Make the network.
-
-        Args:
-            inputs: sizes of the inputs, in order.
-            outputs: size of the output.
-            hidden: widths of the hidden layers.
-            layer_norm: normalise each hidden layer before its activation.
-            activation: elementwise function.
-            key: randomness of the weights.
-        """
         sizes = (sum(inputs), *hidden, outputs)
         keys = jr.split(key, len(sizes) - 1)
         self.layers = tuple(Linear(a, b, key=k) for a, b, k in zip(sizes[:-1], sizes[1:], keys, strict=True))
@@ -89,10 +72,9 @@ class MLP(eqx.Module):
 
         Args:
             inputs: vectors of the sizes given at construction, in order.
-
-        Returns:
-            The output vector.
         """
+        # A sum of products in the first layer: under `jax.vmap` over particles, an input that is not mapped (the state)
+        # is multiplied once, not once per particle.
         x, offset = self.layers[0].bias, 0
         for part in inputs:
             x = x + part @ self.layers[0].weight[offset : offset + part.shape[0]]
@@ -110,7 +92,7 @@ def stack(make: Callable[[Key], M], count: int, *, key: Key) -> M:
     Args:
         make: makes one module from a key.
         count: how many.
-        key: split into one key a module.
+        key: split into one key per module.
 
     Returns:
         One module; call it through `equinox.filter_vmap`.

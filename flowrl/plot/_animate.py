@@ -11,7 +11,7 @@ from flowrl._target import AbstractTarget
 from flowrl.plot._canvas import MOVED, frame_writer, matplotlib_parts, new_figure
 from flowrl.plot._particles import particles
 from flowrl.plot._plane import Coordinates, Limits, chosen_two, coordinate_names, limits_around
-from flowrl.plot._saved import by_name, check_one_set, clock_of, spent_at, trajectory_of
+from flowrl.plot._saved import by_name, check_one_set, spent_at, step_label, trajectory_of
 
 
 def animate(
@@ -27,7 +27,7 @@ def animate(
     tail: int = 6,
     fps: float = 20,
 ) -> Path:
-    """Write the trajectory of particles as an animation, one frame for each set saved, and say what was spent.
+    """Write the trajectory of particles as an animation, one frame per saved set, with the budget spent as title.
 
     The file is written beside `path` and renamed when complete: a failure leaves no half file, and an older one as it
     was. `.gif` is written by Pillow, which comes with matplotlib, `.mp4` by the program ffmpeg.
@@ -35,24 +35,23 @@ def animate(
     Args:
         solutions: what `transport(..., save=...)` returned for one set; or several, by name, to be shown side by side.
         path: the file, in a folder that exists; it ends in `.gif` or `.mp4`.
-        target: drawn below, see `density`; None for none.
+        target: drawn below, see `density`.
         coordinates: which coordinate is drawn to the right and which upward.
         limits: ((left, right), (bottom, top)) of all panels; None for limits that show all trajectories.
-        temperature: α >= 0 of the law that is drawn.
-        steps: the step counts (or times) that were given as `save`, to be told in the title; None to tell the root mean
-            square displacement, for which the first set saved must be the start.
+        temperature: α >= 0 of the density that is drawn.
+        steps: the step counts (or times) that were given as `save`, for the title; None for the root mean square
+            displacement, for which the first set saved must be the start.
         scale: the `scale` of the budget, if it had one and `steps` is None.
-        tail: how many saved steps a particle's tail is long, >= 0.
-        fps: frames a second, > 0.
+        tail: length of a particle's tail in saved steps, >= 0.
+        fps: frames per second, > 0.
 
     Returns:
         The path.
 
     Raises:
-        ImportError: matplotlib is missing.
         FileNotFoundError: the folder does not exist.
         RuntimeError: there is no ffmpeg to write `.mp4`.
-        TypeError: `solutions` are none.
+        TypeError: `solutions` are not solutions.
         ValueError: the path ends otherwise; no trajectory was saved, or several of different lengths; or an argument is
             out of range, as in `particles` and `value`.
 
@@ -101,8 +100,8 @@ def animate(
         for (name, _, moves, spent), (ax, dots, tails) in zip(panels, artists, strict=True):
             dots.set_offsets(moves[frame])
             tails.set_segments(list(moves[max(0, frame - tail) : frame + 1].swapaxes(0, 1)))
-            told = f"moved {spent[frame]:.2f}" if steps is None else f"{clock_of(steps)} {spent[frame]:g}"
-            ax.set_title(f"{name}\n{told}" if name else told)
+            spent_so_far = f"moved {spent[frame]:.2f}" if steps is None else f"{step_label(steps)} {spent[frame]:g}"
+            ax.set_title(f"{name}\n{spent_so_far}" if name else spent_so_far)
 
     show(0)
     figure.draw_without_rendering()

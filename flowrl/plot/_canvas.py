@@ -1,17 +1,17 @@
-"""What pictures are drawn with: parts of matplotlib, new axes, writers of frames."""
+"""Access to matplotlib: the parts that plots need, new axes, writers of frames."""
 
 from typing import Any
 
 from flowrl import _distribution
 
-# Orange on blue: told apart by every kind of colour vision.
+# Orange on blue can be told apart by every kind of colour vision.
 MOVED, FIXED = "#D55E00", "#2171B5"
 # Points at which a target is evaluated at once.
 BATCH = 4096
 
 
 def matplotlib_parts() -> Any:
-    """Give matplotlib with the parts that pictures need, or say how to install it."""
+    """Import matplotlib with the parts that plots need, or raise an ImportError that says how to install it."""
     try:
         # Never pyplot: the user's backend and figures stay as they are.
         import matplotlib.animation
@@ -24,12 +24,12 @@ def matplotlib_parts() -> Any:
 
 
 def new_figure(size: tuple[float, float]) -> Any:
-    """Make a figure of so many inches that pyplot does not know of."""
+    """Make a figure of this size in inches that pyplot does not know of."""
     return matplotlib_parts().figure.Figure(figsize=size, layout="constrained")
 
 
 def axes_or_new(ax: Any) -> Any:
-    """Give the axes, or new ones whose lines are told apart by every kind of colour vision."""
+    """Return the axes, or new ones with a colour cycle that every kind of colour vision can tell apart."""
     if ax is None:
         ax = new_figure((5, 4)).subplots()
         ax.set_prop_cycle(color=matplotlib_parts().color_sequences["petroff10"])
@@ -37,7 +37,7 @@ def axes_or_new(ax: Any) -> Any:
 
 
 def frame_writer(suffix: str, fps: float) -> Any:
-    """Give what writes frames to a file that ends so."""
+    """Return the writer of frames for a file with this suffix."""
     animation = matplotlib_parts().animation
     if suffix == ".gif":
         return animation.PillowWriter(fps=fps)
@@ -49,5 +49,5 @@ def frame_writer(suffix: str, fps: float) -> Any:
 
 
 def dot_area() -> float:
-    """Give the area of a particle's dot: half as wide as matplotlib's, and following its setting."""
+    """Return the area of a particle's dot: half as wide as matplotlib's, and following its setting."""
     return (matplotlib_parts().rcParams["lines.markersize"] / 2) ** 2

@@ -28,10 +28,10 @@ def density(
     points: int = 200,
     ax: Any = None,
 ) -> Any:
-    r"""Draw a target over two coordinates: the law $\propto \exp(U(x, α)/α)$, or samples.
+    r"""Draw a target over two coordinates: the density $\propto \exp(U(x, α)/α)$, or samples.
 
     The filled regions are the smallest that hold 99, 90, 70, 50, 30 and 10 % of the mass within the limits, so they
-    are the same for a density and any multiple of it. At α = 0 there is no law to draw, and the value V itself is
+    are the same for a density and any multiple of it. At α = 0 there is no density, and the value V itself is
     drawn, in twelve even steps from its lowest to its highest. Where the target is NaN or infinite nothing is drawn. A
     target that knows only samples is drawn as points.
 
@@ -39,7 +39,7 @@ def density(
         target: a target that knows its value, over two coordinates; or one that knows samples, over any number.
         limits: ((left, right), (bottom, top)); None for those of `ax`, or of the samples.
         coordinates: which coordinate is drawn to the right and which upward.
-        temperature: α >= 0 of the law.
+        temperature: α >= 0 of the density.
         like: particles of the kind that the target takes, leaves (n, ...), which give its points their structure and
             dtype; None for arrays.
         points: points of the grid on a side, >= 2.
@@ -49,8 +49,7 @@ def density(
         The `Axes`.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: the target has no picture in two coordinates, or an argument is out of range.
+        ValueError: the target is not a density over two coordinates, or an argument is out of range.
 
     Example:
         ```python
@@ -70,7 +69,7 @@ def density(
     start, unravel = ravel(like)
     names = coordinate_names(like, 1)
     right, up = chosen_two(coordinates, names)
-    _refuse_unseen(target, len(names), temperature)
+    _check_drawable(target, len(names), temperature)
     if limits is None and ax is None:
         raise ValueError("density needs limits=((left, right), (bottom, top)), or an ax that has them.")
     if isinstance(points, bool) or not isinstance(points, int) or points < 2:
@@ -102,8 +101,8 @@ def density(
     return ax
 
 
-def _refuse_unseen(target: AbstractTarget, dimension: int, temperature: float) -> None:
-    """Refuse a target whose density has no picture over two coordinates."""
+def _check_drawable(target: AbstractTarget, dimension: int, temperature: float) -> None:
+    """Raise a ValueError for a target whose density has no picture over two coordinates."""
     name = type(target).__name__
     if "value" not in target.knows:
         raise ValueError(f"{name} knows only its gradient, which does not give a density; draw without the target.")
@@ -117,7 +116,7 @@ def _refuse_unseen(target: AbstractTarget, dimension: int, temperature: float) -
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be finite and >= 0, got {temperature}.")
     if temperature == 0 and target.needs_positive_temperature:
-        raise ValueError(f"{name} has no value to draw at temperature 0; draw its law at any other.")
+        raise ValueError(f"{name} has no value to draw at temperature 0; give a positive one.")
 
 
 def _draw_samples(target: AbstractTarget, limits: Limits | None, coordinates: Coordinates, ax: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Particles, and the paths that led them there."""
+"""Particles and their paths."""
 
 from typing import Any
 
@@ -26,18 +26,17 @@ def particles(
     paths: bool | None = None,
     ax: Any = None,
 ) -> Any:
-    """Draw particles in the plane of two coordinates, the paths that led them there, and the target below.
+    """Draw particles in the plane of two coordinates, with their paths and the target below.
 
     The artists have the labels "particles", "paths", "start" and "samples", which `ax.legend()` shows.
 
     Args:
         solution: what `transport` returned for one set, or a set of particles.
-        target: drawn below, see `density`; None for none. A target with a density over more than two coordinates has
-            no picture in two of them, and is refused.
+        target: drawn below, see `density`; a density over more than two coordinates cannot be drawn.
         coordinates: which coordinate is drawn to the right and which upward.
         limits: ((left, right), (bottom, top)); None for limits that show all particles, paths and samples, and what
             `ax` shows already.
-        temperature: α >= 0 of the law that is drawn.
+        temperature: α >= 0 of the density that is drawn.
         paths: whether to draw where each particle came from; None for where a trajectory was saved.
         ax: a matplotlib `Axes`, or None.
 
@@ -45,10 +44,9 @@ def particles(
         The `Axes`.
 
     Raises:
-        ImportError: matplotlib is missing.
-        TypeError: `solution` is neither.
+        TypeError: `solution` is not a solution or a set of particles.
         ValueError: no trajectory was saved, the solution holds many sets, particles have fewer than two coordinates, or
-            the target has no picture in two coordinates.
+            the target cannot be drawn over two coordinates.
 
     Example:
         ```python

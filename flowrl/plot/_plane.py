@@ -1,4 +1,4 @@
-"""The plane of a picture: two coordinates of a particle, and from where to where."""
+"""The plane of a plot: two coordinates of a particle, and their limits."""
 
 import difflib
 from typing import TypeAlias
@@ -13,11 +13,11 @@ Coordinates: TypeAlias = tuple[int | str, int | str]
 """Two coordinates of a particle, each by its number after ravelling or by its name."""
 
 Limits: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
-"""What a picture shows: from where to where, for each of the two coordinates."""
+"""((left, right), (bottom, top)): the lower and upper limit of each of the two coordinates."""
 
 
 def matrix(particles: Particles, axes: int) -> Float[np.ndarray, "... d"]:
-    """Give particles with `axes` leading axes as a float64 array with one more: what `ravel` does to each."""
+    """Return particles with `axes` leading axes as a float64 array with one more: what `ravel` does to each."""
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(particles)]
     return np.concatenate([leaf.reshape(*leaf.shape[:axes], -1) for leaf in leaves], axis=-1)
 
@@ -33,7 +33,7 @@ def coordinate_names(particles: Particles, axes: int) -> list[str]:
 
 
 def chosen_two(coordinates: Coordinates, names: list[str]) -> list[int]:
-    """Give the numbers of two coordinates."""
+    """Return the indices of two coordinates."""
     if len(names) < 2:
         raise ValueError(f"a picture in the plane needs particles of two coordinates or more, these have {names}.")
     numbers = []
@@ -53,7 +53,7 @@ def chosen_two(coordinates: Coordinates, names: list[str]) -> list[int]:
 
 
 def checked(limits: Limits | np.ndarray) -> Limits:
-    """Give limits as numbers, or refuse what are none."""
+    """Return limits as numbers, or raise a ValueError."""
     array = np.asarray(limits, np.float64)
     if array.shape != (2, 2) or not np.isfinite(array).all() or (array[:, 0] >= array[:, 1]).any():
         raise ValueError(f"limits must be ((left, right), (bottom, top)), finite and increasing; got {limits}.")
@@ -62,7 +62,7 @@ def checked(limits: Limits | np.ndarray) -> Limits:
 
 
 def limits_around(sets: list[np.ndarray]) -> Limits:
-    """Give limits with a margin around all finite points of some sets (n, 2)."""
+    """Compute limits with a margin around all finite points of some sets (n, 2)."""
     points = np.concatenate(sets)
     points = points[np.isfinite(points).all(axis=1)]
     if points.size == 0:

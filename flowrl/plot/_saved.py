@@ -1,4 +1,4 @@
-"""What was saved on the way: trajectories, and what had been spent at each set."""
+"""Saved trajectories, and the budget spent at each saved set."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ from flowrl.plot._plane import matrix
 
 
 def by_name(solutions: Solution | Mapping[str, Solution]) -> dict[str, Solution]:
-    """Give solutions by name; a single one has the empty name."""
+    """Return solutions by name; a single one has the empty name."""
     named = dict(solutions) if isinstance(solutions, Mapping) else {"": solutions}
     for name, solution in named.items():
         if not isinstance(solution, Solution):
@@ -29,7 +29,7 @@ def by_name(solutions: Solution | Mapping[str, Solution]) -> dict[str, Solution]
 
 
 def check_one_set(solution: Solution) -> None:
-    """Refuse a batch of sets."""
+    """Raise a ValueError for a batch of sets."""
     batch = np.shape(solution.stats["steps"])
     if batch:
         raise ValueError(
@@ -39,14 +39,14 @@ def check_one_set(solution: Solution) -> None:
 
 
 def trajectory_of(solution: Solution, axes: int) -> np.ndarray:
-    """Give the saved sets as an array with `axes` leading axes and one of coordinates."""
+    """Return the saved sets as an array with `axes` leading axes and one of coordinates."""
     if solution.trajectory is None:
         raise ValueError("no trajectory was saved; call transport with save=(0, ...): step counts, or times.")
     return matrix(solution.trajectory, axes)
 
 
 def spent_at(solution: Solution, steps: Sequence[float] | None, scale: PyTree[ArrayLike] | None) -> np.ndarray:
-    """Give the steps, or the root mean square displacement of every set saved, the mean over the sets of a batch."""
+    """Return the steps, or the root mean square displacement, of every set saved; the mean over a batch."""
     batch = len(np.shape(solution.stats["steps"]))
     saved = trajectory_of(solution, batch + 2)
     if steps is not None:
@@ -72,13 +72,13 @@ def spent_at(solution: Solution, steps: Sequence[float] | None, scale: PyTree[Ar
     return moved.reshape(-1, moved.shape[-1]).mean(axis=0)
 
 
-def clock_of(steps: Sequence[float]) -> str:
-    """Say what saved numbers count."""
+def step_label(steps: Sequence[float]) -> str:
+    """Return what saved numbers count: "step" or "time"."""
     return "step" if np.issubdtype(np.asarray(steps).dtype, np.integer) else "time"
 
 
 def _unit(particles: Particles, scale: PyTree[ArrayLike] | None, axes: int) -> np.ndarray:
-    """Give a budget's scale as one number for each coordinate (d,)."""
+    """Return a budget's scale as one number for each coordinate (d,)."""
     if scale is None:
         return np.ones(1)
     one = jax.tree.map(lambda leaf: np.zeros(leaf.shape[axes:]), particles)
@@ -89,5 +89,5 @@ def _unit(particles: Particles, scale: PyTree[ArrayLike] | None, axes: int) -> n
 
 
 def _rms(moves: np.ndarray) -> np.ndarray:
-    """Give the root mean square length over the particles of (..., n, d)."""
+    """Compute the root mean square length over the particles of (..., n, d)."""
     return np.sqrt(np.mean(np.sum(moves**2, axis=-1), axis=-1))

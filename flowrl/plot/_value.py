@@ -13,7 +13,7 @@ from flowrl._custom_types import Particles
 from flowrl._solution import Solution
 from flowrl._target import AbstractTarget
 from flowrl.plot._canvas import BATCH, axes_or_new
-from flowrl.plot._saved import by_name, clock_of, spent_at, trajectory_of
+from flowrl.plot._saved import by_name, spent_at, step_label, trajectory_of
 
 
 def value(
@@ -28,8 +28,8 @@ def value(
 
     For one set: the mean value over its particles (line), the best (dashed), and a band that holds the middle 80 % of
     the particles. For a batch of sets under `jax.vmap`: the means over sets of these two, and a band that holds the
-    middle 80 % of the sets' means. Values that are not finite are left out. Spent is the root mean square distance of
-    the particles to their start, as in `stats["displacement_rms"]`, the largest so far; or the steps.
+    middle 80 % of the sets' means. Values that are not finite are left out. The budget spent is the root mean square
+    distance of the particles to their start, as in `stats["displacement_rms"]`, the largest so far; or the steps.
 
     Args:
         solutions: what `transport(..., save=(0, ...))` returned, for one set or a batch; or several, by name.
@@ -44,8 +44,7 @@ def value(
         The `Axes`. For each solution it has gained two lines and a band.
 
     Raises:
-        ImportError: matplotlib is missing.
-        TypeError: `solutions` are none, or the target knows no value.
+        TypeError: `solutions` are not solutions, or the target knows no value.
         ValueError: no trajectory was saved; `steps` or values do not fit it; or it does not begin at the start, or the
             budget had another scale.
 
@@ -71,7 +70,8 @@ def value(
         ax.plot(spent, best, linestyle="--", color=line.get_color())
         ax.fill_between(spent, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     unit = "" if scale is None else ", in units of scale"
-    ax.set(xlabel=f"RMS displacement{unit}" if steps is None else clock_of(steps), ylabel="value: mean, best (dashed)")
+    xlabel = f"RMS displacement{unit}" if steps is None else step_label(steps)
+    ax.set(xlabel=xlabel, ylabel="value: mean, best (dashed)")
     if isinstance(solutions, Mapping):
         ax.legend()
     return ax
@@ -88,7 +88,7 @@ def _curves(
     steps: Sequence[float] | None,
     scale: PyTree[ArrayLike] | None,
 ) -> tuple[np.ndarray, ...]:
-    """Give what was spent, the mean, the best, and the lower and upper end of the band, each (saved,)."""
+    """Compute the budget spent, the mean, the best, and the lower and upper end of the band, each (saved,)."""
     batch = np.shape(solution.stats["steps"])
     axes = len(batch) + 2
     shape = trajectory_of(solution, axes).shape[:-1]
@@ -107,5 +107,5 @@ def _curves(
         warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, where a set has no finite value: a gap in the line
         means, best = np.nanmean(values, axis=2), np.nanmax(values, axis=2)
         low, high = np.nanquantile(means if batch else values[0].T, (0.1, 0.9), axis=0)
-        # What has been spent is not given back, though a diffusion's particles may come nearer again.
+        # The budget spent never falls, though a diffusion's particles may come nearer to their start again.
         return np.maximum.accumulate(spent), np.nanmean(means, axis=0), np.nanmean(best, axis=0), low, high

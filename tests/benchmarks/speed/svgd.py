@@ -29,7 +29,7 @@ class LikePeers(flowrl.AbstractBandwidth):
 
     def __call__(self, positions, alive):
         """Give σ²."""
-        median = flowrl.MedianBandwidth(most=None)(positions, alive)
+        median = flowrl.MedianBandwidth(max_particles=None)(positions, alive)
         return median / (2 * jnp.log(jnp.asarray(positions.shape[0], positions.dtype)))
 
 
