@@ -10,7 +10,7 @@ from problems import FLOAT, X64, assert_close, distances, draw, log_normal, same
 import flowrl
 from flowrl import IMQ, RBF, FixedBandwidth, Linear, Matern, Preconditioned
 from flowrl._kernel import _blocks
-from flowrl._kernel._base import _pairs
+from flowrl._kernel._scalar import _pairs
 from flowrl._kernel._preconditioned import _whiten
 
 NORMAL = flowrl.Density(log_normal)

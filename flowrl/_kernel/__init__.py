@@ -10,7 +10,6 @@ from flowrl._kernel._bandwidth import (
 )
 from flowrl._kernel._base import (
     AbstractKernel as AbstractKernel,
-    AbstractScalarKernel as AbstractScalarKernel,
     Jet as Jet,
     Pairs as Pairs,
 )
@@ -24,3 +23,4 @@ from flowrl._kernel._linear import Linear as Linear, refuse_linear as refuse_lin
 from flowrl._kernel._preconditioned import Preconditioned as Preconditioned
 from flowrl._kernel._radial import IMQ as IMQ, Matern as Matern
 from flowrl._kernel._rbf import RBF as RBF
+from flowrl._kernel._scalar import AbstractScalarKernel as AbstractScalarKernel

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from flowrl._custom_types import Mask, Positions
-from flowrl._kernel._base import AbstractKernel, AbstractScalarKernel, Jet, Pairs
+from flowrl._kernel._base import AbstractKernel, Jet, Pairs
+from flowrl._kernel._scalar import AbstractScalarKernel
 from flowrl._misc import number
 
 

@@ -13,9 +13,10 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, ArrayLike, Float
 
 from flowrl._custom_types import Mask, Positions, Scalar
-from flowrl._kernel._base import AbstractKernel, AbstractScalarKernel
+from flowrl._kernel._base import AbstractKernel
 from flowrl._kernel._distance import centre, relative_to_mean
 from flowrl._kernel._rbf import RBF
+from flowrl._kernel._scalar import AbstractScalarKernel
 from flowrl._misc import concrete
 
 _FEW = 31  # coordinates; OpenBLAS solves systems with fewer than about a thousand unknowns on one thread

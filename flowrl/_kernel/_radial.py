@@ -11,7 +11,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from flowrl._custom_types import Mask, Positions
 from flowrl._kernel._bandwidth import AbstractBandwidth, MedianBandwidth, check_rule, fixed_at, fixed_variance
-from flowrl._kernel._base import AbstractScalarKernel, Jet, Pairs
+from flowrl._kernel._base import Jet, Pairs
+from flowrl._kernel._scalar import AbstractScalarKernel
 from flowrl._misc import number
 
 _SMOOTHNESS = (0.5, 1.5, 2.5)

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 
 from flowrl._custom_types import Mask, Positions
 from flowrl._kernel._bandwidth import AbstractBandwidth, MedianBandwidth, check_rule, fixed_at, fixed_variance
-from flowrl._kernel._base import AbstractScalarKernel, Jet, Pairs
+from flowrl._kernel._base import Jet, Pairs
+from flowrl._kernel._scalar import AbstractScalarKernel
 
 
 class RBF(AbstractScalarKernel):
