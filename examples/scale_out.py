@@ -94,7 +94,7 @@ from rich.table import Table
 
 import flowrl
 from flowrl import sharding
-from flowrl.rl import Standardizer, make_replay, train
+from flowrl.rl import ReferenceLearner, Standardizer, make_replay, train
 from flowrl.rl.data import Transitions
 from flowrl.rl.learning import presets
 from flowrl.scripts._console import end_well
@@ -192,7 +192,7 @@ def train_seeds(config: Config, devices: Mesh) -> tuple[Any, dict[str, Any]]:
     ends = np.ones_like(rewards)  # every decision is the last one: no bootstrapping
     data = Transitions(states, actions, rewards, states, 1 - ends, ends)
     replay = make_replay(data, Standardizer.fit(states), discount=0.99)
-    small: dict[str, Any] = {"hidden": (64, 64), "reference_hidden": (64, 64), "batch_size": 64}
+    small: dict[str, Any] = {"hidden": (64, 64), "reference": ReferenceLearner(hidden=(64, 64)), "batch_size": 64}
     vgf = presets.default(1, 0.1, frozen_reference=False, relative=False, **small)
 
     start = eqx.filter_vmap(lambda key: vgf.init(4, 2, key=key))(jr.split(jr.key(0), config.seeds))

@@ -7,7 +7,7 @@ import pytest
 
 import flowrl
 from flowrl import sharding
-from flowrl.rl import Standardizer, make_replay, train
+from flowrl.rl import ReferenceLearner, Standardizer, make_replay, train
 from flowrl.rl.data import Transitions
 from flowrl.rl.learning import presets
 
@@ -71,7 +71,7 @@ def test_a_vgf_learner_learns_on_a_gpu():
     ends = (np.arange(400) % 100 == 99).astype(np.float32)
     data = Transitions(observations, actions, ends, np.roll(observations, -1, 0), np.ones_like(ends), ends)
     replay = make_replay(data, Standardizer.fit(observations), discount=0.99)
-    vgf = presets.authors(1, 0.05, particles=4, hidden=(16,), reference_hidden=(16,), batch_size=32)
+    vgf = presets.authors(1, 0.05, particles=4, hidden=(16,), reference=ReferenceLearner(hidden=(16,)), batch_size=32)
     state, metrics = train(vgf, vgf.init(5, 2, key=jax.random.key(1)), replay, 4)
     assert int(state.step) == 4
     assert all(np.isfinite(x) for x in metrics.values())

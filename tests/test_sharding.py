@@ -25,7 +25,7 @@ import flowrl
 from flowrl import sharding
 from flowrl._validation import resolve
 from flowrl._transport import _run
-from flowrl.rl import Standardizer, make_replay, presets
+from flowrl.rl import ReferenceLearner, Standardizer, make_replay, presets
 from flowrl.rl.data import Transitions
 
 report = {}
@@ -74,7 +74,7 @@ data = Transitions(rows(400, 5), rows(400, 2).clip(-1, 1), ends, rows(400, 5), n
 replay = make_replay(data, Standardizer.fit(data.observations), discount=0.99)
 cached = jnp.asarray(rows(400, 4, 2).clip(-1, 1))
 replay = eqx.tree_at(lambda r: r.particles, replay, cached, is_leaf=lambda x: x is None)
-small = {"particles": 4, "samples": 4, "hidden": (8,), "reference_hidden": (8,)}
+small = {"particles": 4, "samples": 4, "hidden": (8,), "reference": ReferenceLearner(hidden=(8,))}
 vgf = presets.default(1, 0.05, batch_size=32, learning_rate=0.01, **small)
 batch, key = jnp.arange(32), jr.key(0)
 learned = eqx.filter_jit(lambda state, replay, key: vgf.update(state, replay, batch, key)[0])

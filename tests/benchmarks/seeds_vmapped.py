@@ -43,7 +43,7 @@ def main() -> None:
     algorithms = {
         "VGF, L_train = 0": presets.default(0, particles=4, samples=4),
         "VGF, L_train = 1": presets.default(1, particles=4, samples=4),
-        "TD3+BC": baselines.TD3BC(),
+        "TD3+BC": baselines.td3_bc(),
         "FQL, two layers of 256": baselines.FQL(hidden=(256, 256)),
     }
     print(f"| algorithm | one seed, updates/s | {options.seeds} vmapped, updates/s of all | ratio |\n|---|---|---|---|")

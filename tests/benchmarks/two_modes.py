@@ -20,12 +20,23 @@ from matplotlib.figure import Figure
 
 import flowrl
 from flowrl.nn import MLP
-from flowrl.rl import AbstractAggregate, Critic, Mean, Policy, Standardizer, Trainable, fit, make_replay
+from flowrl.rl import (
+    AbstractAggregate,
+    Critic,
+    FlowMatching,
+    Gaussian,
+    Mean,
+    Policy,
+    ReferenceLearner,
+    Standardizer,
+    Trainable,
+    fit,
+    make_replay,
+)
 from flowrl.rl.data import Transitions
 from flowrl.rl.learning import baselines, presets
 from flowrl.rl.learning._train import copied, polyak
-from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, backup, counters, critic_step, gather
-from flowrl.rl.learning.baselines._bc import reference_learner
+from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, backup, critic_step, gather
 from flowrl.rl.learning.baselines._fql import FQLState
 
 BEST, DATA = 0.75, 0.45
@@ -67,17 +78,19 @@ class Residual(AbstractActorCritic):
     learning_rate: float = eqx.field(static=True, default=1e-3)
     batch_size: int = eqx.field(static=True, default=128)
     hidden: tuple[int, ...] = eqx.field(static=True, default=(64, 64))
+    members: int = eqx.field(static=True, default=2)
 
     def init(self, observation_size, action_size, *, key):
         reference_key, actor_key, critic_key, run_key = jr.split(key, 4)
         inputs = (observation_size, action_size) if self.sees_action else (observation_size,)
-        critic = Critic(observation_size, action_size, self.hidden, 2, key=critic_key)
+        critic = Critic(observation_size, action_size, self.hidden, self.members, key=critic_key)
         return FQLState(
             reference=self._learner.init(observation_size, action_size, key=reference_key),
             actor=Trainable.start(MLP(inputs, 2 * action_size, self.hidden, key=actor_key), self._optimiser),
             critic=Trainable.start(critic, self._optimiser),
             target_critic=copied(critic),
-            **counters(action_size, run_key),
+            step=jnp.zeros((), jnp.int32),
+            key=run_key,
         )
 
     def act(self, actor, reference, observation, key):
@@ -90,10 +103,10 @@ class Residual(AbstractActorCritic):
     def update(self, state, replay, rows, key):
         batch = gather(replay, rows)
         backup_key, reference_key, actor_key = jr.split(key, 3)
-        law = state.reference.network
+        reference = state.reference.network
 
         def acted(actor, observations, key):
-            return jax.vmap(lambda s, k: self.act(actor, law, s, k))(observations, jr.split(key, len(rows)))
+            return jax.vmap(lambda s, k: self.act(actor, reference, s, k))(observations, jr.split(key, len(rows)))
 
         def loss(actor):
             actions = acted(actor, batch.observations, actor_key)
@@ -102,10 +115,10 @@ class Residual(AbstractActorCritic):
         after = acted(state.actor.network, batch.next_observations, backup_key)
         targets = backup(state.target_critic, self.target, batch, after[:, None])
         critic, td_loss = critic_step(state.critic, self._optimiser, batch, targets)
-        reference, _ = self._learner.update(state.reference, batch.observations, batch.actions, reference_key)
+        fitted, _ = self._learner.update(state.reference, batch.observations, batch.actions, reference_key)
         state = dataclasses.replace(
             state,
-            reference=reference,
+            reference=fitted,
             actor=state.actor.updated(eqx.filter_grad(loss)(state.actor.network), self._optimiser),
             critic=critic,
             target_critic=polyak(state.target_critic, critic.network, self.polyak),
@@ -122,20 +135,20 @@ class Residual(AbstractActorCritic):
 
     @property
     def _learner(self):
-        return reference_learner("flow", self.hidden, 5, self.learning_rate)
+        return ReferenceLearner(FlowMatching(5), self.hidden, self.learning_rate, updates=None)
 
 
 def learners():
     """Name each algorithm with the policy by which it acts."""
-    vgf = {"reference_hidden": (64, 64), "reference_updates": 2000, **SIZES}
-    flowing = Policy("flow", 8, 3, 0.2, select="uniform")
+    flow, gaussian = (ReferenceLearner(model, (64, 64), updates=2000) for model in (FlowMatching(), Gaussian()))
+    flowing = Policy("flow", 8, flowrl.Budget(3, 0.2), select="uniform")
     proposal = Policy("proposal", 1)
     return {
         "cloned flow": (baselines.BC(hidden=(64, 64), batch_size=128), proposal),
-        "VGF, L = 3": (presets.default(0, **vgf), flowing),
-        "VGF, Gaussian reference": (presets.default(0, reference="gaussian", **vgf), flowing),
-        "IQL, its normal law": (baselines.IQL(temperature=1.0, **SIZES), proposal),
-        "TD3+BC": (baselines.TD3BC(**SIZES), proposal),
+        "VGF, L = 3": (presets.default(0, reference=flow, **SIZES), flowing),
+        "VGF, Gaussian reference": (presets.default(0, reference=gaussian, **SIZES), flowing),
+        "IQL, its normal distribution": (baselines.IQL(temperature=1.0, **SIZES), proposal),
+        "TD3+BC": (baselines.td3_bc(**SIZES), proposal),
         "Gaussian residual": (Residual(sees_action=False), proposal),
         "residual that sees the sample": (Residual(sees_action=True), proposal),
         "the same of BCQ's size, 0.05": (Residual(sees_action=True, reach=0.05), proposal),
@@ -155,9 +168,8 @@ def actions_of(algorithm, policy: Policy, seed: int, draws: int = 500) -> np.nda
     def act(key):
         keys, choice = jr.split(key, policy.candidates + 1)[1:], jr.split(key, policy.candidates + 1)[0]
         particles = jax.vmap(lambda k: algorithm.propose(state, observation, k))(keys)
-        if policy.steps:
-            step_size = jnp.asarray(policy.step_size, jnp.float32)
-            particles = algorithm.improve(state, observation, particles, policy.steps, step_size).particles
+        if policy.budget is not None:
+            particles = algorithm.improve(state, observation, particles, policy.budget).particles
         return flowrl.uniform_select(particles, jnp.zeros(policy.candidates, jnp.float32), key=choice).particle
 
     return np.asarray(act(jr.split(jr.key(seed + 100), draws)))

@@ -4,6 +4,7 @@ Networks without hidden layers are affine, so that the numbers below are short s
 """
 
 import dataclasses
+import functools
 
 import equinox as eqx
 import jax
@@ -13,11 +14,16 @@ import numpy as np
 import pytest
 from rl.toys import bandit, chain
 
+from flowrl import Budget
 from flowrl.nn import MLP
 from flowrl.rl import (
+    AbstractValueBased,
     Agent,
     Critic,
+    DiffusionPolicy,
+    First,
     FlowReference,
+    Gaussian,
     Mean,
     Minimum,
     OneStepReference,
@@ -31,13 +37,11 @@ from flowrl.rl import (
 from flowrl.rl.learning import baselines
 from flowrl.rl.learning.baselines import (
     _deterministic,
-    _diffusion_ql,
-    _flow_ql,
     _fql,
+    _generative_ql,
     _implicit,
     _iql,
     _rebrac,
-    _td3_bc,
 )
 from flowrl.runs import RunDirectory
 
@@ -94,7 +98,12 @@ def test_td3_bc_actor_loss_and_its_gradient():
     """λ is a constant: the gradient is that of the mean square minus λ times the first critic's slope."""
     states, actions = batch()
     actor, critic = baselines.DeterministicActor(OBS, ACT, (), key=jr.key(1)), affine_critic()
-    (loss, metrics), gradient = graded(_td3_bc.td3_bc_loss, actor, critic, baselines.First(), *on(states, actions), 2.5)
+    (loss, metrics), gradient = graded(
+        _rebrac.rebrac_loss, actor, critic, First(), baselines.mean_square, *on(states, actions), 1.0, 2.5
+    )
+    setting = baselines.td3_bc()
+    assert (setting.actor_penalty, setting.alpha, setting.critic_penalty) == (1.0, 2.5, 0.0)
+    assert (setting.distance, setting.improvement) == (baselines.mean_square, First())
     chosen = np.tanh(affine(actor.network.layers[0], states))
     values = values_of(critic, states, chosen)[:, 0]
     strength = 2.5 / np.abs(values).mean()
@@ -108,7 +117,9 @@ def test_td3_bc_actor_loss_and_its_gradient():
 def test_rebrac_actor_loss_and_its_gradient():
     states, actions = batch()
     actor, critic = baselines.DeterministicActor(OBS, ACT, (), key=jr.key(1)), affine_critic()
-    (loss, metrics), gradient = graded(_rebrac.rebrac_loss, actor, critic, Minimum(), *on(states, actions), 0.3)
+    (loss, metrics), gradient = graded(
+        _rebrac.rebrac_loss, actor, critic, Minimum(), baselines.squared_distance, *on(states, actions), 0.3, 1.0
+    )
     chosen = np.tanh(affine(actor.network.layers[0], states))
     values = values_of(critic, states, chosen)
     smallest, member = values.min(axis=1), values.argmin(axis=1)
@@ -316,9 +327,11 @@ def test_flow_ql_loss_and_its_gradient_through_the_steps(normalise):
     noise, begin = draw(BATCH, ACT, seed=5), 0.3 * draw(BATCH, ACT, seed=6)
     time = np.linspace(0, 1, BATCH, dtype=np.float32)
     actor, critic = FlowReference(OBS, ACT, (), steps=3, key=jr.key(7)), affine_critic()
-    (total, metrics), gradient = graded(
-        _flow_ql.flow_ql_loss, actor, critic, Mean(), *on(states, actions, noise, time, begin), 0.5, normalise=normalise
-    )
+    on_device = on(states, actions, noise, time, begin)
+    setting = baselines.flow_ql(normalise=normalise)
+    assert (setting.eta, setting.alpha, setting.improvement) == (1.0, 10.0, Mean())
+    value = functools.partial(setting.actor_value, critic, Mean(), on_device[0], key=jr.key(0))
+    (total, metrics), gradient = graded(_generative_ql.generative_ql_loss, actor, value, *on_device, 0.5, 1.0)
     scale = np.abs(
         values_of(critic, states, np.clip(euler(actor.field.layers[0], states, begin, 3), -1, 1)).mean(1)
     ).mean()
@@ -353,7 +366,7 @@ def guess(policy, states, x, step):
 
 
 def test_diffusion_loss_and_one_step_back():
-    policy = baselines.DiffusionPolicy(OBS, ACT, (), steps=3, key=jr.key(0))
+    policy = DiffusionPolicy(OBS, ACT, (), steps=3, key=jr.key(0))
     states, actions = batch()
     beta, kept = schedule(3)
     assert kept[-1] == pytest.approx(np.exp(-0.1 - 4.95)), "the schedule ends at exp(−β_min − (β_max − β_min)/2)"
@@ -385,7 +398,7 @@ def test_diffusion_samples_are_the_data_if_the_noise_is_known():
         here = hot @ jnp.asarray(kept, jnp.float32)
         return (x - jnp.sqrt(here) * action) / jnp.sqrt(1 - here)
 
-    policy = baselines.DiffusionPolicy(OBS, ACT, (), steps=4, key=jr.key(0))
+    policy = DiffusionPolicy(OBS, ACT, (), steps=4, key=jr.key(0))
     policy = eqx.tree_at(lambda p: p.network, policy, best)
     np.testing.assert_allclose(policy.sample(*on(np.zeros(OBS, np.float32), draw(4, ACT))), action, atol=1e-5)
 
@@ -394,12 +407,15 @@ def test_diffusion_samples_are_the_data_if_the_noise_is_known():
 def test_diffusion_ql_loss(member):
     """The value of one member over the size of the other's; both at the end of the chain of denoising steps."""
     states, actions = batch()
-    policy, critic = baselines.DiffusionPolicy(OBS, ACT, (), steps=3, key=jr.key(1)), affine_critic()
+    policy, critic = DiffusionPolicy(OBS, ACT, (), steps=3, key=jr.key(1)), affine_critic()
     noise, chain_noise = draw(BATCH, ACT, seed=5), draw(BATCH, 3, ACT, seed=6)
     steps = np.asarray([0, 1, 2, 1, 0])
-    (total, metrics), gradient = graded(
-        _diffusion_ql.diffusion_ql_loss, policy, critic, *on(states, actions, noise, steps, chain_noise, member), 0.7
-    )
+    on_device = on(states, actions, noise, steps, chain_noise)
+    setting = baselines.diffusion_ql()
+    assert (setting.eta, setting.alpha) == (1.0, 1.0)
+    key = next(k for k in map(jr.key, range(20)) if int(jr.randint(k, (), 0, 2)) == member)
+    value = functools.partial(setting.actor_value, critic, Mean(), on_device[0], key=key)
+    (total, metrics), gradient = graded(_generative_ql.generative_ql_loss, policy, value, *on_device, 1.0, 0.7)
     beta, kept = schedule(3)
     before = np.concatenate([[1.0], kept[:-1]])
 
@@ -435,29 +451,30 @@ def test_diffusion_ql_loss(member):
 
 def test_proposals_flow_along_the_critic():
     """Where Q is linear, Adam moves every coordinate by ε in each step, up the slope, and the box stops it."""
-    algorithm = baselines.TD3BC(hidden=())
+    algorithm = baselines.td3_bc(hidden=())
     state = algorithm.init(OBS, ACT, key=jr.key(0))
     observation = jnp.zeros(OBS, jnp.float32)
     particles = jnp.asarray([[0.0, 0.2], [-0.5, 0.1]], jnp.float32)
-    path = algorithm.improve(state, observation, particles, 3, jnp.asarray(0.05, jnp.float32)).trajectory
+    path = algorithm.improve(state, observation, particles, Budget(3, 0.05)).trajectory
     steps = 0.05 * np.arange(4)[:, None, None] * np.sign(slope(state.critic.network, 0))
     np.testing.assert_allclose(path, np.asarray(particles)[None] + steps, atol=1e-4)
-    far = algorithm.improve(state, observation, particles, 3, jnp.asarray(1.0, jnp.float32)).trajectory
+    far = algorithm.improve(state, observation, particles, Budget(3, 1.0)).trajectory
     assert np.abs(far).max() == 1
     values = algorithm.values(state, observation, particles)
     np.testing.assert_allclose(values, values_of(state.critic.network, np.zeros((2, OBS)), particles).T, rtol=1e-5)
 
 
 def test_cloning_has_no_critic():
-    algorithm = baselines.BC(hidden=(8,), reference_steps=2)
+    algorithm = baselines.make("bc", hidden=(8,), reference_steps=2)
+    assert not isinstance(algorithm, AbstractValueBased)
     state = algorithm.init(OBS, ACT, key=jr.key(0))
     agent = Agent(algorithm, state, Standardizer(jnp.zeros(OBS, jnp.float32), jnp.ones(OBS, jnp.float32)))
     lanes = (jnp.zeros(2, jnp.int32), jnp.zeros((2, OBS), jnp.float32), jnp.arange(2), jnp.zeros(2, jnp.int32))
     acted = act(agent, PolicyTable((Policy("bc", 3),), 2), *lanes, jr.key(0))
     assert not acted.value.any()
     assert np.abs(acted.action).max() <= 1
-    with pytest.raises(ValueError, match="BC has no critic to move candidates along"):
-        act(agent, PolicyTable((Policy("moved", 3, 1, 0.1),), 2), *lanes, jr.key(0))
+    with pytest.raises(ValueError, match="BC has no values to move candidates along"):
+        act(agent, PolicyTable((Policy("moved", 3, Budget(1, 0.1)),), 2), *lanes, jr.key(0))
 
 
 def test_baselines_by_name():
@@ -479,7 +496,7 @@ def test_baselines_by_name():
     ("name", "changes", "message"),
     [
         ("bc", {"hidden": (8, 0)}, "BC: hidden must be widths >= 1"),
-        ("td3_bc", {"delay": 0}, "TD3BC: delay must be >= 1, got 0"),
+        ("td3_bc", {"delay": 0}, "ReBRAC: delay must be >= 1, got 0"),
         ("td3_bc", {"learning_rate": 0.0}, "learning_rate must be > 0"),
         ("rebrac", {"critic_penalty": -1.0}, "critic_penalty must be >= 0"),
         ("rebrac", {"noise": float("nan")}, "noise must be >= 0"),
@@ -516,7 +533,6 @@ def test_runs_resume_exactly(name, tmp_path):
             with RunDirectory(tmp_path / run_name, {"algorithm": name}, resume=i > 0) as run:
                 state = fit(algorithm, replay, updates=updates, interval=3, key=jr.key(1), run=run)
     assert int(state.step) == 9
-    assert int(state.reference_step) == 0
     named = {"bc_loss"} if name == "bc" else {"td_loss", "value"}
     assert named <= set(run.rows[-1])
     for file in ("metrics.csv", "checkpoint.npz"):
@@ -589,9 +605,9 @@ def test_each_beats_cloning_on_a_bandit(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reference", ["flow", "gaussian"])
-def test_cloning_clones(reference):
-    agent = learned("bc", bandit(2000), 1000, 0.0, reference=reference)
+@pytest.mark.parametrize("changes", [{}, {"model": Gaussian()}], ids=["flow", "gaussian"])
+def test_cloning_clones(changes):
+    agent = learned("bc", bandit(2000), 1000, 0.0, **changes)
     actions = actions_of(agent, draw(2000, OBS, seed=3), 1)
     np.testing.assert_allclose(actions.mean(axis=0), -0.2, atol=0.05)
     np.testing.assert_allclose(actions.std(axis=0), 0.2, atol=0.06)
@@ -633,7 +649,7 @@ def test_each_beats_cloning_on_a_chain(name):
 def test_the_flow_adds_to_a_baseline():
     """Test-time transport along IQL's critic: what the data hold back, the flow reaches."""
     agent = learned("iql", bandit(2000), 1000, 0.0)
-    policies = (Policy("iql", 1), Policy("flow", 1, 5, 0.1))
+    policies = (Policy("iql", 1), Policy("flow", 1, Budget(5, 0.1)))
     table = PolicyTable(policies, 400)
     observations = jnp.asarray(draw(400, OBS, seed=3))
     which = jnp.repeat(jnp.arange(2), 200)

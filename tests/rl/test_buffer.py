@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from rl.toys import transitions
 
-from flowrl.rl import Buffer, HostBuffer, Rows, Standardizer, Windows, check_rows_agree, make_replay, train
+from flowrl.rl import (
+    Buffer,
+    HostBuffer,
+    ReferenceLearner,
+    Rows,
+    Standardizer,
+    Windows,
+    check_rows_agree,
+    make_replay,
+    train,
+)
 from flowrl.rl.data import RewardTransform, Transitions
 from flowrl.rl.data.replay._buffer import check_ring
 from flowrl.rl.learning import baselines, presets
@@ -144,7 +154,7 @@ def test_batches_hold_the_share_of_new_rows_that_the_protocol_says(protocol, sha
 def test_an_algorithm_learns_from_it_as_from_any_replay():
     data = walk(60, [29], [])
     replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
-    vgf = presets.default(hidden=(8,), reference_hidden=(8,), batch_size=16, reference_updates=2)
+    vgf = presets.default(hidden=(8,), reference=ReferenceLearner(hidden=(8,), updates=2), batch_size=16)
     state = vgf.init(2, 1, key=jr.key(0))
     state, replay = vgf.prepare(state, replay, key=jr.key(1))
     buffer = Buffer(replay, 20, "rlpd")
@@ -167,7 +177,7 @@ def test_training_from_the_host_is_the_same_training(algorithm):
     standardizer = Standardizer.fit(data.observations)
     replay = make_replay(data, standardizer, discount=0.9, n_step=2)
     if algorithm == "vgf":
-        learner = presets.default(hidden=(8,), reference_hidden=(8,), batch_size=16, reference_updates=2)
+        learner = presets.default(hidden=(8,), reference=ReferenceLearner(hidden=(8,), updates=2), batch_size=16)
     else:
         learner = baselines.make("rebrac", hidden=(8,), batch_size=16)
     state = learner.init(2, 1, key=jr.key(0))

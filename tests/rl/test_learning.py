@@ -1,5 +1,7 @@
 """The learning rule against known values, and the budget against a known optimum."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,28 +10,36 @@ import numpy as np
 import pytest
 from rl.toys import ToyLanes, bandit, chain, transitions
 
+from flowrl import Budget
 from flowrl.rl import (
     Agent,
+    First,
+    Gaussian,
     LowerConfidence,
+    Maximum,
     Mean,
     Minimum,
     Policy,
     PolicyTable,
+    ReferenceLearner,
     Standardizer,
     act,
     evaluate,
     fit,
     make_replay,
 )
-from flowrl.rl.learning import baselines, presets
-from flowrl.rl.learning._losses import value
+from flowrl.rl.learning import baselines, presets, value
 from flowrl.runs import RunDirectory
 
-SMALL = {"hidden": (64, 64), "reference_hidden": (32, 32), "batch_size": 128, "reference_steps": 5}
+SMALL = {"hidden": (64, 64), "batch_size": 128}
+REFERENCE = ReferenceLearner(hidden=(32, 32), updates=500)
+GAUSSIAN = dataclasses.replace(REFERENCE, model=Gaussian())
 
 
 def trained(data, *, updates, preset=presets.default, n_step=1, discount=0.9, **changes):
-    vgf = preset(reference_updates=500, polyak=0.05, learning_rate=2e-3, **SMALL, **changes)
+    reference = dataclasses.replace(REFERENCE, learning_rate=preset().reference.learning_rate)
+    options = {"reference": reference, "polyak": 0.05, "learning_rate": 2e-3, **SMALL}
+    vgf = preset(**options | changes)
     standardizer = Standardizer.fit(data.observations)
     replay = make_replay(data, standardizer, discount=discount, n_step=n_step)
     state = fit(vgf, replay, updates=updates, interval=500, key=jr.key(0))
@@ -71,7 +81,7 @@ def test_transported_targets_and_the_maximum_are_worth_more():
     """The value of a state rises with what the target assumes will be done there, toward the optimum 0."""
     mean = trained(chain(3000), updates=1500)
     moved = trained(chain(3000), updates=1500, steps=5, step_size=0.3)
-    best = trained(chain(3000), updates=1500, over_particles="max")
+    best = trained(chain(3000), updates=1500, particle_aggregate=Maximum())
     values = [q(agent, 0, 0.5) for agent in (mean, moved, best)]
     assert values[0] < values[1] - 0.3
     assert values[0] < values[2] - 0.3
@@ -84,7 +94,10 @@ def test_transported_targets_and_the_maximum_are_worth_more():
     [
         (presets.default, {"steps": 0, "step_size": 0.3}),
         (presets.default, {"steps": 3, "step_size": 0.3}),
-        (presets.default, {"steps": 3, "step_size": 0.3, "reference": "gaussian"}),
+        (
+            presets.default,
+            {"steps": 3, "step_size": 0.3, "reference": dataclasses.replace(REFERENCE, model=Gaussian())},
+        ),
         (presets.default, {"steps": 3, "step_size": 0.3, "amortized": "particles"}),
         (presets.paper, {"steps": 3, "step_size": 0.2}),
         (presets.authors, {"steps": 3, "step_size": 0.1}),
@@ -99,17 +112,16 @@ def test_vgf_beats_cloning_on_a_chain(preset, changes):
     vgf, state, budget = agent.algorithm, agent.state, agent.algorithm.train_budget
 
     @eqx.filter_jit
-    def acted(place, steps, size):
+    def acted(place):
         start = jax.vmap(lambda k: vgf.propose(state, place, k))(jr.split(jr.key(7), 512))
-        return vgf.improve(state, place, start, steps, size).particles if steps else start
+        return vgf.improve(state, place, start, budget).particles if budget.steps else start
 
-    table = PolicyTable((Policy("vgf", 8, 3, changes["step_size"]),), 300)
+    table = PolicyTable((Policy("vgf", 8, budget.with_steps(3, changes["step_size"])),), 300)
     zero, observations = jnp.zeros(300, jnp.int32), jnp.asarray(np.eye(4, dtype=np.float32)[np.arange(300) % 3])
     actions = act(agent, table, zero, observations, jnp.arange(300), zero, jr.key(9)).action
     assert ((actions - 0.5) ** 2).mean() < 0.05
     # What its targets assume of each later place: particles at the training budget.
-    size = jnp.asarray(changes["step_size"], jnp.float32)
-    worth = [-float(((acted(place, int(budget.bound), size) - 0.5) ** 2).mean()) for place in places]
+    worth = [-float(((acted(place) - 0.5) ** 2).mean()) for place in places]
     assert q(agent, 0, 0.5) == pytest.approx(0.9 * worth[1] + 0.81 * worth[2], abs=0.15)
 
 
@@ -133,7 +145,7 @@ def test_runs_with_chunks_and_returns_of_more_steps_resume_exactly(name, changes
     assert float((replay.following >= 0).mean()) > 0.5
     sizes = {"hidden": (8,), "batch_size": 16}
     algorithm = (
-        presets.default(1, 0.3, reference_hidden=(8,), reference_updates=6, **sizes)
+        presets.default(1, 0.3, reference=ReferenceLearner(hidden=(8,), updates=6), **sizes)
         if name == "vgf"
         else baselines.make(name, **sizes)
     )
@@ -161,9 +173,9 @@ def test_the_flow_improves_on_selection_where_the_optimum_lies_outside_the_data(
     policies = (
         Policy("bc", 8, select="uniform"),
         Policy("best of 8", 8),
-        Policy("vgf", 8, 5, 0.5),
-        Policy("flow alone", 8, 5, 0.5, select="uniform"),
-        Policy("noise", 8, 5, 0.5, random_directions=True),
+        Policy("vgf", 8, Budget(5, 0.5)),
+        Policy("flow alone", 8, Budget(5, 0.5), select="uniform"),
+        Policy("noise", 8, Budget(5, 0.5), random_directions=True),
         Policy("best of 32", 32),
     )
     measured = evaluate(agent, policies, ToyLanes(12), episodes=10, seed=0)
@@ -184,6 +196,8 @@ def test_aggregates():
     values = jnp.asarray([[1.0, 2.0], [3.0, 2.0]])
     np.testing.assert_allclose(Mean()(values), [2, 2])
     np.testing.assert_allclose(Minimum()(values), [1, 2])
+    np.testing.assert_allclose(Maximum()(values), [3, 2])
+    np.testing.assert_allclose(First()(values), [1, 2])
     np.testing.assert_allclose(LowerConfidence(2.0)(values), [0, 2], atol=1e-5)
     gradient = jax.grad(lambda v: LowerConfidence(1.0)(v).sum())(jnp.ones((2, 3)))
     assert np.isfinite(gradient).all()
@@ -223,7 +237,7 @@ def test_transports_that_fail_stop_the_training():
 
     data = chain(300)
     narrow = flowrl.Transport(flowrl.Ascent(), flowrl.Optax(), flowrl.Box(-0.01, 0.01))
-    vgf = presets.default(1, 0.1, transport=narrow, reference_updates=10, **SMALL)
+    vgf = presets.default(1, 0.1, transport=narrow, reference=dataclasses.replace(REFERENCE, updates=10), **SMALL)
     replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
     with pytest.raises(FloatingPointError, match="transports an update failed"):
         fit(vgf, replay, updates=10, interval=10, key=jr.key(0))

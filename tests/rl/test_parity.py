@@ -10,11 +10,7 @@ import pytest
 
 import flowrl
 from flowrl.nn import MLP
-from flowrl.rl import Critic, FlowReference
-from flowrl.rl.learning import presets
-from flowrl.rl.learning._losses import critic_loss, td_target
-from flowrl.rl.learning._reference_learner import reference_loss
-from flowrl.rl.networks._critic import Mean, Minimum
+from flowrl.rl import Critic, FlowReference, Mean, Minimum, critic_loss, presets, reference_loss, td_target
 
 VECTORS = Path(__file__).parent / "vectors" / "reference_vgf.npz"
 OBS, ACT, HIDDEN = 5, 3, (16, 16)
@@ -62,9 +58,7 @@ def transported(vgf, critic, observation, particles, save=None):
 def test_one_update_agrees_with_the_authors(vectors, case):
     v = {name.removeprefix(f"{case}/"): jnp.asarray(x) for name, x in vectors.items()}
     critic, target_critic, reference = setting(vectors, case)
-    vgf = presets.authors(
-        2, 0.05, 0.5, particles=4, target=Minimum() if case == "min" else Mean(), hidden=HIDDEN, reference_steps=3
-    )
+    vgf = presets.authors(2, 0.05, 0.5, particles=4, target=Minimum() if case == "min" else Mean(), hidden=HIDDEN)
     states = v["batch/next_observations"]
 
     start = jax.vmap(lambda s, z: jax.vmap(lambda x: reference.sample(s, x))(z))(states, v["particle_noise"])
@@ -74,7 +68,13 @@ def test_one_update_agrees_with_the_authors(vectors, case):
     np.testing.assert_allclose(flow.trajectory.swapaxes(0, 1), v["particles"], atol=1e-5)
 
     y = td_target(
-        target_critic, vgf.target, "mean", v["batch/rewards"], 0.99 * v["batch/masks"], states, flow.particles
+        target_critic,
+        vgf.target,
+        vgf.particle_aggregate,
+        v["batch/rewards"],
+        0.99 * v["batch/masks"],
+        states,
+        flow.particles,
     )
     np.testing.assert_allclose(y, v["td_target"], atol=1e-5)
     loss = critic_loss(critic, v["batch/observations"], v["batch/actions"], y)

@@ -19,14 +19,14 @@ from rl.toys import bandit
 
 from flowrl._io._signals import stops_wait
 from flowrl._io._software import code_digest, software
-from flowrl.rl import Standardizer, fit, make_replay
+from flowrl.rl import ReferenceLearner, Standardizer, fit, make_replay
 from flowrl.rl.learning import presets
 from flowrl.runs import RunDirectory, load_checkpoint, save_checkpoint, to_csv
 
 
 def small(**changes):
-    sizes = {"hidden": (16,), "reference_hidden": (16,), "batch_size": 16}
-    return presets.default(1, 0.1, reference_updates=40, **sizes, **changes)
+    sizes = {"hidden": (16,), "batch_size": 16}
+    return presets.default(1, 0.1, reference=ReferenceLearner(hidden=(16,), updates=40), **sizes, **changes)
 
 
 def train(run, updates=60, **options):

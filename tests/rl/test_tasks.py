@@ -48,7 +48,7 @@ def test_every_row_of_the_paper_is_there_and_known_to_the_data():
         assert task.env in data.environments(), name
         assert task.rewards in data.REWARD_PROTOCOLS
         vgf = task.algorithm()
-        assert vgf.hidden == vgf.reference_hidden == (512,) * 4
+        assert vgf.hidden == vgf.reference.hidden == (512,) * 4
         assert vgf.train_budget.bound == task.steps
         assert not vgf.frozen_reference
 

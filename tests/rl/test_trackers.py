@@ -16,7 +16,7 @@ def test_tensorboard_files_hold_every_number(tmp_path):
 
     data = bandit(60)
     replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
-    algorithm = baselines.TD3BC(hidden=(8,), batch_size=16)
+    algorithm = baselines.td3_bc(hidden=(8,), batch_size=16)
     with Tracker("tensorboard", tmp_path, {}) as tracker:
         rows = []
         fit(

@@ -2,24 +2,29 @@
 
 # ruff: noqa: ARG002  (the toy algorithm has the interface of all algorithms)
 
+import dataclasses
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from rl.toys import bandit
+from rl.toys import bandit, transitions
 
-from flowrl import Solution
+from flowrl import JKO, SVGD, Budget, Diffrax, Langevin, Solution, Transport
 from flowrl.nn import MLP
 from flowrl.rl import (
-    AbstractAlgorithm,
     AbstractState,
+    AbstractValueBased,
     Agent,
     Critic,
+    Denoising,
+    FlowMatching,
     FlowReference,
+    Gaussian,
     GaussianReference,
     Mean,
     OneStepReference,
@@ -34,16 +39,18 @@ from flowrl.rl import (
     make_replay,
 )
 from flowrl.rl.learning import baselines, presets
-from flowrl.rl.networks._critic import aggregated_value
+from flowrl.rl.networks import aggregated_value
 from flowrl.runs import RunDirectory
 
 F32 = jnp.float32
 PLAIN = {"frozen_reference": False, "relative": False}
+REFERENCE = ReferenceLearner(hidden=(16,), updates=20)
 VARIANTS = {
-    "gaussian": {"reference": "gaussian", "reference_average": 0.9},
-    "one step": {"one_step": True},
+    "gaussian": {"reference": dataclasses.replace(REFERENCE, model=Gaussian(), average=0.9)},
+    "one step": {"reference": dataclasses.replace(REFERENCE, one_step=True)},
     "advantage": {"advantage_temperature": 0.5, **PLAIN},
     "amortized on particles": {"amortized": "particles"},
+    "denoising": {"reference": dataclasses.replace(REFERENCE, model=Denoising(3))},
 }
 
 
@@ -53,7 +60,7 @@ def data(rows=200):
 
 
 def small(**changes):
-    sizes = {"hidden": (16,), "reference_hidden": (16,), "batch_size": 16, "reference_updates": 20}
+    sizes = {"hidden": (16,), "batch_size": 16, "reference": REFERENCE}
     return presets.default(1, 0.1, **sizes | changes)
 
 
@@ -73,7 +80,7 @@ def test_the_gaussian_reference_is_a_normal_law():
 
 def test_weights_leave_out_what_weighs_nothing():
     """Two batches whose rows of weight 1 agree give the same loss and the same step, whatever the others hold."""
-    learner = ReferenceLearner("flow", (8,), 3, 1e-2, None, 0.0, one_step=False)
+    learner = ReferenceLearner(FlowMatching(3), (8,), 1e-2, updates=None)
     state = learner.init(3, 2, key=jr.key(0))
     observations, actions = jr.normal(jr.key(1), (6, 3), F32), jr.uniform(jr.key(2), (6, 2), F32)
     weights = jnp.asarray([1, 1, 1, 0, 0, 0], F32)
@@ -91,7 +98,7 @@ def test_weights_leave_out_what_weighs_nothing():
 
 
 def test_the_average_trails_the_weights_and_stands_for_the_reference():
-    learner = ReferenceLearner("gaussian", (8,), 1, 1e-1, None, 0.75, one_step=False)
+    learner = ReferenceLearner(Gaussian(), (8,), 1e-1, updates=None, average=0.75)
     start = learner.init(3, 2, key=jr.key(0))
     after, _ = learner.update(start, jnp.ones((4, 3), F32), jnp.ones((4, 2), F32) / 2, jr.key(1))
     old, new, mean = (
@@ -103,7 +110,7 @@ def test_the_average_trails_the_weights_and_stands_for_the_reference():
 
 @pytest.mark.slow
 def test_one_step_learns_the_samples_of_the_flow():
-    learner = ReferenceLearner("flow", (64,), 5, 3e-3, None, 0.0, one_step=True)
+    learner = ReferenceLearner(FlowMatching(5), (64,), 3e-3, updates=None, one_step=True)
     state = learner.init(3, 2, key=jr.key(0))
     replay = data(1000)
 
@@ -125,6 +132,28 @@ def test_one_step_learns_the_samples_of_the_flow():
     quick = np.asarray(jax.vmap(state.sample)(states, noise))
     assert np.sqrt(np.mean((flow - quick) ** 2)) < 0.3 * flow.std()
     assert not np.allclose(flow, quick)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"average": 1.0}, ValueError, r"average must be in \[0, 1\)"),
+        ({"updates": 0}, ValueError, "updates must be >= 1"),
+        ({"learning_rate": float("nan")}, ValueError, "learning_rate must be > 0"),
+        ({"hidden": (8, 0)}, ValueError, "hidden must be widths >= 1"),
+        ({"model": "flow"}, TypeError, "such as FlowMatching"),
+    ],
+)
+def test_references_that_make_no_sense_are_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        ReferenceLearner(**changes)
+
+
+def test_a_chain_of_noise_cannot_be_distilled():
+    with pytest.raises(ValueError, match="one_step needs the noise of one action, Denoising has more"):
+        ReferenceLearner(Denoising(3), (8,), one_step=True).init(3, 2, key=jr.key(0))
+    with pytest.raises(ValueError, match="steps must be >= 1"):
+        FlowMatching(0)
 
 
 def test_the_one_step_sampler_gets_no_gradient_into_its_teacher():
@@ -155,9 +184,8 @@ def test_the_amortised_loss_compares_with_the_slope_of_the_critic():
 
 @pytest.mark.slow
 def test_the_amortised_direction_agrees_with_the_critic_where_it_was_fitted():
-    vgf = presets.default(
-        1, 0.1, amortized="data", hidden=(64, 64), reference_hidden=(32,), reference_updates=200, learning_rate=2e-3
-    )
+    learner = ReferenceLearner(hidden=(32,), updates=200)
+    vgf = presets.default(1, 0.1, amortized="data", hidden=(64, 64), reference=learner, learning_rate=2e-3)
     replay = data(2000)
     state = fit(vgf, replay, updates=1000, interval=200, key=jr.key(0))
     states, actions = replay.observations[:200], replay.actions[:200]
@@ -173,7 +201,7 @@ def test_the_amortised_direction_agrees_with_the_critic_where_it_was_fitted():
         state,
         (jnp.zeros((64, 2), F32), -jnp.ones(2, F32)),
     )
-    moved = vgf.improve(fooled, states[0], jnp.zeros((4, 2), F32), 1, jnp.asarray(0.5, F32)).particles
+    moved = vgf.improve(fooled, states[0], jnp.zeros((4, 2), F32), Budget(1, 0.5)).particles
     assert (np.asarray(moved) < 0).all()
 
 
@@ -208,7 +236,7 @@ def test_the_loss_of_a_frozen_reference_can_be_held_out_too():
     assert set(losses) == {"reference_loss"}
     assert 0.1 < float(losses["reference_loss"]) < 10
     with pytest.raises(TypeError, match="trains no reference before the rest"):
-        held_out(baselines.TD3BC(hidden=(8,)), state, replay, jr.key(1), 2, "reference")
+        held_out(baselines.td3_bc(hidden=(8,)), state, replay, jr.key(1), 2, "reference")
 
 
 @pytest.mark.slow
@@ -218,15 +246,17 @@ def test_advantage_weights_find_the_good_part_of_bad_data():
     rows = 3000
     good = rng.random(rows) < 0.1
     actions = np.clip(rng.normal(np.where(good, 0.5, -0.5)[:, None], 0.1, (rows, 1)), -1, 1)
-    from rl.toys import transitions
-
     states = rng.normal(size=(rows, 2))
     toy = transitions(states, actions, good * 1.0, states, np.zeros(rows), np.ones(rows))
     replay = make_replay(toy, Standardizer.fit(toy.observations), discount=0.0)
     share = {}
     for beta in (None, 0.2):
         vgf = presets.default(
-            hidden=(64,), reference_hidden=(64,), learning_rate=2e-3, advantage_temperature=beta, **PLAIN
+            hidden=(64,),
+            reference=ReferenceLearner(hidden=(64,)),
+            learning_rate=2e-3,
+            advantage_temperature=beta,
+            **PLAIN,
         )
         state = fit(vgf, replay, updates=2000, interval=1000, key=jr.key(0))
         noise = jr.normal(jr.key(1), (1000, 1), F32)
@@ -240,7 +270,7 @@ def test_advantage_weights_find_the_good_part_of_bad_data():
 # States that choose their own steps
 
 
-class Walk(AbstractAlgorithm):
+class Walk(AbstractValueBased):
     """Particles walk right by one; the members' values are what a function says."""
 
     members: Any = eqx.field(static=True)
@@ -248,27 +278,43 @@ class Walk(AbstractAlgorithm):
     selection: Any = Mean()
 
     def init(self, observation_size, action_size, *, key):
-        return WalkState(jnp.ones(action_size, F32), jnp.zeros((), int), jnp.zeros((), int), key)
+        return WalkState(jnp.zeros((), int), key)
 
     def update(self, state, replay, rows, key):
         raise NotImplementedError
 
     def propose(self, state, observation, key):
-        return jr.uniform(key, state.scale.shape, F32, 0, 0.01)
+        return jr.uniform(key, (1,), F32, 0, 0.01)
 
-    def improve(self, state, observation, particles, steps, step_size):
-        path = particles[None] + step_size * jnp.arange(steps + 1, dtype=F32)[:, None, None]
+    def improve(self, state, observation, particles, budget):
+        path = particles[None] + budget.step_size * jnp.arange(budget.steps + 1, dtype=F32)[:, None, None]
         return Solution(path[-1], None, None, {}, path)
 
     def values(self, state, observation, actions):
         return jnp.stack([member(actions[:, 0]) for member in self.members])
 
+    def unit(self, state):
+        return jnp.ones((), F32)
+
 
 class WalkState(AbstractState):
-    scale: Any
-    reference_step: Any
     step: Any
     key: Any
+
+
+def test_the_budget_of_a_policy_is_kept_whole():
+    """A cap on the discrepancy to the proposals is none of the algorithm's own settings, and holds in acting too."""
+    vgf = small()
+    agent = Agent(vgf, vgf.init(3, 2, key=jr.key(0)), Standardizer(jnp.zeros(3, F32), jnp.ones(3, F32)))
+    free = vgf.train_budget.with_steps(3, 0.2)
+    budgets = {"free": free, "still": Budget(3, 0.2, max_mmd=0.0), "near": Budget(3, 0.2, max_displacement=0.1)}
+    table = PolicyTable(tuple(Policy(name, 4, budget) for name, budget in budgets.items()), 3)
+    rows, zeros = jnp.arange(3, dtype=jnp.int32), jnp.zeros(3, jnp.int32)
+    acted = act(agent, table, rows, jnp.zeros((3, 3), F32), zeros, zeros, jr.key(1))
+    moved = np.asarray(acted.displacement)
+    assert moved[0] > 0.3
+    assert moved[1] == 0
+    assert moved[2] == pytest.approx(0.1 / np.sqrt(2), rel=1e-4)  # root mean square over two coordinates
 
 
 @pytest.mark.parametrize(
@@ -284,7 +330,7 @@ def test_a_state_stops_where_value_falls_or_critics_part(members, expected):
     algorithm = Walk(batch_size=1, selection=Mean(), members=members)
     state = algorithm.init(3, 1, key=jr.key(0))
     agent = Agent(algorithm, state, Standardizer(jnp.zeros(3, F32), jnp.ones(3, F32)))
-    policies = (Policy("own", 4, 5, 1.0, band=1.5), Policy("all", 4, 5, 1.0))
+    policies = (Policy("own", 4, Budget(5, 1.0), band=1.5), Policy("all", 4, Budget(5, 1.0)))
     table = PolicyTable(policies, 2)
     zeros = jnp.zeros(2, jnp.int32)
     acted = act(agent, table, jnp.asarray([0, 1], jnp.int32), jnp.zeros((2, 3), F32), zeros, zeros, jr.key(1))
@@ -321,7 +367,7 @@ def test_softmax_selection_prefers_value_by_its_temperature():
         ({"selection_temperature": 1.0}, "selection_temperature"),
         ({"select": "softmax", "selection_temperature": 0.0}, "selection_temperature"),
         ({"band": 1.0}, "steps >= 1"),
-        ({"band": -1.0, "steps": 2}, "band"),
+        ({"band": -1.0, "budget": Budget(2)}, "band"),
     ],
 )
 def test_policies_that_make_no_sense_are_refused(wrong, message):
@@ -332,7 +378,12 @@ def test_policies_that_make_no_sense_are_refused(wrong, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reference_average": 1.0}, r"in \[0, 1\)"),
+        ({"amortized": "no"}, "amortized must be"),
+        ({"reference": ReferenceLearner(updates=None)}, "needs updates before"),
+        ({"transport": Transport(Langevin())}, "Langevin is stochastic, and no key reaches"),
+        ({"transport": Transport(SVGD(), Diffrax(diffrax.Tsit5()))}, "step by step, which Diffrax cannot"),
+        ({"transport": Transport(SVGD(), JKO())}, "VGF: .*JKO"),
+        ({"train_budget": Budget(1, 0.1, 1.0)}, "Ascent has no entropy"),
         ({"advantage_temperature": 0.5}, "advantage weights need the critic"),
         ({"advantage_temperature": -1.0, **PLAIN}, "advantage_temperature must be > 0"),
     ],

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from rl import environments
 
-from flowrl.rl import Agent, Policy, Standardizer, data, record_video
+from flowrl.rl import Agent, Policy, ReferenceLearner, Standardizer, data, record_video
 from flowrl.rl.learning import presets
 
 
@@ -14,7 +14,7 @@ from flowrl.rl.learning import presets
 def agent():
     env = data.make_env(environments.goals, seed=0)
     size = env.observation_space.shape[0]
-    vgf = presets.default(hidden=(8,), reference_hidden=(8,))
+    vgf = presets.default(hidden=(8,), reference=ReferenceLearner(hidden=(8,)))
     unit = Standardizer(jnp.zeros(size, jnp.float32), jnp.ones(size, jnp.float32))
     return Agent(vgf, vgf.init(size, 2, key=jr.key(0)), unit)
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
-from flowrl.rl.data.replay import Batches, Buffer, HostBuffer, Replay
+from flowrl.rl.data.replay import AbstractBatchSource, Batches, Replay
 from flowrl.rl.learning._algorithm import AbstractAlgorithm, AbstractPretrained
 
 Phase = Literal["reference", "main"]
@@ -74,7 +74,7 @@ def polyak(slow: N, new: N, rate: float) -> N:
 def train(
     algorithm: AbstractAlgorithm,
     state: Any,
-    source: Replay | Buffer | HostBuffer,
+    source: AbstractBatchSource,
     updates: int,
     phase: Phase = "main",
 ) -> tuple[Any, dict[str, Float[Array, ""]]]:
@@ -83,15 +83,14 @@ def train(
     Args:
         algorithm: the algorithm.
         state: the current state; its buffers are given away.
-        source: the data, as `prepare` of the algorithm left them, or a buffer that holds them.
+        source: the data, as `prepare` of the algorithm left them: a `Replay`, or a buffer that holds them.
         updates: number of updates; each number compiles its own program.
         phase: "reference" for the updates of an `AbstractPretrained` before the main ones.
 
     Returns:
         The next state, and mean metrics over the interval.
     """
-    here = source.batches(algorithm.batch_size, updates, state.key) if isinstance(source, HostBuffer) else source
-    return _interval((algorithm, here, updates, phase), state)
+    return _interval((algorithm, source.batches(algorithm.batch_size, updates, state.key), phase), state)
 
 
 @eqx.filter_jit
@@ -118,25 +117,20 @@ def held_out(
 
 
 @eqx.filter_jit(donate="all-except-first")
-def _interval(
-    constant: tuple[AbstractAlgorithm, Replay | Buffer | Batches, int, Phase], state: Any
-) -> tuple[Any, dict[str, Array]]:
-    algorithm, source, updates, phase = constant
+def _interval(constant: tuple[AbstractAlgorithm, Batches, Phase], state: Any) -> tuple[Any, dict[str, Array]]:
+    algorithm, batches, phase = constant
     update = _update(algorithm, phase)
-    replay = source if isinstance(source, Replay) else source.replay
     dynamic, static = eqx.partition(state, eqx.is_array)
 
-    def body(dynamic: Any, rows: Any) -> tuple[Any, Any]:
+    def body(dynamic: Any, rows: Int[Array, " batch"]) -> tuple[Any, dict[str, Array]]:
         state = eqx.combine(dynamic, static)
-        key, batch_key, update_key = jr.split(state.key, 3)
+        # The second key drew these rows: see `draw_batches`.
+        key, _, update_key = jr.split(state.key, 3)
         state = eqx.tree_at(lambda s: s.key, state, key)
-        if not isinstance(source, Batches):
-            rows = source.draw(algorithm.batch_size, batch_key)
-        state, metrics = update(state, replay, rows, update_key)
+        state, metrics = update(state, batches.replay, rows, update_key)
         return eqx.filter(state, eqx.is_array), metrics
 
-    given = source.rows if isinstance(source, Batches) else None
-    dynamic, metrics = jax.lax.scan(body, dynamic, given, length=updates)
+    dynamic, metrics = jax.lax.scan(body, dynamic, batches.rows)
     return eqx.combine(dynamic, static), jax.tree.map(jnp.mean, metrics)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import theirs
 from rounds import append, ratio, rounds, timing
 
-from flowrl.rl import Agent, Lanes, Policy, Standardizer, evaluate, train
+from flowrl.rl import Agent, FlowMatching, Lanes, Policy, ReferenceLearner, Standardizer, evaluate, train
 from flowrl.rl.learning import presets
 
 ENVIRONMENT = "cube-single-play-singletask-task1-v0"
@@ -20,10 +20,15 @@ L_TEST = (0, 1, 2, 3)
 CASES = {"paper": (512, 256, 5), "width 64": (64, 64, 20), "width 32": (32, 16, 50)}
 
 
+def learner(hidden):
+    """Return the reference of the authors' code, of these widths."""
+    return ReferenceLearner(FlowMatching(10), hidden=hidden, learning_rate=3e-4)
+
+
 def algorithms(width, batch, steps):
     """Give our algorithms: the same mathematics, and the options."""
     hidden = (width,) * 4
-    sizes = {"hidden": hidden, "reference_hidden": hidden, "batch_size": batch}
+    sizes = {"hidden": hidden, "reference": learner(hidden), "batch_size": batch}
     cached = {"frozen_reference": True, "samples": 10}
     return {
         "flowrl": presets.authors(steps, 0.1, **sizes),
@@ -186,7 +191,7 @@ def evaluation(reference, packages, episodes, width, lanes):
     theirs.OBSERVATION, theirs.ACTION = environment.observation_space.shape[0], environment.action_space.shape[0]
     rival = theirs.agent(agents, "vgf", width, 4, 1, vgf_particles=10)
     hidden = (width,) * 4
-    algorithm = presets.authors(1, 0.1, hidden=hidden, reference_hidden=hidden)
+    algorithm = presets.authors(1, 0.1, hidden=hidden, reference=learner(hidden))
     state = theirs.same_networks(theirs.fresh(algorithm), rival)
     rows = []
     with Lanes(ENVIRONMENT, lanes) as used:
@@ -220,7 +225,7 @@ def train_and_evaluate(reference, packages, updates, episodes, width, lanes):
     theirs.OBSERVATION, theirs.ACTION = environment.observation_space.shape[0], environment.action_space.shape[0]
     replay, fields = theirs.data()
     hidden, seconds = (width,) * 4, {}
-    algorithm = presets.authors(1, 0.1, hidden=hidden, reference_hidden=hidden)
+    algorithm = presets.authors(1, 0.1, hidden=hidden, reference=learner(hidden))
     with Lanes(ENVIRONMENT, lanes) as used:
         used.reset({0: 0})  # both have their environments made before
         begun = time.perf_counter()

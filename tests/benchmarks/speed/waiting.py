@@ -44,8 +44,7 @@ else:
     from flowrl.rl import presets
     from flowrl.rl.learning._train import _interval
     from flowrl.rl import train
-    sizes = {{"hidden": (512,) * 4, "reference_hidden": (512,) * 4}}
-    algorithm = presets.authors({steps}, 0.1, **sizes)
+    algorithm = presets.authors({steps}, 0.1)
     state = theirs.fresh(algorithm)
     begun = time.perf_counter()
     traced = _interval.lower((algorithm, replay, 100, "main"), state)

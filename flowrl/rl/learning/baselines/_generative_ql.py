@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -184,16 +185,19 @@ class GenerativeQL(AbstractActorCritic[GenerativeQLState]):
         actions = sample_sets((actor if bootstrap is None else bootstrap).sample, batch.next_observations, noise)
         targets = backup(state.target_critic, self.target, batch, actions)
         critic, td_loss = critic_step(state.critic, self._optimiser, batch, targets)
-        fit_noise, times = jr.normal(noise_key, (size, act), dtype), actor.times(time_key, size, dtype)
-        begin = jr.normal(sample_key, (size, *actor.noise_shape), dtype)
-
-        def loss(actor: AbstractReference) -> tuple[Array, dict[str, Array]]:
-            bc_loss = reference_loss(actor, batch.observations, batch.actions, fit_noise, times)
-            sampled = jax.vmap(actor.sample)(batch.observations, begin)
-            value = self.actor_value(state.critic.network, self.improvement, batch.observations, sampled, value_key)
-            return self.alpha * bc_loss - self.eta * value, {"bc_loss": bc_loss}
-
-        (actor_loss, metrics), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(actor)
+        (actor_loss, metrics), gradient = eqx.filter_value_and_grad(generative_ql_loss, has_aux=True)(
+            actor,
+            lambda sampled: self.actor_value(
+                state.critic.network, self.improvement, batch.observations, sampled, value_key
+            ),
+            batch.observations,
+            batch.actions,
+            jr.normal(noise_key, (size, act), dtype),
+            actor.times(time_key, size, dtype),
+            jr.normal(sample_key, (size, *actor.noise_shape), dtype),
+            self.alpha,
+            self.eta,
+        )
         trained, slow = state.actor.updated(gradient, self._optimiser), state.target_actor
         if slow is not None and self.actor_polyak is not None:
             slow = polyak(slow, trained.network, self.actor_polyak)
@@ -214,6 +218,23 @@ class GenerativeQL(AbstractActorCritic[GenerativeQLState]):
     @property
     def _optimiser(self) -> optax.GradientTransformation:
         return optax.adam(self.learning_rate)
+
+
+def generative_ql_loss(
+    actor: AbstractReference,
+    value: Callable[[Float[Array, "batch act"]], Float[Array, ""]],
+    observations: Float[Array, "batch obs"],
+    actions: Float[Array, "batch act"],
+    noise: Float[Array, "batch act"],
+    times: Float[Array, " batch"] | Int[Array, " batch"],
+    begin: Float[Array, "batch ..."],
+    alpha: float,
+    eta: float,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Compute α · fit − η · value of the samples that begin in `begin`, and the fit as the metric `bc_loss`."""
+    bc_loss = reference_loss(actor, observations, actions, noise, times)
+    sampled = jax.vmap(actor.sample)(observations, begin)
+    return alpha * bc_loss - eta * value(sampled), {"bc_loss": bc_loss}
 
 
 def flow_ql(*, reference_steps: int = 10, normalise: bool = False, **fields: object) -> GenerativeQL:
