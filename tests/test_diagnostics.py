@@ -199,7 +199,7 @@ def _rejections(key, draw, score, n, d):
 @pytest.mark.parametrize(
     ("draw", "score", "n", "d", "rate"),
     [
-        # The law itself, at the rates of the docstring.
+        # The distribution itself, at the rates of the docstring.
         (_normal, jnp.negative, 50, 1, 0.044),
         (_normal, jnp.negative, 20, 5, 0.046),
         (_gamma, lambda x: 2 / x - 1, 50, 1, 0.09),

@@ -97,7 +97,7 @@ def test_a_value_without_a_gradient_is_climbed():
     arguments = program["target"], program["start"], program["budget"]
     with pytest.raises(ValueError, match="Ascent toward Smoothed is stochastic"):
         flowrl.transport(*arguments, flow=flowrl.Ascent())
-    # The law of the robust mean: the outlier at 9 hardly moves it.
+    # The distribution of the robust mean: the outlier at 9 hardly moves it.
     assert abs(float(program["robust"].particles[:, 0].mean()) - 0.3) < 0.1
     np.testing.assert_array_equal(program["as_a_class"].particles, program["robust"].particles)
     np.testing.assert_array_equal(program["as_a_class"].values, program["robust"].values)

@@ -204,7 +204,7 @@ def test_reflection_keeps_the_uniform_law_and_projection_does_not(key):
     def misfit(x):
         return max(scipy.stats.kstest(x[:, i] / (1, 2)[i], "uniform").statistic for i in range(2))
 
-    # The 0.1 per cent point of Kolmogorov's law, for both coordinates.
+    # The 0.1 per cent point of Kolmogorov's distribution, for both coordinates.
     assert misfit(end("reflect")) < 2.1 / np.sqrt(4000)
     assert misfit(end("project")) > 0.1
 
@@ -414,15 +414,15 @@ def _sampled(log_prob, start, domain, step_size=0.3, steps=400):
 
 
 @pytest.mark.parametrize("by", ["bijector", "mirror"])
-def test_svgd_finds_a_beta_law(by):
+def test_svgd_samples_a_beta_distribution(by):
     start = jnp.asarray(np.random.default_rng(0).uniform(0.05, 0.95, (60, 1)), FLOAT)
     sample = _sampled(_log_beta, start, flowrl.Box(0, 1, by))
-    law = scipy.stats.beta(2, 3)
-    assert sample.mean() == pytest.approx(law.mean(), abs=0.01)
-    assert sample.std(ddof=1) == pytest.approx(law.std(), rel=0.1)
+    exact = scipy.stats.beta(2, 3)
+    assert sample.mean() == pytest.approx(exact.mean(), abs=0.01)
+    assert sample.std(ddof=1) == pytest.approx(exact.std(), rel=0.1)
 
 
-def test_svgd_finds_a_truncated_normal_law_by_its_map_and_not_by_reflection():
+def test_svgd_samples_a_truncated_normal_by_its_map_and_not_by_reflection():
     start = jnp.asarray(np.random.default_rng(1).uniform(0.6, 2.5, (80, 1)), FLOAT)
     mapped, reflected = (
         _sampled(_log_truncated, start, flowrl.Box(0.5, INF, by), step_size=0.1) for by in ("bijector", "reflect")
@@ -435,7 +435,7 @@ def test_svgd_finds_a_truncated_normal_law_by_its_map_and_not_by_reflection():
 
 
 @pytest.mark.parametrize(("by", "error"), [("reflect", 0.0), ("bijector", 0.02)])
-def test_langevin_finds_a_truncated_normal_law(by, error, key):
+def test_langevin_samples_a_truncated_normal(by, error, key):
     chains, box = 4000, flowrl.Box(0.5, INF, by)
     start = jnp.asarray(np.random.default_rng(1).uniform(0.6, 2.5, (chains, 1)), FLOAT)
     target, budget = flowrl.Density(_log_truncated), flowrl.Budget(200, 0.02)
@@ -446,12 +446,12 @@ def test_langevin_finds_a_truncated_normal_law(by, error, key):
 
 
 @pytest.mark.parametrize("by", ["bijector", "mirror"])
-def test_svgd_finds_a_dirichlet_law(by):
+def test_svgd_samples_a_dirichlet_distribution(by):
     start = jnp.asarray(np.random.default_rng(2).dirichlet(np.ones(3), 80), FLOAT)
     sample = _sampled(_log_dirichlet, start, flowrl.Simplex(by))
-    law = scipy.stats.dirichlet([2, 3, 4])
-    np.testing.assert_allclose(sample.mean(axis=0), law.mean(), rtol=0, atol=0.01)
-    np.testing.assert_allclose(sample.var(axis=0, ddof=1), law.var(), rtol=0.2)
+    exact = scipy.stats.dirichlet([2, 3, 4])
+    np.testing.assert_allclose(sample.mean(axis=0), exact.mean(), rtol=0, atol=0.01)
+    np.testing.assert_allclose(sample.var(axis=0, ddof=1), exact.var(), rtol=0.2)
 
 
 # Misuse that needs arrays

@@ -1,4 +1,4 @@
-"""The core on a GPU, against the same on the processor; skipped where there is none, as on the machines of the CI."""
+"""The core on a GPU, against the same on the CPU; skipped where there is none, as on the machines of the CI."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def _moved(device, flow, n):
 
 
 @pytest.mark.parametrize("n", [64, 3000, 9000])
-def test_svgd_on_a_gpu_is_that_of_the_processor(n):
+def test_svgd_on_a_gpu_is_that_of_the_cpu(n):
     flow = flowrl.SVGD()
     there, here = _moved(_gpus()[0], flow, n), _moved(jax.devices("cpu")[0], flow, n)
     assert next(iter(there.devices())).platform == "gpu"

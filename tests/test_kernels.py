@@ -10,8 +10,8 @@ from problems import FLOAT, X64, assert_close, distances, draw, log_normal, same
 import flowrl
 from flowrl import IMQ, RBF, FixedBandwidth, Linear, Matern, Preconditioned
 from flowrl._kernel import _blocks
-from flowrl._kernel._scalar import _pairs
 from flowrl._kernel._preconditioned import _whiten
+from flowrl._kernel._scalar import _pairs
 
 NORMAL = flowrl.Density(log_normal)
 SIGMA = FixedBandwidth(0.9)
@@ -340,7 +340,7 @@ def test_fitted_kernels_are_those_of_the_particles(name):
         assert_close(kernel.stein_gram(x, g, wide, g), want, atol=tolerance(1e-9, 1e-3))
 
 
-# Stein's identity: the Stein kernel has mean zero under the law whose score it is made with.
+# Stein's identity: the Stein kernel has mean zero under the distribution whose score it is made with.
 
 
 @pytest.mark.parametrize("name", [*SMOOTH, "preconditioned", "by"])
@@ -351,7 +351,7 @@ def test_the_mean_of_the_stein_kernel_over_exact_samples_is_zero(name):
     rows = np.asarray(kernel.stein_gram(points, -points, samples, -samples), np.float64)
     error = rows.std(axis=1) / np.sqrt(rows.shape[1])
     assert np.all(np.abs(rows.mean(axis=1)) < 4 * error)
-    # A score of another law has no such mean, so the test can fail.
+    # A score of another distribution has no such mean, so the test can fail.
     rows = np.asarray(kernel.stein_gram(points, -points, samples, -2.0 * samples), np.float64)
     assert np.any(np.abs(rows.mean(axis=1)) > 6 * rows.std(axis=1) / np.sqrt(rows.shape[1]))
 

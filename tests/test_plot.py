@@ -60,7 +60,7 @@ normal = flowrl.Density(log_normal)
 
 
 def test_the_regions_of_a_normal_hold_the_mass_they_say():
-    """Of a normal law in the plane, the share 1 − h lies where the density is above h times its peak."""
+    """Of a normal distribution in the plane, the share 1 − h lies where the density is above h times its peak."""
     ax = plot.density(normal, ((-6, 6), (-6, 6)))
     np.testing.assert_allclose(filled(ax).levels[:-1], [0.01, 0.1, 0.3, 0.5, 0.7, 0.9], atol=5e-3)
     low, high = extent(ax)
@@ -100,7 +100,7 @@ def test_where_a_target_is_not_finite_nothing_is_drawn():
 
 
 def narrow(x):
-    """A normal law over a dict: `a` of deviation 1 around 3, `b` of deviation 0.2."""
+    """A normal density over a dict: `a` of deviation 1 around 3, `b` of deviation 0.2."""
     return -0.5 * (x["a"] - 3) ** 2 - 0.5 * jnp.sum((x["b"] / 0.2) ** 2)
 
 

@@ -1,4 +1,4 @@
-"""Beyond one device: eight devices that XLA makes of one processor, and two processes that talk over loopback."""
+"""More than one device: eight devices that XLA makes of one CPU, and two processes that talk over loopback."""
 
 import json
 import os

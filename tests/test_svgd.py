@@ -189,8 +189,8 @@ def test_the_median_is_exact(values, mask, dtype):
 
 @pytest.mark.parametrize("total", [1, 2, 5, 6, 39, 40])
 @pytest.mark.parametrize("ties", [1, 3])
-def test_the_median_of_gpus_is_that_of_processors(total, ties):
-    # A GPU sorts, where a processor counts; the places beyond the total are infinite.
+def test_the_median_of_gpus_is_that_of_cpus(total, ties):
+    # A GPU sorts, where a CPU counts; the places beyond the total are infinite.
     kept = np.where(np.arange(40) < total, 1 + np.random.default_rng(total).permutation(40) // ties, np.inf)[::-1]
     middle = np.sort(kept)[[(total - 1) // 2, total // 2]]
     for way in (_by_counting, _by_sorting):
@@ -205,7 +205,7 @@ def test_a_median_over_more_pairs_than_can_be_counted_is_refused():
 
 
 def test_distances_have_all_digits_whatever_products_have():
-    # On a processor the setting changes nothing, so the program is asked.
+    # On a CPU the setting changes nothing, so the program is asked.
     with jax.default_matmul_precision("bfloat16"):
         program = str(jax.make_jaxpr(lambda x: flowrl.RBF(flowrl.FixedBandwidth(1.0)).gram(x, x))(jnp.zeros((3, 2))))
     assert program.count("dot_general") == 1

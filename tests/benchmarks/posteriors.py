@@ -111,7 +111,7 @@ def numpyro_run(posterior, saved):
         points, log_prob, unravel = flat(posterior, start)
 
         def model():
-            with numpyro.handlers.mask(mask=False):  # a site to move; its own law does not count
+            with numpyro.handlers.mask(mask=False):  # a site to move; its own distribution does not count
                 site = numpyro.distributions.Normal(0.0, 1.0).expand([points.shape[1]]).to_event(1)
                 x = numpyro.sample("x", site)
             with numpyro.handlers.block():

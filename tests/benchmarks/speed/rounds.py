@@ -71,7 +71,7 @@ def timing(measured, steps=1):
 def ratio(slow, fast):
     """Give how many times faster: the median over rounds of the ratio, and its lower 90 % bound.
 
-    The bound is an order statistic of the rounds' ratios: by the binomial law it lies below their median with
+    The bound is an order statistic of the rounds' ratios: by the binomial distribution it lies below their median with
     probability 0.9 at least, whatever their distribution. With fewer than four rounds there is none.
 
     Args:
@@ -93,7 +93,7 @@ def peak_megabytes():
 
 
 def device_megabytes():
-    """Give the largest memory of the accelerator in use so far; nothing on a processor."""
+    """Give the largest memory of the accelerator in use so far; nothing on a CPU."""
     found = jax.devices()[0].memory_stats()
     return found["peak_bytes_in_use"] // 2**20 if found else ""
 

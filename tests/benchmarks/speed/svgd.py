@@ -12,7 +12,7 @@ from rounds import append, device_megabytes, rates, ratio, rounds, timing
 import flowrl
 
 SIZES = [(n, d) for n in (100, 1000, 5000, 20000) for d in (10, 50, 200)]
-# Pairs a call, on a processor and on an accelerator: enough that dispatch is not what is measured.
+# Pairs per call, on a CPU and on an accelerator: enough that dispatch is not what is measured.
 PAIRS = {"cpu": 5e6, "gpu": 5e9}
 # Sides of the product and the exponentials that measure the machine.
 SIDES = {"cpu": (2048, 1024), "gpu": (8192, 16384)}
@@ -94,10 +94,10 @@ def numpyro(log_prob, steps, start):
     n, d = start.shape
 
     def model():
-        # A proper law to draw the first particles from, which the factor takes away again.
-        law = library.distributions.Normal(jnp.zeros(d), 3.0).to_event(1)
-        x = library.sample("x", law)
-        library.factor("density", log_prob(x) - law.log_prob(x))
+        # A proper distribution to draw the first particles from, which the factor takes away again.
+        proposal = library.distributions.Normal(jnp.zeros(d), 3.0).to_event(1)
+        x = library.sample("x", proposal)
+        library.factor("density", log_prob(x) - proposal.log_prob(x))
 
     svgd = SVGD(model, library.optim.Adagrad(RATE), RBFKernel(), num_stein_particles=n)
     state = svgd.init(jr.key(0))
@@ -204,7 +204,7 @@ _SCALES = np.linspace(0.5, 2.0, 10)
 
 
 def widths(x):
-    """Log density of a normal law with standard deviations from 0.5 to 2, and mean 1."""
+    """Log density of a normal distribution with standard deviations from 0.5 to 2, and mean 1."""
     return -0.5 * jnp.sum(((x - 1) / jnp.asarray(_SCALES, x.dtype)) ** 2)
 
 
