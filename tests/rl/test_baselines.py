@@ -20,9 +20,9 @@ from flowrl.rl import (
     AbstractValueBased,
     Agent,
     Critic,
-    DiffusionPolicy,
+    Denoising,
     First,
-    FlowReference,
+    FlowMatching,
     Gaussian,
     Mean,
     Minimum,
@@ -299,7 +299,7 @@ def test_fql_loss(normalise):
     """α times the distance to the clipped end of the flow, minus Q of the clipped one-step action."""
     states, _ = batch()
     noise = draw(BATCH, ACT, seed=5)
-    reference = FlowReference(OBS, ACT, (), steps=3, key=jr.key(1))
+    reference = FlowMatching(3).init(OBS, ACT, (), key=jr.key(1))
     actor, critic = OneStepReference(OBS, ACT, (), key=jr.key(2)), affine_critic()
 
     def loss(networks):
@@ -326,7 +326,7 @@ def test_flow_ql_loss_and_its_gradient_through_the_steps(normalise):
     states, actions = batch()
     noise, begin = draw(BATCH, ACT, seed=5), 0.3 * draw(BATCH, ACT, seed=6)
     time = np.linspace(0, 1, BATCH, dtype=np.float32)
-    actor, critic = FlowReference(OBS, ACT, (), steps=3, key=jr.key(7)), affine_critic()
+    actor, critic = FlowMatching(3).init(OBS, ACT, (), key=jr.key(7)), affine_critic()
     on_device = on(states, actions, noise, time, begin)
     setting = baselines.flow_ql(normalise=normalise)
     assert (setting.eta, setting.alpha, setting.improvement) == (1.0, 10.0, Mean())
@@ -366,7 +366,7 @@ def guess(policy, states, x, step):
 
 
 def test_diffusion_loss_and_one_step_back():
-    policy = DiffusionPolicy(OBS, ACT, (), steps=3, key=jr.key(0))
+    policy = Denoising(3).init(OBS, ACT, (), key=jr.key(0))
     states, actions = batch()
     beta, kept = schedule(3)
     assert kept[-1] == pytest.approx(np.exp(-0.1 - 4.95)), "the schedule ends at exp(−β_min − (β_max − β_min)/2)"
@@ -398,7 +398,7 @@ def test_diffusion_samples_are_the_data_if_the_noise_is_known():
         here = hot @ jnp.asarray(kept, jnp.float32)
         return (x - jnp.sqrt(here) * action) / jnp.sqrt(1 - here)
 
-    policy = DiffusionPolicy(OBS, ACT, (), steps=4, key=jr.key(0))
+    policy = Denoising(4).init(OBS, ACT, (), key=jr.key(0))
     policy = eqx.tree_at(lambda p: p.network, policy, best)
     np.testing.assert_allclose(policy.sample(*on(np.zeros(OBS, np.float32), draw(4, ACT))), action, atol=1e-5)
 
@@ -407,7 +407,7 @@ def test_diffusion_samples_are_the_data_if_the_noise_is_known():
 def test_diffusion_ql_loss(member):
     """The value of one member over the size of the other's; both at the end of the chain of denoising steps."""
     states, actions = batch()
-    policy, critic = DiffusionPolicy(OBS, ACT, (), steps=3, key=jr.key(1)), affine_critic()
+    policy, critic = Denoising(3).init(OBS, ACT, (), key=jr.key(1)), affine_critic()
     noise, chain_noise = draw(BATCH, ACT, seed=5), draw(BATCH, 3, ACT, seed=6)
     steps = np.asarray([0, 1, 2, 1, 0])
     on_device = on(states, actions, noise, steps, chain_noise)

@@ -10,7 +10,7 @@ import pytest
 
 import flowrl
 from flowrl.nn import MLP
-from flowrl.rl import Critic, FlowReference, Mean, Minimum, critic_loss, presets, reference_loss, td_target
+from flowrl.rl import Critic, FlowMatching, Mean, Minimum, critic_loss, presets, reference_loss, td_target
 
 VECTORS = Path(__file__).parent / "vectors" / "reference_vgf.npz"
 OBS, ACT, HIDDEN = 5, 3, (16, 16)
@@ -45,7 +45,7 @@ def setting(vectors, case: str):
         eqx.tree_at(lambda c: c.members, critic, network(critic.members, vectors, f"{case}/{name}"))
         for name in ("critic", "target_critic")
     ]
-    reference = FlowReference(OBS, ACT, HIDDEN, steps=3, key=key)
+    reference = FlowMatching(3).init(OBS, ACT, HIDDEN, key=key)
     reference = eqx.tree_at(lambda r: r.field, reference, network(reference.field, vectors, f"{case}/bc"))
     return *critics, reference
 

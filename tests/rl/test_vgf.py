@@ -23,9 +23,7 @@ from flowrl.rl import (
     Critic,
     Denoising,
     FlowMatching,
-    FlowReference,
     Gaussian,
-    GaussianReference,
     Mean,
     OneStepReference,
     Policy,
@@ -68,7 +66,7 @@ def small(**changes):
 
 
 def test_the_gaussian_reference_is_a_normal_law():
-    reference = GaussianReference(3, 2, (8,), key=jr.key(0))
+    reference = Gaussian().init(3, 2, (8,), key=jr.key(0))
     state = jnp.asarray([0.3, -0.2, 0.1], F32)
     mean, log_std = np.split(np.asarray(reference.network(state)), 2)
     action, noise = jnp.asarray([0.5, -0.4], F32), jnp.asarray([1.0, -2.0], F32)
@@ -157,7 +155,7 @@ def test_a_chain_of_noise_cannot_be_distilled():
 
 
 def test_the_one_step_sampler_gets_no_gradient_into_its_teacher():
-    teacher, sampler = FlowReference(3, 2, (8,), key=jr.key(0)), OneStepReference(3, 2, (8,), key=jr.key(1))
+    teacher, sampler = FlowMatching().init(3, 2, (8,), key=jr.key(0)), OneStepReference(3, 2, (8,), key=jr.key(1))
     state, noise = jnp.ones(3, F32), jnp.asarray([0.1, -0.3], F32)
     gradient = eqx.filter_grad(lambda t: sampler.loss(t, state, noise))(teacher)
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))

@@ -19,7 +19,7 @@ from flowrl.rl.learning._algorithm import AbstractAlgorithm, AbstractPretrained,
 from flowrl.rl.learning._train import Phase, train
 from flowrl.runs._run import RunDirectory
 
-#: A metric beyond it is a network on its way to infinity: the state is not saved, though it is still finite.
+# A metric beyond it is a network on its way to infinity: the state is not saved, though it is still finite.
 _LIMIT = 1e15
 
 
@@ -31,7 +31,7 @@ class Progress:
         phase: "reference", the updates of the reference alone, or "main".
         done: updates of this phase so far.
         total: updates of this phase.
-        rate: updates a second in the last interval; compilation counts in the first.
+        rate: updates per second in the last interval; compilation counts in the first.
     """
 
     phase: Phase
@@ -63,7 +63,7 @@ def fit(
         algorithm: the algorithm.
         replay: the data.
         updates: updates, a multiple of `interval`; those of a pretraining are not counted.
-        interval: updates a compiled call.
+        interval: updates per compiled call.
         key: randomness of the whole run.
         run: where to save; None trains in memory only.
         evaluate: called as `evaluate(state, step)` at the steps of `evaluate_at`; what it returns joins the metrics.
@@ -134,17 +134,9 @@ def fit(
 
 
 def refuse_failures(phase: str, done: int, metrics: dict[str, float], state: Any) -> None:
-    """Stop where training diverged: a metric or the state is not finite, or a metric larger than what is learned from.
-
-    Both are looked at: the loss of an update is that of the parameters before its step, so that the last step of an
-    interval can ruin the state while every metric is finite.
-
-    Args:
-        phase: of the training, for the message.
-        done: updates, or environment steps in the phase "online", so far.
-        metrics: means over the last interval.
-        state: what would be saved.
-    """
+    """Raise where training diverged: a metric or the state is not finite, or a metric is beyond the limit."""
+    # Both are looked at: the loss of an update is that of the parameters before its step, so that the last step of an
+    # interval can ruin the state while every metric is finite.
     when = f"{'environment step' if phase == 'online' else 'update'} {done}"
     broken = [f"{name} is {x:.3g}" for name, x in metrics.items() if not abs(x) < _LIMIT]
     if not broken:
@@ -160,7 +152,7 @@ def refuse_failures(phase: str, done: int, metrics: dict[str, float], state: Any
         )
     if metrics.get("failed"):
         raise FloatingPointError(
-            f"{metrics['failed']:.3g} transports an update failed before {when}: the reference's samples lie "
+            f"{metrics['failed']:.3g} transports per update failed before {when}: the reference's samples lie "
             "outside the transport's domain, or no score was finite. The last good checkpoint is kept."
         )
 

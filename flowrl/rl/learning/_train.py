@@ -52,22 +52,12 @@ class Trainable(eqx.Module, Generic[N]):
 
 
 def copied(network: N) -> N:
-    """Give a copy with buffers of its own: donated buffers must not be shared between two fields of a state.
-
-    Args:
-        network: PyTree.
-    """
+    """Copy a network: donated buffers must not be shared between two fields of a state."""
     return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, network)
 
 
 def polyak(slow: N, new: N, rate: float) -> N:
-    """Move a target network toward the one it follows.
-
-    Args:
-        slow: the target network.
-        new: the network it follows.
-        rate: τ.
-    """
+    """Move a target network toward the one it follows, at rate τ."""
     return jax.tree.map(lambda s, n: s + rate * (n - s) if eqx.is_array(s) else s, slow, new)
 
 

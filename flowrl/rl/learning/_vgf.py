@@ -39,6 +39,8 @@ from flowrl.sharding import over_states
 
 #: Weights of the advantage-weighted reference are cut off here, as is usual for weights exp(A/β).
 MAX_WEIGHT = 100.0
+#: Rows whose particles are sampled at a time: it bounds the memory of the sampling networks.
+_ROWS_AT_ONCE = 2048
 
 
 class VGFState(AbstractState):
@@ -196,14 +198,11 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
     ) -> tuple[VGFState, dict[str, Float[Array, ""]]]:
         return self._reference_update(state, replay, over_states(rows), key, None)
 
-    def prepare(self, state: VGFState, replay: Replay, *, key: Key, chunk: int = 2048) -> tuple[VGFState, Replay]:
-        """Sample a frozen reference at every next state, `chunk` rows at a time, and measure its spread.
-
-        The same key gives the same cache.
-        """
+    def prepare(self, state: VGFState, replay: Replay, *, key: Key) -> tuple[VGFState, Replay]:
+        """Sample a frozen reference at every next state, and measure its spread. The same key gives the same cache."""
         if not self.frozen_reference:
             return state, replay
-        particles = sample_rows(state.reference, replay.next_observations, self.samples, chunk, key)
+        particles = sample_rows(state.reference, replay.next_observations, self.samples, _ROWS_AT_ONCE, key)
         replay = eqx.tree_at(lambda r: r.particles, replay, particles, is_leaf=lambda x: x is None)
         if self.relative:
             state = eqx.tree_at(lambda s: s.scale, state, spread(particles))

@@ -39,7 +39,7 @@ class DiffusionPolicy(AbstractReference):
 
     Attributes:
         network: of s, x and the step.
-        steps: T.
+        steps: T >= 1.
 
     ??? cite "Source"
         Ho et al., *Denoising Diffusion Probabilistic Models*, NeurIPS 2020; the schedule is that of Wang et al.,
@@ -48,19 +48,6 @@ class DiffusionPolicy(AbstractReference):
 
     network: MLP
     steps: int = eqx.field(static=True)
-
-    def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], *, steps: int = 5, key: Key):
-        """Create the model.
-
-        Args:
-            observation_size: coordinates of s.
-            action_size: coordinates of a.
-            hidden: widths of the hidden layers.
-            steps: T >= 1.
-            key: randomness of the weights.
-        """
-        self.network = MLP((observation_size, action_size, steps), action_size, hidden, key=key)
-        self.steps = steps
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -138,4 +125,6 @@ class Denoising(AbstractReferenceModel):
         check_fields(self, counts=("steps",))
 
     def init(self, observation_size: int, action_size: int, hidden: Sequence[int], *, key: Key) -> DiffusionPolicy:
-        return DiffusionPolicy(observation_size, action_size, hidden, steps=self.steps, key=key)
+        return DiffusionPolicy(
+            MLP((observation_size, action_size, self.steps), action_size, hidden, key=key), self.steps
+        )

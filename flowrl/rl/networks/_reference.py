@@ -82,7 +82,7 @@ class FlowReference(AbstractReference):
 
     Attributes:
         field: the network w.
-        steps: K.
+        steps: K >= 1.
 
     ??? cite "Source"
         Lipman et al., *Flow Matching for Generative Modeling*, ICLR 2023; Park et al., *Flow Q-Learning*, ICML 2025.
@@ -90,19 +90,6 @@ class FlowReference(AbstractReference):
 
     field: MLP
     steps: int = eqx.field(static=True)
-
-    def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], *, steps: int = 5, key: Key):
-        """Create the model.
-
-        Args:
-            observation_size: coordinates of s.
-            action_size: coordinates of a.
-            hidden: widths of the hidden layers.
-            steps: K >= 1, Euler steps per sample.
-            key: randomness of the weights.
-        """
-        self.field = MLP((observation_size, action_size, 1), action_size, hidden, key=key)
-        self.steps = steps
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -142,7 +129,7 @@ class FlowMatching(AbstractReferenceModel):
         check_fields(self, counts=("steps",))
 
     def init(self, observation_size: int, action_size: int, hidden: Sequence[int], *, key: Key) -> FlowReference:
-        return FlowReference(observation_size, action_size, hidden, steps=self.steps, key=key)
+        return FlowReference(MLP((observation_size, action_size, 1), action_size, hidden, key=key), self.steps)
 
 
 class GaussianReference(AbstractReference):
@@ -155,17 +142,6 @@ class GaussianReference(AbstractReference):
     """
 
     network: MLP
-
-    def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], *, key: Key):
-        """Create the model.
-
-        Args:
-            observation_size: coordinates of s.
-            action_size: coordinates of a.
-            hidden: widths of the hidden layers.
-            key: randomness of the weights.
-        """
-        self.network = MLP((observation_size,), 2 * action_size, hidden, key=key)
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -200,7 +176,7 @@ class Gaussian(AbstractReferenceModel):
     """A `GaussianReference`."""
 
     def init(self, observation_size: int, action_size: int, hidden: Sequence[int], *, key: Key) -> GaussianReference:
-        return GaussianReference(observation_size, action_size, hidden, key=key)
+        return GaussianReference(MLP((observation_size,), 2 * action_size, hidden, key=key))
 
 
 class OneStepReference(eqx.Module):

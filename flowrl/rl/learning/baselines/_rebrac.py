@@ -17,12 +17,22 @@ from flowrl.rl.networks import AbstractAggregate, Critic, DeterministicActor, Fi
 
 
 def squared_distance(chosen: Float[Array, "batch act"], actions: Float[Array, "batch act"]) -> Float[Array, ""]:
-    """Compute the squared Euclidean distance, averaged over a batch."""
+    """Compute the squared Euclidean distance, averaged over a batch.
+
+    Args:
+        chosen: actions of the policy.
+        actions: of the data.
+    """
     return jnp.mean(jnp.sum((chosen - actions) ** 2, axis=1))
 
 
 def mean_square(chosen: Float[Array, "batch act"], actions: Float[Array, "batch act"]) -> Float[Array, ""]:
-    """Compute the mean square over coordinates and batch."""
+    """Compute the mean square of the difference over coordinates and batch.
+
+    Args:
+        chosen: actions of the policy.
+        actions: of the data.
+    """
     return jnp.mean((chosen - actions) ** 2)
 
 
