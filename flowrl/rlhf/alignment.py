@@ -33,20 +33,17 @@ class Aligned(eqx.Module):
     nonfinite: Int[Array, " B"]
 
     def best(self, k: int) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
-        """Give the chosen texts.
+        """Return the tokens and mask of the chosen texts.
 
         Args:
             k: index of the number of steps.
-
-        Returns:
-            Tokens and mask.
         """
         rows = jnp.arange(self.tokens.shape[1])
         return self.tokens[k, rows, self.chosen[k]], self.mask[k, rows, self.chosen[k]]
 
 
 def relaxed_reward(space: AbstractSpace, reward: AbstractReward, prompt: Prompt, particle: Particle) -> Array:
-    """Give the reward of a particle's relaxation: the value that drives the flow.
+    """Return the reward of a particle's relaxation: the value that drives the flow.
 
     Args:
         space: where the particle lives.
@@ -60,7 +57,7 @@ def relaxed_reward(space: AbstractSpace, reward: AbstractReward, prompt: Prompt,
 
 
 def target(space: AbstractSpace, reward: AbstractReward, prompt: Prompt) -> Boltzmann:
-    """Give the law ∝ exp(reward/α) on a space as a target of `flowrl.transport`.
+    """Return the distribution ∝ exp(reward/α) on a space as a target of `flowrl.transport`.
 
     Args:
         space: where the particles live.
@@ -100,7 +97,7 @@ def check_tokens(space: AbstractSpace, reward: AbstractReward) -> None:
 def score(
     reward: AbstractReward, prompts: Prompt, tokens: Int[Array, "B N T"], mask: Bool[Array, "B N T"], at_once: int = 32
 ) -> Float[Array, "B N"]:
-    """Give the rewards of texts, in batches of prompts that bound the memory.
+    """Return the rewards of texts, in batches of prompts that bound the memory.
 
     Args:
         reward: the reward model.
@@ -131,7 +128,7 @@ def align(
     save: tuple[int, ...] | None = None,
     at_once: int = 8,
 ) -> Aligned:
-    """Move sets of sampled responses toward higher reward, one set a prompt, and decode them.
+    """Transport sets of sampled responses toward higher reward, one set per prompt, and decode them.
 
     With `save=(0, ...)` the first entry is best-of-N over the samples themselves, token for token.
 
@@ -146,9 +143,6 @@ def align(
         solver: a step solver.
         save: numbers of steps at which to decode, increasing; None for those of the budget.
         at_once: prompts that are worked on together, which bounds the memory.
-
-    Returns:
-        The texts, their rewards, and what was spent.
 
     Raises:
         ValueError: reward model and space have different tokenizers, or the parts do not go together.

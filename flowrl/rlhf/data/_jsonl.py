@@ -10,15 +10,7 @@ from typing import Any
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Gives the objects of a file, each with the words "file, line" for messages about it.
-
-    Args:
-        path: of lines of JSON; gzipped if it ends in ".gz". Blank lines are passed over.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: naming file and line: not UTF-8, not JSON, not an object, or a damaged gzip file.
-    """
+    """Yield the objects of a file (gzipped if it ends in ".gz"), each with "file, line" for messages about it."""
     file = Path(path)
     number = 0
     try:
@@ -31,32 +23,14 @@ def read(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def field(row: dict[str, Any], name: str, where: str) -> Any:
-    """Gives a field of an object.
-
-    Args:
-        row: the object.
-        name: of the field.
-        where: for the message.
-
-    Raises:
-        ValueError: it has none of that name.
-    """
+    """Return a field of an object; `where` is for the message."""
     if name not in row:
         raise ValueError(f"{where}: no field {name!r}; found {', '.join(sorted(row)) or 'none'}.")
     return row[name]
 
 
 def text(row: dict[str, Any], name: str, where: str) -> str:
-    """Gives a field that must be a string.
-
-    Args:
-        row: the object.
-        name: of the field.
-        where: for the message.
-
-    Raises:
-        ValueError: it is missing or something else.
-    """
+    """Return a field that must be a string."""
     value = field(row, name, where)
     if not isinstance(value, str):
         raise ValueError(f"{where}, field {name!r}: expected a string, got {kind(value)}.")
@@ -64,11 +38,7 @@ def text(row: dict[str, Any], name: str, where: str) -> str:
 
 
 def kind(value: Any) -> str:
-    """Says what a JSON value is, shortly.
-
-    Args:
-        value: any.
-    """
+    """Name what a JSON value is."""
     names = {dict: "an object", list: "a list", type(None): "null", str: "a string", bool: "a boolean"}
     return names.get(type(value), f"the number {value}")
 

@@ -14,17 +14,7 @@ _LAST_LINES = 6
 
 
 def check(path: Path, project: str, version: str, sha256: str) -> None:
-    """Refuses a file that is not the pinned one.
-
-    Args:
-        path: of the file.
-        project: its package.
-        version: its release.
-        sha256: what its hash must be.
-
-    Raises:
-        ValueError: it has another hash.
-    """
+    """Refuse a file that is not the pinned one."""
     found = _files.sha256_file(path)
     if found != sha256:
         raise ValueError(
@@ -34,24 +24,7 @@ def check(path: Path, project: str, version: str, sha256: str) -> None:
 
 
 def obtain(project: str, version: str, file: str, sha256: str, directory: Path, *, source: bool, by_hand: str) -> Path:
-    """Lets pip fetch a file into a directory of its own, and gives it its name once it is checked.
-
-    Args:
-        project: the package.
-        version: the release.
-        file: name of the file that pip brings.
-        sha256: its hash.
-        directory: where it is put; it exists.
-        source: whether it is a source distribution rather than a wheel.
-        by_hand: ends the messages: how to get the file without pip.
-
-    Returns:
-        Its path.
-
-    Raises:
-        OSError: pip did not bring it.
-        ValueError: it is not the pinned one.
-    """
+    """Let pip fetch a file into a directory, and give it its name once its hash is checked; `by_hand` ends messages."""
     beside = Path(tempfile.mkdtemp(prefix=".pip-", dir=directory))
     try:
         (beside / "requirements.txt").write_text(f"{project}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")

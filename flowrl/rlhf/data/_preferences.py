@@ -35,7 +35,6 @@ class Preference:
     rejected: str
 
     def __post_init__(self) -> None:
-        """Checks that there is something to learn."""
         if self.chosen == self.rejected:
             raise ValueError(f"chosen and rejected must differ, both are {self.chosen[:60]!r}.")
 
@@ -197,7 +196,7 @@ def _refuse_others(row: dict[str, Any], known: Collection[str], ignore: Collecti
 
 
 def _text_or_messages(row: dict[str, Any], name: str, where: str) -> Any:
-    """Gives a field that is a string or a list of messages."""
+    """Return a field that is a string or a list of messages."""
     value = _jsonl.field(row, name, where)
     if isinstance(value, str):
         return value
@@ -215,7 +214,7 @@ def _text_or_messages(row: dict[str, Any], name: str, where: str) -> Any:
 
 
 def _shared(first: Any, second: Any) -> int:
-    """How many messages, or characters up to a border of words, two answers begin with."""
+    """Count the messages, or characters up to a border of words, that two answers begin with."""
     cut = next((i for i, (x, y) in enumerate(zip(first, second, strict=False)) if x != y), min(len(first), len(second)))
     if not isinstance(first, str):
         return cut
@@ -237,7 +236,7 @@ def _prompt(prompt: Any, template: ChatTemplate) -> str:
 
 
 def _answer(begin: str, prompt: Any, answer: Any, template: ChatTemplate, where: str) -> str:
-    """What the template adds to the prompt for an answer."""
+    """Return what the template adds to the prompt for an answer."""
     if isinstance(answer, str):
         return answer
     whole = template([*prompt, *answer], False)  # noqa: FBT003  (a template's form)

@@ -40,7 +40,6 @@ class RatedTexts:
     sources: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Checks what the types do not say."""
         if not len(self.texts) == len(self.sources) == self.ratings.shape[0]:
             raise ValueError(
                 f"texts, ratings and sources must have one entry each, got {len(self.texts)}, {self.ratings.shape[0]} "
@@ -51,11 +50,10 @@ class RatedTexts:
             raise ValueError(f"ratings must be in [-{RATING_LIMIT:g}, {RATING_LIMIT:g}].")
 
     def __len__(self) -> int:
-        """Gives the number of texts."""
         return len(self.texts)
 
     def take(self, rows: Int[np.ndarray, " rows"]) -> "RatedTexts":
-        """Give some of the texts, in the order of `rows`.
+        """Return some of the texts, in the order of `rows`.
 
         Args:
             rows: indices.
@@ -66,7 +64,7 @@ class RatedTexts:
 def rated_snippets(
     data_dir: str | os.PathLike[str] | None = None, *, sources: Sequence[str] = ("movie",), download: bool = True
 ) -> RatedTexts:
-    """Give English snippets with the mean of about twenty people's ratings.
+    """Load English snippets with the mean of about twenty people's ratings.
 
     They come with the source distribution of vaderSentiment 3.3.2 (2.5 MB, MIT licence), which pip downloads once and
     whose SHA-256 is pinned: 10,603 sentences of film reviews ("movie"), 3,697 of product reviews ("amazon"), 5,119 of
@@ -102,11 +100,7 @@ def rated_snippets(
 
 
 def distinct(rows: Iterable[tuple[str, float, str]]) -> RatedTexts:
-    """Makes `RatedTexts` of (text, rating, source), each text once.
-
-    Args:
-        rows: in the order in which they are kept.
-    """
+    """Make `RatedTexts` of (text, rating, source), each text once."""
     first = {}
     for text, rating, source in rows:
         first.setdefault(" ".join(text.casefold().split()), (text, rating, source))
@@ -119,7 +113,7 @@ def distinct(rows: Iterable[tuple[str, float, str]]) -> RatedTexts:
 
 
 def _parse(content: bytes, origin: str) -> list[tuple[str, float]]:
-    """Reads lines of id, mean rating and text, with tabs between them."""
+    """Read lines of id, mean rating and text, with tabs between them."""
     try:
         decoded = content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -19,17 +19,7 @@ _LIMIT = 32 * 2**20
 
 
 def obtain(data_dir: str | os.PathLike[str] | None, *, download: bool) -> Path:
-    """Gives the path of the checked archive, which pip downloads if it is not there.
-
-    Args:
-        data_dir: where it is looked for (in the directory itself, then in one named after the release) and put.
-        download: whether it may be downloaded.
-
-    Raises:
-        FileNotFoundError: it is not there and `download` is False.
-        OSError: pip did not bring it; the message says how to get it by hand.
-        ValueError: a file of that name has another SHA-256.
-    """
+    """Return the path of the checked archive, in `data_dir` or a folder named after the release."""
     root = _files.resolve_dir(data_dir)
     own = root / FILE
     if own.is_file():
@@ -50,16 +40,7 @@ def obtain(data_dir: str | os.PathLike[str] | None, *, download: bool) -> Path:
 
 
 def read_member(archive: bytes, name: str, *, origin: str) -> bytes:
-    """Reads one regular file out of a gzipped tar archive; nothing is written to the disk, whatever its names say.
-
-    Args:
-        archive: its bytes.
-        name: of the member, exactly.
-        origin: what the messages call the archive.
-
-    Raises:
-        ValueError: the archive is damaged, or the member is missing, no regular file, or far too large.
-    """
+    """Read one regular file out of a gzipped tar archive; nothing is written to the disk, whatever its names say."""
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
             member = next((member for member in tar if member.name == name), None)

@@ -1,4 +1,4 @@
-"""What texts are made of: words counted on the spot, or the vocabulary that came with a model."""
+"""Tokenizers: words counted on the spot, or the vocabulary that came with a model."""
 
 import abc
 import collections
@@ -31,7 +31,7 @@ class AbstractTokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Give the ids of a text, without any special token.
+        """Return the ids of a text, without any special token.
 
         Args:
             text: any text.
@@ -39,7 +39,7 @@ class AbstractTokenizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """Give the text of some ids, without padding and end marks.
+        """Return the text of some ids, without padding and end marks.
 
         Args:
             ids: each in [0, size).
@@ -134,48 +134,33 @@ class WordTokenizer(AbstractTokenizer):
         return cls(words)
 
     def to_json(self) -> str:
-        """Give the tokenizer as the text of a JSON file."""
+        """Return the tokenizer as the text of a JSON file."""
         return json.dumps({"format": _FORMAT, "version": 1, "words": self.words}, indent=0)
 
     def encode(self, text: str) -> list[int]:
-        """Give the ids of the words and marks of a text.
-
-        Args:
-            text: any text; nothing in it is read as a special token.
-        """
+        """Return the ids of the words and marks of a text; nothing in it is read as a special token."""
         return [self._ids.get(word, _UNKNOWN) for word in _split(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Give readable text: marks stand where they usually do; padding and end marks are left out.
-
-        Args:
-            ids: each in [0, size).
-
-        Raises:
-            ValueError: an id is out of range.
-        """
         if wrong := [index for index in ids if not 0 <= index < self.size]:
             raise ValueError(f"ids must be in [0, {self.size}), got {wrong[0]}.")
         return _join([self.tokens[index] for index in ids if index not in (_PAD, _END)])
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """The special tokens and the words."""
         return _SPECIAL + self.words
 
     @property
     def pad(self) -> int:
-        """The id that fills up rows: 0."""
         return _PAD
 
     @property
     def unknown(self) -> int:
-        """The id of every word that is not in the vocabulary: 1."""
+        """The id of every word that is not in the vocabulary."""
         return _UNKNOWN
 
     @property
     def end(self) -> int:
-        """The id that ends a text: 2."""
         return _END
 
 
@@ -217,14 +202,13 @@ class FileTokenizer(AbstractTokenizer):
 
         Raises:
             FileNotFoundError: there is no `tokenizer.json`.
-            ImportError: the package `tokenizers` is missing.
             ValueError: a file cannot be read, or names a token that the vocabulary does not have.
         """
         given = Path(path)
         file = given / "tokenizer.json" if given.is_dir() else given
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such tokenizer; expected a tokenizer.json or the directory of one.")
-        require("tokenizers", room="flowrl.rlhf.data", extra="rlhf")
+        require("tokenizers", extra="rlhf")
         from tokenizers import Tokenizer
 
         try:
@@ -235,22 +219,9 @@ class FileTokenizer(AbstractTokenizer):
         return cls(tokenizer, pad=pad, end=end)
 
     def encode(self, text: str) -> list[int]:
-        """Give the ids of a text, without any special token of its own.
-
-        Args:
-            text: any text; one that spells out a special token gets its id, as everywhere with this package.
-        """
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Give the text of some ids, without special tokens.
-
-        Args:
-            ids: each in [0, size).
-
-        Raises:
-            ValueError: an id is out of range.
-        """
         if wrong := [index for index in ids if not 0 <= index < self.size]:
             raise ValueError(f"ids must be in [0, {self.size}), got {wrong[0]}.")
         hidden = {self._pad, self._end}
@@ -259,22 +230,19 @@ class FileTokenizer(AbstractTokenizer):
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """The vocabulary with its added tokens, in the order of the ids."""
         return self._tokens
 
     @property
     def pad(self) -> int | None:
-        """The id that fills up rows, if the model's files name it."""
         return self._pad
 
     @property
     def end(self) -> int | None:
-        """The id that ends a text, if the model's files name it."""
         return self._end
 
 
 def _split(text: str) -> list[str]:
-    """Cuts a text into words and marks."""
+    """Cut a text into words and marks."""
     text = unicodedata.normalize("NFC", text)
     for written, meant in _SPELLINGS:
         text = text.replace(written, meant)
@@ -282,7 +250,7 @@ def _split(text: str) -> list[str]:
 
 
 def _join(tokens: Sequence[str]) -> str:
-    """Writes words and marks so that `_split` cuts them in the same places."""
+    """Write words and marks so that `_split` cuts them in the same places."""
     pieces: list[str] = []
     previous, glue, is_open = "", True, False
     for token in tokens:
@@ -298,7 +266,7 @@ def _join(tokens: Sequence[str]) -> str:
 
 
 def _special(directory: Path, name: str, tokenizer: Any) -> int | None:
-    """Finds the id of a special token ("pad" or "eos") in the files that may stand beside a tokenizer."""
+    """Find the id of a special token ("pad" or "eos") in the files that may stand beside a tokenizer."""
     for file in ("tokenizer_config.json", "special_tokens_map.json", "config.json"):
         path = directory / file
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""Whether answers became better, by what the method has not seen: ratings, fluency, judges; with intervals."""
+"""Evaluation by what the method has not seen: ratings, fluency, judges; with intervals."""
 
 from flowrl.rlhf.evaluation._choose_steps import (
     ChosenSteps as ChosenSteps,

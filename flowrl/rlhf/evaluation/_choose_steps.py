@@ -1,4 +1,4 @@
-"""How far to go without a gold score: the highest proxy reward whose texts are still of the reference's kind."""
+"""The choice of a budget without a gold score: the highest proxy reward of texts that still resemble the reference's."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class TextStatistics:
-    """What can be measured of a method's texts without people or a gold score.
+    """Statistics of a method's texts, measured without people or a gold score.
 
     Attributes:
         proxy: mean reward of the decoded texts under the reward model that was climbed.
-        nll: mean over texts of the negative log-likelihood a token under the reference, in nats.
+        nll: mean over texts of the negative log-likelihood per token under the reference, in nats.
         distinct_2: share of different pairs of words, of a fixed number of texts.
         disagreement: mean over texts of the standard deviation over members of a reward ensemble; 0 without one.
         displacement: mean over sets of the distance travelled, `Aligned.displacement`; 0 without a flow.
@@ -28,7 +28,7 @@ class TextStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a text may lose before its reward no longer counts.
+    """Limits on what texts may lose before their reward no longer counts.
 
     The proxy reward rises with the budget until the end; what people would say of the texts does not. Likelihood under
     the reference and variety fall when texts leave what the reward model was trained on, and both can be measured.
@@ -57,15 +57,12 @@ class Limits:
     def vetoes(
         self, texts: TextStatistics, selected: TextStatistics, reference_nll: tuple[float, float]
     ) -> tuple[str, ...]:
-        """Say what speaks against some texts; nothing, if they may be used.
+        """Return one sentence per limit that some texts break; none if they may be used.
 
         Args:
             texts: of the method.
             selected: of best-of-N over the same samples, the same number of texts.
             reference_nll: mean and standard deviation over the reference's own samples.
-
-        Returns:
-            One sentence a limit that is broken.
         """
         mean, deviation = reference_nll
         reasons = []
@@ -89,7 +86,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class ChosenSteps:
-    """Which candidate may be used, and why the others may not.
+    """The candidate that may be used, and why the others may not.
 
     Attributes:
         index: of the candidate; None if none is better than best-of-N and allowed: then no flow.
@@ -129,15 +126,12 @@ def choose_steps(
 
 
 def hacking_starts(statistics: Sequence[TextStatistics], reference_nll: tuple[float, float], band: float) -> int | None:
-    """Find where the proxy still rises while the texts have left the reference's band: the sign of reward hacking.
+    """Find the first budget at which the proxy still rises while the texts have left the reference's band, or None.
 
     Args:
         statistics: of increasing budgets.
         reference_nll: mean and standard deviation over texts of the reference's own samples.
         band: allowed excess in standard deviations.
-
-    Returns:
-        Index of the first such budget, or None.
     """
     mean, deviation = reference_nll
     for i in range(1, len(statistics)):

@@ -1,4 +1,4 @@
-"""A score that the method under test never sees: what people would say of a text, and whether it is language at all."""
+"""A score that the method under test never sees: predicted ratings of people, and fluency."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -45,27 +45,16 @@ class Gold:
         self._log_prob_mean, self._log_prob_deviation = _moments(log_probs, "log-probabilities")
 
     def __call__(self, texts: Sequence[str], log_probs: Any) -> Float[np.ndarray, " n"]:
-        """Give the gold score of each text.
-
-        Args:
-            texts: any number.
-            log_probs: (n,) their mean log-probabilities per token under the same judge.
-
-        Raises:
-            ValueError: other lengths, or what is not finite.
-        """
+        """Return the gold score of each text, given its mean log-probability per token under the same judge."""
         rating, fluency = self.parts(texts, log_probs)
         return rating + self.weight * fluency
 
     def parts(self, texts: Sequence[str], log_probs: Any) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """Give the two terms before they are added, for a table that shows which of them moved.
+        """Return the rating and the clipped fluency (<= 0) without its weight.
 
         Args:
             texts: any number.
             log_probs: (n,) their mean log-probabilities per token under the same judge.
-
-        Returns:
-            The rating, and the clipped fluency (<= 0) without its weight.
 
         Raises:
             ValueError: other lengths, or what is not finite.

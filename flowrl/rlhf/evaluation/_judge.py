@@ -17,40 +17,28 @@ _LAST_CHARACTERS = 500
 
 
 class AbstractJudge(abc.ABC):
-    """Says which of two answers to a prompt is better.
-
-    A judge of one's own gives `compare`; `prefer` is what is called.
-    """
+    """A judge of which of two answers to a prompt is better: it implements `compare`; `prefer` is what is called."""
 
     @abc.abstractmethod
     def compare(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
-        """Give the probability that the first answer is the better one, in the order in which they are shown.
+        """Return the probabilities that the first answer is better, shown in this order; 0.5 for a tie.
 
         Args:
             prompts: (n,).
             first: (n,) answers.
             second: (n,) answers.
-
-        Returns:
-            (n,) in [0, 1]; 0.5 for a tie.
         """
 
     def prefer(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str], *, seed: int = 0
     ) -> Float[np.ndarray, " n"]:
-        """Give the probability that the first answer is the better one, without the judge's liking for a position.
-
-        Language models favour what they read first (or last). So a random half of the pairs, rounded down, is shown the
-        other way round, and what is said of them is turned round.
+        """Return the probabilities that the first answer is better, without the judge's liking for a position.
 
         Args:
             prompts: (n,).
             first: (n,) answers.
             second: (n,) answers.
-            seed: of the choice of these pairs.
-
-        Returns:
-            (n,) in [0, 1].
+            seed: of the choice of the pairs that are shown the other way round.
 
         Raises:
             ValueError: lengths differ, or the judge gave something else than n probabilities.
@@ -60,14 +48,16 @@ class AbstractJudge(abc.ABC):
             raise ValueError(f"needs two answers for each prompt, got {count}, {len(first)} and {len(second)}.")
         if not count:
             return np.zeros(0)
-        turned = np.random.default_rng(seed).permutation(count) < count // 2
-        pairs = [(y, x) if turn else (x, y) for x, y, turn in zip(first, second, turned, strict=True)]
+        # Language models favour what they read first (or last): half of the pairs, rounded down, is shown the other way
+        # round, and so is what is said of them.
+        swapped = np.random.default_rng(seed).permutation(count) < count // 2
+        pairs = [(y, x) if swap else (x, y) for x, y, swap in zip(first, second, swapped, strict=True)]
         said = np.asarray(self.compare(prompts, [x for x, _ in pairs], [y for _, y in pairs]), np.float64)
         if said.shape != (count,) or not ((said >= 0) & (said <= 1)).all():
             raise ValueError(
                 f"{type(self).__name__} must give {count} probabilities in [0, 1], got shape {said.shape}."
             )
-        return np.where(turned, 1 - said, said)
+        return np.where(swapped, 1 - said, said)
 
 
 class ScoreJudge(AbstractJudge):
@@ -90,16 +80,6 @@ class ScoreJudge(AbstractJudge):
         self._scale = scale
 
     def compare(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
-        """Give the probability that the first answer is the better one.
-
-        Args:
-            prompts: (n,).
-            first: (n,) answers.
-            second: (n,) answers.
-
-        Raises:
-            ValueError: a score is not finite, or there is not one for each answer.
-        """
         one, two = (np.asarray(self._score(prompts, answers), np.float64) for answers in (first, second))
         for scores in (one, two):
             if scores.shape != (len(prompts),) or not np.isfinite(scores).all():
@@ -114,7 +94,7 @@ class CommandJudge(AbstractJudge):
     """Asks a program of the user's, such as a script that calls a language model.
 
     It is started once per call, reads lines `{"id": 0, "prompt": "...", "first": "...", "second": "..."}` from its
-    standard input to the end, writes a line `{"id": 0, "first": 0.9}` for each to its standard output, in any order,
+    standard input to the end, writes one line `{"id": 0, "first": 0.9}` for each to its standard output, in any order,
     and ends with 0. `first` is the probability that the first answer is better: 1, 0, 0.5 for a tie, or anything
     between. Which answer stands first is drawn by `prefer`.
 
@@ -135,18 +115,6 @@ class CommandJudge(AbstractJudge):
         self._timeout = timeout
 
     def compare(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
-        """Give what the program says, in the order in which the answers are shown.
-
-        Args:
-            prompts: (n,).
-            first: (n,) answers.
-            second: (n,) answers.
-
-        Raises:
-            OSError: the program cannot be started.
-            RuntimeError: it did not end in time, or with another status than 0.
-            ValueError: what it wrote is not what is expected; the message has the line.
-        """
         rows = enumerate(zip(prompts, first, second, strict=True))
         lines = [json.dumps({"id": i, "prompt": p, "first": x, "second": y}) + "\n" for i, (p, x, y) in rows]
         try:
@@ -183,7 +151,7 @@ class CommandJudge(AbstractJudge):
         return answers
 
     def _line(self, line: str) -> tuple[int, float]:
-        """Reads one line; a boolean is no number here."""
+        """Read one line; a boolean is not a number here."""
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -208,10 +176,10 @@ def judged_win_rate(
     resamples: int = 2000,
     confidence: float = 0.95,
 ) -> Estimate:
-    """Give the mean probability that a judge prefers an answer to the reference's, with its interval over prompts.
+    """Return the mean probability that a judge prefers an answer to the reference's, with its interval over prompts.
 
     Args:
-        judge: who is asked.
+        judge: any judge.
         prompts: (n,).
         answers: (n,), of the method under test.
         references: (n,), what they are compared with.

@@ -1,4 +1,4 @@
-"""What people would say of a text, predicted from its words."""
+"""Ratings of people, predicted from the words of a text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +41,6 @@ class RatingRegression:
             seed: of the choice of these texts.
 
         Raises:
-            ImportError: scikit-learn is missing.
             ValueError: too few texts, a number out of range, or ratings that are all the same.
         """
         if penalty <= 0 or not 0 < held_out < 1:
@@ -60,7 +59,7 @@ class RatingRegression:
         return cls(*_fit(rated, penalty), float(correlation))
 
     def predict(self, texts: Sequence[str]) -> Float[np.ndarray, " n"]:
-        """Give the predicted mean rating of each text.
+        """Return the predicted mean rating of each text.
 
         Args:
             texts: any number.
@@ -69,7 +68,7 @@ class RatingRegression:
 
 
 def _fit(rated: RatedTexts, penalty: float) -> tuple[Any, Any]:
-    require("sklearn", room="flowrl.rlhf.evaluation", extra="rlhf")
+    require("sklearn", extra="rlhf")
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import Ridge
 

@@ -1,4 +1,4 @@
-"""What can be counted in texts: repetition, change, the words of a lexicon."""
+"""Counts in texts: repetition, change, the words of a lexicon."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from flowrl._io import require
 
 
 def distinct_n(texts: Sequence[Sequence[Hashable]], n: int) -> float:
-    """Give the share of different n-grams among all n-grams of all texts together.
+    """Return the share of different n-grams among all n-grams of all texts together.
 
     1 if none is there twice. It falls with the amount of text, so compare the same number of texts of the same length.
 
@@ -30,7 +30,7 @@ def distinct_n(texts: Sequence[Sequence[Hashable]], n: int) -> float:
 
 
 def fraction_changed(tokens: Any, reference_tokens: Any, mask: Any) -> float:
-    """Give the share of tokens that differ from those a method began with.
+    """Return the share of tokens that differ from those a method began with.
 
     Args:
         tokens: (..., length) ids.
@@ -49,7 +49,7 @@ def fraction_changed(tokens: Any, reference_tokens: Any, mask: Any) -> float:
 
 
 def vader_scores(texts: Sequence[str]) -> Float[np.ndarray, " n"]:
-    """Give VADER's compound sentiment in [-1, 1] of each text, by rules and a lexicon: nothing of it is learnt here.
+    """Return VADER's compound sentiment in [-1, 1] of each text, by rules and a lexicon.
 
     Args:
         texts: any number.
@@ -57,7 +57,7 @@ def vader_scores(texts: Sequence[str]) -> Float[np.ndarray, " n"]:
     Raises:
         ImportError: vaderSentiment is missing.
     """
-    require("vaderSentiment.vaderSentiment", room="flowrl.rlhf.evaluation", extra="rlhf")
+    require("vaderSentiment.vaderSentiment", extra="rlhf")
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # pyright: ignore[reportMissingImports]
 
     analyzer = SentimentIntensityAnalyzer()

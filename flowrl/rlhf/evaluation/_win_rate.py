@@ -1,4 +1,4 @@
-"""How often an answer is better than the reference's, with its interval."""
+"""Win rates against the reference, with intervals."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from flowrl.runs.statistics import Estimate, bootstrap_mean
 def win_rate(
     scores: Any, reference_scores: Any, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> Estimate:
-    """Give the probability that an answer scores higher than a sample of the reference for the same prompt.
+    """Return the probability that an answer scores higher than a sample of the reference for the same prompt.
 
     Ties count half. The interval is that of `mean_interval`; the reference's samples are taken as given, so their own
     noise is small only if there are many.
@@ -36,7 +36,7 @@ def win_rate(
 
 
 def mean_interval(values: Any, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0) -> Estimate:
-    """Give the mean of something measured for each prompt, with its percentile bootstrap interval.
+    """Return the mean of something measured for each prompt, with its percentile bootstrap interval.
 
     With several seeds whole rows and whole columns are resampled: the prompts are the same for all seeds, so a hard one
     is hard for all of them, and resampling prompts for each seed by itself would give too short an interval. It is

@@ -41,7 +41,7 @@ class FitState(eqx.Module, Generic[M]):
 
 
 class Fit(eqx.Module):
-    """How a model is fitted.
+    """Settings of a fit.
 
     Attributes:
         steps: updates at most.
@@ -68,7 +68,7 @@ class Fit(eqx.Module):
             check_count("patience", self.patience)
 
     def optimiser(self) -> optax.GradientTransformation:
-        """Give the optimiser."""
+        """Return the optimiser."""
         rate = optax.warmup_cosine_decay_schedule(
             0.0, self.learning_rate, max(self.steps // 10, 1), max(self.steps, 2), 0.1 * self.learning_rate
         )
@@ -76,7 +76,7 @@ class Fit(eqx.Module):
         return optax.chain(optax.clip_by_global_norm(self.clip), decay)
 
     def start(self, model: M, *, key: Key) -> FitState[M]:
-        """Give the state before the first update.
+        """Return the state before the first update.
 
         Args:
             model: what is fitted.
@@ -100,18 +100,16 @@ def fit(
 ) -> M:
     """Minimise the mean of a loss over rows.
 
+    Returns the model of the lowest validation loss if `plan.patience` is given, else the last one.
+
     Args:
-        loss: function of (model, batch of rows, key) to a scalar. Validation calls it with the key None: then nothing
-            is dropped.
-        plan: how.
+        loss: function of (model, batch of rows, key) to a scalar; the key is None in validation: then nothing is dropped.
+        plan: the settings.
         state: where to begin: `plan.start(model, key=key)`, or a state kept by `report`.
         rows: PyTree of arrays with a common leading axis.
         validation: held-out rows; without them the last model is kept.
         report: called every `plan.interval` updates with the state and {"step", "loss", "validation"}; the place for a
             checkpoint and a progress bar.
-
-    Returns:
-        The model of the lowest validation loss if `plan.patience` is given, else the last one.
 
     Raises:
         ValueError: `patience` without validation rows, or no rows.
@@ -142,7 +140,7 @@ def fit(
 
 
 def _matrices(tree: PyTree) -> PyTree:
-    """True at matrices. Where layers are stacked, biases and norms have two axes as well, so their names tell."""
+    """Mark matrices. Where layers are stacked, biases and norms have two axes as well, so their names tell."""
     others = (".bias", ".scale", ".shift")
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim >= 2 and not jax.tree_util.keystr(path).endswith(others), tree

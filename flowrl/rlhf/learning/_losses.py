@@ -1,5 +1,7 @@
 """Losses on texts and on pairs of texts: supervised fine-tuning, Bradley-Terry, direct preference optimisation."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -58,7 +60,7 @@ class ReferencePairs(eqx.Module):
 
 
 def sft_loss(model: LanguageModel, batch: Texts, key: Key | None) -> Float[Array, ""]:
-    """Give the mean negative log-likelihood of a response's token.
+    """Return the mean negative log-likelihood of a response's token.
 
     Args:
         model: the language model.
@@ -93,13 +95,7 @@ class BradleyTerry(eqx.Module):
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
 
     def __call__(self, reward: RewardModel | RewardEnsemble, batch: Pairs, key: Key | None) -> Float[Array, ""]:
-        """Give the loss.
-
-        Args:
-            reward: one model or several.
-            batch: preferences.
-            key: randomness of the dropout.
-        """
+        """Return the loss; without a key nothing is dropped."""
         chosen_key, rejected_key = (None, None) if key is None else jr.split(key)
         better = self._rewards(reward, batch.prompt, batch.chosen, batch.chosen_mask, chosen_key)
         worse = self._rewards(reward, batch.prompt, batch.rejected, batch.rejected_mask, rejected_key)
@@ -124,10 +120,6 @@ class BradleyTerry(eqx.Module):
         return jax.vmap(one)(whole, kept)
 
 
-def _beta(x: ArrayLike) -> Float[Array, ""]:
-    return number("beta", x, lambda beta: beta > 0, "> 0")
-
-
 class DPO(eqx.Module):
     r"""Direct preference optimisation: $-\log σ(β [\log π/μ(y_w) - \log π/μ(y_l)])$.
 
@@ -139,16 +131,12 @@ class DPO(eqx.Module):
         eq. 7.
     """
 
-    beta: ArrayLike = eqx.field(converter=_beta, default=0.1)
+    beta: ArrayLike = eqx.field(
+        converter=partial(number, "beta", ok=lambda beta: beta > 0, expected="> 0"), default=0.1
+    )
 
     def __call__(self, model: LanguageModel, batch: ReferencePairs, key: Key | None) -> Float[Array, ""]:
-        """Give the loss.
-
-        Args:
-            model: the policy π, which starts as the reference.
-            batch: preferences with the reference's log-probabilities.
-            key: unused.
-        """
+        """Return the loss of the policy π, which starts as the reference."""
         del key
         chosen, rejected = pair_log_probs(model, batch.pairs)
         margin = (chosen - batch.chosen) - (rejected - batch.rejected)
@@ -156,14 +144,11 @@ class DPO(eqx.Module):
 
 
 def pair_log_probs(model: LanguageModel, pairs: Pairs) -> tuple[Float[Array, " rows"], Float[Array, " rows"]]:
-    """Give log p of the responses of both sides.
+    """Return log p(chosen) and log p(rejected), (rows,).
 
     Args:
         model: the language model.
         pairs: preferences.
-
-    Returns:
-        log p(chosen) and log p(rejected), (rows,).
     """
 
     def one(prompt: Prompt, tokens: Array, mask: Array) -> Array:
@@ -175,7 +160,7 @@ def pair_log_probs(model: LanguageModel, pairs: Pairs) -> tuple[Float[Array, " r
 
 @eqx.filter_jit
 def with_reference(model: LanguageModel, pairs: Pairs, at_once: int = 64) -> ReferencePairs:
-    """Give preferences with the log-probabilities under a reference.
+    """Return preferences with the log-probabilities under a reference.
 
     Args:
         model: the reference μ.
@@ -194,7 +179,7 @@ def with_reference(model: LanguageModel, pairs: Pairs, at_once: int = 64) -> Ref
 
 @eqx.filter_jit
 def preference_accuracy(reward: RewardModel | RewardEnsemble, pairs: Pairs, at_once: int = 64) -> Float[Array, ""]:
-    """Give the share of pairs whose chosen response has the higher reward.
+    """Return the share of pairs whose chosen response has the higher reward.
 
     Args:
         reward: the reward model.

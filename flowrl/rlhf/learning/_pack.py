@@ -12,15 +12,12 @@ from flowrl.rlhf.models import Prompt
 
 
 def pack_prompts(tokenizer: AbstractTokenizer, prompts: Sequence[str], length: int) -> Prompt:
-    """Give prompts as one batch; of longer ones the last `length` tokens are kept.
+    """Pack prompts as one batch; of longer ones the last `length` tokens are kept.
 
     Args:
         tokenizer: cuts texts into tokens.
-        prompts: texts; each must have a token.
+        prompts: texts; each must have a token, or a ValueError names it.
         length: P, tokens of every row.
-
-    Raises:
-        ValueError: a prompt has no token.
     """
     check_count("length", length)
     rows = [tokenizer.encode(text)[-length:] for text in prompts]
@@ -36,20 +33,17 @@ def pack_prompts(tokenizer: AbstractTokenizer, prompts: Sequence[str], length: i
 def pack_texts(
     tokenizer: AbstractTokenizer, prompts: Sequence[str], responses: Sequence[str], prompt_length: int, length: int
 ) -> Texts:
-    """Give prompts and responses as rows for `sft_loss`.
+    """Pack prompts and responses as rows for `sft_loss`.
 
-    A response that fits ends with the tokenizer's end token, if it has one; of a longer one the first `length` tokens
-    are kept, without an end.
+    A response that fits ends with the tokenizer's end token, if it has one; of a longer one the first `length` tokens are
+    kept, without an end.
 
     Args:
         tokenizer: cuts texts into tokens.
-        prompts: texts.
-        responses: one to each prompt.
+        prompts: texts; each must have a token.
+        responses: one per prompt.
         prompt_length: P.
         length: T.
-
-    Raises:
-        ValueError: another number of responses than of prompts, or a prompt without a token.
     """
     tokens, mask = _responses(tokenizer, prompts, responses, length)
     return Texts(pack_prompts(tokenizer, prompts, prompt_length), tokens, mask)
@@ -58,7 +52,7 @@ def pack_texts(
 def pack_pairs(
     tokenizer: AbstractTokenizer, preferences: Sequence[Preference], prompt_length: int, length: int
 ) -> Pairs:
-    """Give preferences as rows for `BradleyTerry` and `DPO`.
+    """Pack preferences as rows for `BradleyTerry` and `DPO`.
 
     Args:
         tokenizer: cuts texts into tokens.
@@ -67,7 +61,7 @@ def pack_pairs(
         length: T.
 
     Raises:
-        ValueError: a prompt without a token, a response without one, or two that are the same within T tokens.
+        ValueError: a text without a token, or two responses that are the same within T tokens.
     """
     check_count("length", length)
     prompts = [pair.prompt for pair in preferences]

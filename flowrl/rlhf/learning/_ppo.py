@@ -1,6 +1,7 @@
 """Proximal policy optimisation of a language model, the baseline that trains: one iteration is one program."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,7 +21,7 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 class ValueModel(eqx.Module):
-    """What a response that has begun is still worth, token by token.
+    """The value of a response that has begun, token by token.
 
     Attributes:
         trunk: the transformer.
@@ -33,7 +34,7 @@ class ValueModel(eqx.Module):
     head: Dense
 
     def __init__(self, trunk: Transformer):
-        """Make a model that gives 0.
+        """Start as the zero function.
 
         Args:
             trunk: where it starts, the policy's trunk.
@@ -42,29 +43,13 @@ class ValueModel(eqx.Module):
         self.head = Dense(trunk.config.width, 1, bias=True, key=jr.key(0), scale=0.0)
 
     def __call__(self, prompt: Prompt, tokens: Int[Array, " T"], mask: Bool[Array, " T"]) -> Float[Array, " T"]:
-        """Give the value before each token of a response; 0 at padding.
-
-        Args:
-            prompt: (P,).
-            tokens: the response.
-            mask: False at padding.
-        """
+        """Return the value before each token of a response; 0 at padding."""
         values = self.head(_states(self.trunk, prompt, tokens, mask))[:, 0].astype(jnp.float32)
         return jnp.where(mask, values, 0)
 
 
 class Rollout(eqx.Module):
-    """Responses, and what their updates need; all of it belongs to the policy that wrote them.
-
-    Attributes:
-        prompt: (B, P).
-        tokens: responses, (B, T).
-        mask: False at padding, (B, T).
-        log_probs: log π of each token among those that may be drawn, (B, T).
-        values: value before each token, (B, T).
-        advantages: of each token, whitened, (B, T).
-        returns: what the values are fitted to, (B, T).
-    """
+    """Responses, and what their updates need; all of it belongs to the policy that wrote them."""
 
     prompt: Prompt
     tokens: Int[Array, "B T"]
@@ -93,12 +78,12 @@ class PPOState(eqx.Module):
     step: Int[Array, ""]
 
 
-def _beta(x: ArrayLike) -> Float[Array, ""]:
-    return number("beta", x, lambda beta: (beta >= 0) & (beta < np.inf), ">= 0 and finite").astype(jnp.float32)
+def _float32(name: str, ok: Callable[[np.ndarray], Any], expected: str) -> Callable[[ArrayLike], Float[Array, ""]]:
+    return lambda x: number(name, x, ok, expected).astype(jnp.float32)
 
 
-def _rate(x: ArrayLike) -> Float[Array, ""]:
-    return number("a learning rate", x, lambda rate: (rate > 0) & (rate < np.inf), "> 0").astype(jnp.float32)
+_BETA = _float32("beta", lambda beta: (beta >= 0) & (beta < np.inf), ">= 0 and finite")
+_RATE = _float32("a learning rate", lambda rate: (rate > 0) & (rate < np.inf), "> 0")
 
 
 class PPO(eqx.Module):
@@ -126,7 +111,7 @@ class PPO(eqx.Module):
         at_once: responses that are drawn and read together, which bounds the memory.
 
     Raises:
-        ValueError: a number is out of range, or the sampler draws from another law than the policy.
+        ValueError: a number is out of range, or the sampler draws from another distribution than the policy.
 
     ??? cite "Source"
         Schulman et al., *Proximal Policy Optimization Algorithms*, arXiv 1707.06347, 2017, eq. 7. Schulman et al.,
@@ -138,9 +123,9 @@ class PPO(eqx.Module):
 
     sampler: Sampler
     # Arrays, so that a new value is not a new program.
-    beta: Float[Array, ""] = eqx.field(converter=_beta, default=0.1)
-    learning_rate: Float[Array, ""] = eqx.field(converter=_rate, default=1e-4)
-    value_learning_rate: Float[Array, ""] = eqx.field(converter=_rate, default=3e-4)
+    beta: Float[Array, ""] = eqx.field(converter=_BETA, default=0.1)
+    learning_rate: Float[Array, ""] = eqx.field(converter=_RATE, default=1e-4)
+    value_learning_rate: Float[Array, ""] = eqx.field(converter=_RATE, default=3e-4)
     rollouts: int = eqx.field(static=True, default=64)
     epochs: int = eqx.field(static=True, default=4)
     minibatches: int = eqx.field(static=True, default=4)
@@ -173,7 +158,7 @@ class PPO(eqx.Module):
             )
 
     def start(self, model: LanguageModel, *, key: Key) -> PPOState:
-        """Give the state before the first iteration.
+        """Return the state before the first iteration.
 
         Args:
             model: what the policy starts as: the reference. In float32, or Adam's steps are lost to rounding.
@@ -189,18 +174,16 @@ class PPO(eqx.Module):
     ) -> tuple[PPOState, Metrics]:
         """Run one iteration: draw responses, and update policy and values on them.
 
+        Returns the new state and the iteration's metrics. Of the policy before the updates: "reward" and "kl", the means over
+        responses of the reward and of KL(π | μ) in nats of a whole response, exact at each token of the drawn texts; "entropy",
+        the mean over tokens; "length", the mean number of tokens. Means over the updates: "clip_fraction", the share of tokens
+        whose ratio ends outside the clip, and "value_loss".
+
         Args:
             state: from `start` or an earlier iteration.
             reference: μ, which stays as it is.
             reward: the reward model.
             prompts: those that an iteration draws from without repetition, as far as they go, (rows, P).
-
-        Returns:
-            The new state, and of this iteration: "reward" and "kl", the means over responses of the reward model's
-            reward and of KL(π | μ) in nats of a whole response, exact at each token of the drawn texts; "entropy", the
-            mean of π's over tokens; "length", the mean number of tokens; all these of the policy before the updates.
-            "clip_fraction", the share of tokens whose ratio ends outside the clip, and "value_loss", means over the
-            updates.
 
         Raises:
             ValueError: policy, reference and reward model read different tokens.
@@ -314,10 +297,10 @@ def ppo_update(
     iterations: int,
     report: Callable[[PPOState, dict[str, float]], None] | None = None,
 ) -> PPOState:
-    """Run PPO until a number of iterations is reached.
+    """Run PPO until a number of iterations is reached; the `policy` of the returned state is the aligned model.
 
     Args:
-        ppo: how.
+        ppo: the settings.
         state: where to begin: `ppo.start(model, key=key)`, or a state kept by `report`.
         reference: μ, which stays as it is.
         reward: the reward model.
@@ -325,9 +308,6 @@ def ppo_update(
         iterations: the number at which it ends; those that the state has behind it count.
         report: called after every iteration with the state, {"step"} and the metrics of `PPO.step`; the place for a
             checkpoint and a progress bar.
-
-    Returns:
-        The last state; its `policy` is the aligned model.
 
     Raises:
         ValueError: no prompts, `iterations` < 1, or models that read different tokens.

@@ -1,4 +1,4 @@
-"""What proximal policy optimisation is made of: advantages, a surrogate and an error that are clipped."""
+"""Terms of proximal policy optimisation: advantages, a surrogate and an error that are clipped."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,10 @@ from jaxtyping import Array, Bool, Float
 def gae(
     rewards: Float[Array, " T"], values: Float[Array, " T"], mask: Bool[Array, " T"], gae_lambda: float
 ) -> Float[Array, " T"]:
-    r"""Give the advantages $A_t = \sum_k λ^k δ_{t+k}$ with $δ_t = r_t + V_{t+1} - V_t$; 0 at padding.
+    r"""Return the advantages $A_t = \sum_k λ^k δ_{t+k}$ with $δ_t = r_t + V_{t+1} - V_t$; 0 at padding.
 
-    Args:
-        rewards: of each token.
-        values: before each token.
-        mask: False at padding, which ends an episode.
-        gae_lambda: λ in [0, 1].
-
-    ??? cite "Source"
-        Schulman et al., *High-Dimensional Continuous Control Using Generalized Advantage Estimation*, ICLR 2016,
-        eq. 16, without discount.
+    Schulman et al., *High-Dimensional Continuous Control Using Generalized Advantage Estimation*, ICLR 2016, eq. 16,
+    without discount.
     """
 
     def back(carry: tuple[Array, Array], now: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
@@ -34,17 +27,7 @@ def gae(
 def clipped_surrogate(
     log_probs: Float[Array, "*batch"], old: Float[Array, "*batch"], advantages: Float[Array, "*batch"], clip: float
 ) -> Float[Array, "*batch"]:
-    r"""Give $\min(ρA, \mathrm{clip}(ρ, 1 ± ε)A)$ of each token, ρ its ratio to the old policy: what PPO makes large.
-
-    Args:
-        log_probs: under the policy.
-        old: under the policy that drew the tokens.
-        advantages: A.
-        clip: ε in (0, 1).
-
-    ??? cite "Source"
-        Schulman et al., *Proximal Policy Optimization Algorithms*, arXiv 1707.06347, 2017, eq. 7.
-    """
+    r"""Return $\min(ρA, \mathrm{clip}(ρ, 1 ± ε)A)$ of each token, ρ its ratio to the policy that drew it."""
     ratio = jnp.exp(log_probs - old)
     return jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip, 1 + clip) * advantages)
 
@@ -52,34 +35,17 @@ def clipped_surrogate(
 def clipped_error(
     values: Float[Array, "*batch"], old: Float[Array, "*batch"], returns: Float[Array, "*batch"], clip: float
 ) -> Float[Array, "*batch"]:
-    """Give half the squared error of each value, or that of the value moved no further than the clip if it is larger.
-
-    Args:
-        values: of the value model.
-        old: of the value model that went with the rollout.
-        returns: what they are fitted to.
-        clip: how far a value may move.
-    """
+    """Return half the squared error of each value, or that of the value moved no further than the clip if larger."""
     near = old + jnp.clip(values - old, -clip, clip)
     return 0.5 * jnp.maximum((values - returns) ** 2, (near - returns) ** 2)
 
 
 def masked_mean(terms: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, ""]:
-    """Give the mean over tokens that are no padding.
-
-    Args:
-        terms: of each token.
-        mask: False at padding.
-    """
+    """Return the mean over tokens that are not padding."""
     return jnp.sum(jnp.where(mask, terms, 0)) / jnp.maximum(jnp.sum(mask.astype(terms.dtype)), 1)
 
 
 def whiten(terms: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-    """Shift and scale to mean 0 and variance 1 over the tokens that are no padding; 0 at padding.
-
-    Args:
-        terms: of each token.
-        mask: False at padding.
-    """
+    """Shift and scale to mean 0 and variance 1 over the tokens that are not padding; 0 at padding."""
     centred = terms - masked_mean(terms, mask)
     return jnp.where(mask, centred * jax.lax.rsqrt(masked_mean(centred**2, mask) + 1e-8), 0)

@@ -41,13 +41,7 @@ _UNKNOWN = object()
 
 
 class Options:
-    """The fields of a config.json, which are taken out one by one so that the rest is what nobody has read.
-
-    Args:
-        values: the fields.
-        file: where they are from, for messages.
-        ignore: fields that may be left over.
-    """
+    """The fields of a config.json, taken out one by one so that the rest is what nobody has read."""
 
     def __init__(self, values: Mapping[str, Any], file: str, ignore: Sequence[str] = ()):
         self._left = dict(values)
@@ -59,12 +53,12 @@ class Options:
         return self._left.get(name)
 
     def require(self, name: str) -> None:
-        """Make sure that a field is there."""
+        """Check that a field is there."""
         if name not in self._left:
             raise self.error(f"field {name!r} is missing")
 
     def add(self, name: str, value: Any) -> None:
-        """Put a field in that was found elsewhere; null is none."""
+        """Put a field in that was found elsewhere; null is left out."""
         if value is not None and self._left.setdefault(name, value) != value:
             raise self.error(f"field {name!r} is {self._left[name]!r} here and {value!r} outside")
 
@@ -141,13 +135,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family of models.
-
-    Attributes:
-        read: its configuration to ours.
-        prefix: of the tensors of the trunk.
-        places: path of an array in our model to its place in the files.
-    """
+    """A family of models: how its configuration is read, the prefix of its trunk, where our arrays are in its files."""
 
     read: Callable[[Options], TransformerConfig]
     prefix: str
@@ -157,16 +145,7 @@ class Family:
 def read_config(
     values: Mapping[str, Any], *, file: str, ignore: Sequence[str] = ()
 ) -> tuple[Family, TransformerConfig]:
-    """Find the family of a model and the shape of its transformer.
-
-    Args:
-        values: the content of config.json.
-        file: where it is from, for messages.
-        ignore: fields that may have any value.
-
-    Raises:
-        ValueError: a field is missing, wrong, unknown, or asks for what is not implemented.
-    """
+    """Find the family of a model and the shape of its transformer; `ignore` names fields that may be left over."""
     options = Options(values, file, ignore)
     kind = options.take("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
@@ -260,7 +239,7 @@ def _qwen3(o: Options) -> TransformerConfig:
 
 
 def _gated(o: Options, *, size: int | None = None, **settings: Any) -> TransformerConfig:
-    """What Llama and all that came after it have in common."""
+    """Read what Llama and all that came after it have in common."""
     width, heads = o.count("hidden_size"), o.count("num_attention_heads")
     kinds = o.take("layer_types", default=None) or []
     if any(kind != "full_attention" for kind in kinds):
@@ -298,7 +277,7 @@ def _activation(o: Options, name: str, default: str) -> Any:
 
 
 def _refuse_window(o: Options, *, default: int | None) -> None:
-    """Refuses sliding-window attention that acts; a window as wide as the longest text is none."""
+    """Refuse sliding-window attention that acts; a window as wide as the longest text does not."""
     window, longest = o.take("sliding_window", default=default), o.peek("max_position_embeddings")
     if window is not None and not (isinstance(longest, int) and window >= longest):
         raise o.error(
@@ -314,7 +293,7 @@ def _rotations(
     fractions: tuple[str, ...] = (),
     fraction: float = 1.0,
 ) -> dict[str, Any]:
-    """Reads rotary positions, from `rope_parameters` (since transformers 5) or from the fields before it."""
+    """Read rotary positions, from `rope_parameters` (since transformers 5) or from the fields before it."""
     given = {name: value for name, value in o.fields("rope_scaling").items() if value is not None}
     newer = {name: value for name, value in o.fields("rope_parameters").items() if value is not None}
     if any(isinstance(value, dict) for value in newer.values()):

@@ -27,26 +27,16 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_CONTROL = 3  # the type of a token that is no text
+_CONTROL = 3  # the type of a token that is not text
 
 
 class GGUF:
-    """A GGUF file of a Llama: its configuration, tensors and tokens as `transformers` has them.
-
-    The tensors stay on the disk until they are read.
-
-    Args:
-        path: the file.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no GGUF file, or holds something else than a plain Llama.
-    """
+    """A GGUF file of a plain Llama: configuration, tensors and tokens as `transformers` has them."""
 
     def __init__(self, path: Path):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such GGUF file.")
-        require("gguf", room="flowrl.rlhf", extra="rlhf")
+        require("gguf", extra="rlhf")
         import gguf
 
         self._path = path
@@ -58,11 +48,7 @@ class GGUF:
         self._entries = {str(entry.name): entry for entry in reader.tensors}
 
     def config(self) -> dict[str, Any]:
-        """Give what a config.json would say.
-
-        Raises:
-            ValueError: a field is missing, or asks for what is not implemented.
-        """
+        """Return what a config.json would hold."""
         kind = self._take("general.architecture")
         if kind != "llama":
             raise ValueError(f"{self._path}: its architecture is {kind!r}; of GGUF files flowrl reads 'llama' only.")
@@ -103,7 +89,7 @@ class GGUF:
         return config | {f"{name}_token_id": value for name, value in found.items() if value is not None}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Give the tensors under the names they have in `transformers`."""
+        """Return the tensors under the names they have in `transformers`; they stay on the disk until they are read."""
         heads = self._take("llama.attention.head_count")
         groups = {"attn_q": heads, "attn_k": self._take("llama.attention.head_count_kv", heads)}
         found = {}
@@ -116,26 +102,19 @@ class GGUF:
         return found
 
     def fingerprint(self) -> str:
-        """Give the fingerprint that a tokenizer of these tokens has, whatever cuts texts into them."""
+        """Return the fingerprint of a tokenizer of these tokens, whatever cuts texts into them."""
         # As in flowrl.rlhf.data.AbstractTokenizer: a test holds the two against each other.
         return hashlib.sha256(json.dumps(list(self._take("tokenizer.ggml.tokens"))).encode()).hexdigest()
 
     def tokenizer(self) -> Any:
-        """Make the tokenizer.
-
-        Returns:
-            A `tokenizers.Tokenizer`.
-
-        Raises:
-            ValueError: it cuts texts in a way that is not implemented.
-        """
+        """Make the `tokenizers.Tokenizer`."""
         kind = self._take("tokenizer.ggml.model"), self._take("tokenizer.ggml.pre", None)
         if kind != ("gpt2", "smollm"):
             raise ValueError(
                 f"{self._path}: its tokenizer is of kind {kind}; of GGUF files flowrl reads ('gpt2', 'smollm') only. "
                 "The model's repository has a tokenizer.json, which FileTokenizer reads."
             )
-        require("tokenizers", room="flowrl.rlhf", extra="rlhf")
+        require("tokenizers", extra="rlhf")
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
         tokens, types = self._take("tokenizer.ggml.tokens"), self._take("tokenizer.ggml.token_type")
@@ -174,6 +153,6 @@ class GGUF:
 
 
 def _unpermute(stored: np.ndarray, heads: int) -> np.ndarray:
-    """Moves a head's rows from pairs of neighbours, which llama.cpp rotates, to pairs half a head apart."""
+    """Move a head's rows from pairs of neighbours, which llama.cpp rotates, to pairs half a head apart."""
     pairs = stored.reshape(heads, -1, 2, *stored.shape[1:])
     return pairs.swapaxes(1, 2).reshape(stored.shape)

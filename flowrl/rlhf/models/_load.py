@@ -43,8 +43,8 @@ def load_language_model(
 ) -> LanguageModel:
     """Load a causal language model: GPT-2, GPT-NeoX (Pythia), Llama, Mistral, Qwen2 or Qwen3.
 
-    Weights are read from safetensors, or from a GGUF file of a Llama, one tensor at a time. What the model would do
-    otherwise than `transformers` is refused.
+    Weights are read from safetensors, or from a GGUF file of a Llama, one tensor at a time; the fingerprint is that of the
+    tokenizer beside them. What the model would do otherwise than `transformers` is refused.
 
     Args:
         source: a directory with `config.json`, a `.gguf` file, or a name on the Hugging Face hub such as
@@ -53,14 +53,10 @@ def load_language_model(
         revision: branch, tag or commit on the hub.
         ignore: fields of `config.json` that flowrl does not know and that may have any value.
 
-    Returns:
-        The model, with the fingerprint of the tokenizer that lies beside it.
-
     Raises:
         FileNotFoundError: there is no such model, or it has no safetensors.
         ImportError: a package of the extra "rlhf" is missing.
-        ValueError: a file is damaged, or the model is not one that is implemented; the message names file and field
-            or tensor.
+        ValueError: a file is damaged, or the model is not implemented; the message names file and field or tensor.
     """
     with _opened(source, revision, ignore) as found:
         skeleton = eqx.filter_eval_shape(LanguageModel, found.config, key=jr.key(0), tokens=found.tokens)
@@ -77,8 +73,8 @@ def load_reward_model(
 ) -> RewardModel:
     """Load a reward model: a causal trunk and one linear score, as `*ForSequenceClassification` with one label.
 
-    The score is that of the last token that is no padding. `transformers` tells padding by its token instead: if that
-    is also the token that ends a text, it reads the token before.
+    The score is that of the last token that is not padding. `transformers` tells padding by its token instead: if that is
+    also the token that ends a text, it reads the token before.
 
     Args:
         source: a directory with `config.json`, or a name on the Hugging Face hub, which is downloaded.
@@ -87,14 +83,10 @@ def load_reward_model(
         revision: branch, tag or commit on the hub.
         ignore: fields of `config.json` that flowrl does not know and that may have any value.
 
-    Returns:
-        The model, with the fingerprint of the tokenizer that lies beside it.
-
     Raises:
         FileNotFoundError: there is no such model, or it has no safetensors.
         ImportError: a package of the extra "rlhf" is missing.
-        ValueError: a file is damaged, or the model is not one that is implemented; the message names file and field
-            or tensor.
+        ValueError: a file is damaged, or the model is not implemented; the message names file and field or tensor.
     """
     with _opened(source, revision, ignore) as found:
         score = found.tensors.get("score.weight")
@@ -146,15 +138,7 @@ def _opened(source: str | os.PathLike[str], revision: str | None, ignore: Sequen
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read an object from a JSON file.
-
-    Args:
-        path: the file.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is something else.
-    """
+    """Read an object from a JSON file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
     try:
@@ -171,14 +155,14 @@ def _downloaded(source: str | os.PathLike[str], revision: str | None) -> Path:
         raise FileNotFoundError(
             f'{os.fspath(source)}: no such directory or file, and no name on the Hugging Face hub ("owner/name").'
         )
-    require("huggingface_hub", room="flowrl.rlhf", extra="rlhf")
+    require("huggingface_hub", extra="rlhf")
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(source, revision=revision, allow_patterns=list(_WANTED)))
 
 
 def _tensors(directory: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
-    """Opens a model's safetensors, in one file or in several with an index."""
+    """Open a model's safetensors, in one file or in several with an index."""
     if (directory / _SINGLE).is_file():
         return _file_tensors(directory / _SINGLE, stack)
     if not (directory / _INDEX).is_file():
@@ -209,7 +193,7 @@ def _tensors(directory: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
 
 
 def _file_tensors(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
-    require("safetensors", room="flowrl.rlhf", extra="rlhf")
+    require("safetensors", extra="rlhf")
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -31,7 +31,7 @@ class LanguageModel(eqx.Module):
     tokens: str | None = eqx.field(static=True)
 
     def __init__(self, config: TransformerConfig, *, key: Key, tokens: str | None = None):
-        """Make a model with random weights.
+        """Draw random weights.
 
         Args:
             config: the shape; causal.
@@ -49,7 +49,7 @@ class LanguageModel(eqx.Module):
         self.tokens = tokens
 
     def logits(self, hidden: Float[Array, "*batch d"]) -> Float[Array, "*batch V"]:
-        """Give the logits of the next token.
+        """Return the logits of the next token.
 
         Args:
             hidden: hidden states (..., d).
@@ -57,7 +57,7 @@ class LanguageModel(eqx.Module):
         return hidden @ self.trunk.embedding.T if self.head is None else self.head(hidden)
 
     def from_embedded(self, embedded: Float[Array, "T d"], mask: Bool[Array, " T"]) -> Float[Array, "T V"]:
-        """Give the logits after each position of a sequence of embeddings.
+        """Return the logits after each position of a sequence of embeddings.
 
         Args:
             embedded: token embeddings, or any points of their space.
@@ -66,7 +66,7 @@ class LanguageModel(eqx.Module):
         return self.logits(self.trunk(embedded, mask))
 
     def from_soft(self, weights: Float[Array, "T V"], mask: Bool[Array, " T"]) -> Float[Array, "T V"]:
-        """Give the logits after each position of a sequence of soft tokens.
+        """Return the logits after each position of a sequence of soft tokens.
 
         Args:
             weights: rows of weights over the vocabulary; their embeddings are means of token embeddings.
@@ -75,12 +75,7 @@ class LanguageModel(eqx.Module):
         return self.from_embedded(weights @ self.trunk.embedding, mask)
 
     def __call__(self, tokens: Int[Array, " T"], mask: Bool[Array, " T"] | None = None) -> Float[Array, "T V"]:
-        """Give the logits after each token.
-
-        Args:
-            tokens: (T,).
-            mask: False at padding; None for no padding.
-        """
+        """Return the logits after each token; a mask is False at padding."""
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
         return self.from_embedded(self.trunk.embed(tokens), mask)
 
@@ -114,7 +109,7 @@ class AbstractReward(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, embedded: Float[Array, "T d"], mask: Bool[Array, " T"]) -> Float[Array, ""]:
-        """Give the reward of one text.
+        """Return the reward of one text.
 
         Args:
             embedded: embeddings of prompt and response, (T, d).
@@ -122,7 +117,7 @@ class AbstractReward(eqx.Module):
         """
 
     def of_tokens(self, tokens: Int[Array, " T"], mask: Bool[Array, " T"]) -> Float[Array, ""]:
-        """Give the reward of one text of tokens.
+        """Return the reward of one text of tokens.
 
         Args:
             tokens: prompt and response.
@@ -154,7 +149,7 @@ class RewardModel(AbstractReward):
         pooling: Literal["last", "mean"] | None = None,
         tokens: str | None = None,
     ):
-        """Make a model with random weights.
+        """Draw random weights.
 
         Args:
             config: the shape.
@@ -174,16 +169,10 @@ class RewardModel(AbstractReward):
         return self.trunk.embedding
 
     def __call__(self, embedded: Float[Array, "T d"], mask: Bool[Array, " T"]) -> Float[Array, ""]:
-        """Give the reward of one text.
-
-        Args:
-            embedded: embeddings of prompt and response, (T, d).
-            mask: False at padding.
-        """
         return self.read(self.trunk(embedded, mask), mask)
 
     def read(self, hidden: Float[Array, "T d"], mask: Bool[Array, " T"]) -> Float[Array, ""]:
-        """Give the reward from hidden states.
+        """Return the reward from hidden states.
 
         Args:
             hidden: (T, d).
@@ -226,7 +215,7 @@ class RewardEnsemble(AbstractReward):
         pooling: Literal["last", "mean"] | None = None,
         tokens: str | None = None,
     ):
-        """Make an ensemble with random weights.
+        """Draw random weights.
 
         Args:
             config: the shape of each member.
@@ -236,9 +225,6 @@ class RewardEnsemble(AbstractReward):
             caution: κ >= 0.
             pooling: as in `RewardModel`.
             tokens: fingerprint of the tokenizer.
-
-        Raises:
-            ValueError: a number is out of range.
         """
         check_count("count", count)
         if not caution >= 0:
@@ -250,7 +236,7 @@ class RewardEnsemble(AbstractReward):
         self.aggregate, self.caution, self.tokens = aggregate, caution, tokens
 
     def each(self, embedded: Float[Array, "T d"], mask: Bool[Array, " T"]) -> Float[Array, " members"]:
-        """Give every member's reward.
+        """Return every member's reward.
 
         Args:
             embedded: embeddings of prompt and response, (T, d).
@@ -259,12 +245,6 @@ class RewardEnsemble(AbstractReward):
         return eqx.filter_vmap(lambda member: member(embedded, mask))(self.members)
 
     def __call__(self, embedded: Float[Array, "T d"], mask: Bool[Array, " T"]) -> Float[Array, ""]:
-        """Give the reward of one text.
-
-        Args:
-            embedded: embeddings of prompt and response, (T, d).
-            mask: False at padding.
-        """
         rewards = self.each(embedded, mask)
         if self.aggregate == "min":
             return jnp.min(rewards)

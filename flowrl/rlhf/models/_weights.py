@@ -26,13 +26,7 @@ _HINTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor that is read when it is needed.
-
-    Attributes:
-        file: where it is, for messages.
-        shape: as stored.
-        read: gives its values.
-    """
+    """A tensor that is read when it is needed; `shape` is as stored, `file` is for messages."""
 
     file: str
     shape: tuple[int, ...]
@@ -41,12 +35,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How an array of ours lies in a stored tensor.
-
-    Attributes:
-        stored: shape of our array to shape of the tensor.
-        cut: the tensor to our array.
-    """
+    """How an array of ours lies in a stored tensor: `stored` maps shapes, `cut` the tensor to our array."""
 
     stored: Callable[[tuple[int, ...]], tuple[int, ...]]
     cut: Callable[[np.ndarray, TransformerConfig], np.ndarray]
@@ -54,12 +43,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where an array of ours is in the files of a family.
-
-    Attributes:
-        names: of the tensor; the first that is there is taken. `{}` is the number of the layer.
-        layout: how our array lies in it.
-    """
+    """Where an array of ours is in the files of a family: the first of `names` that is there; `{}` is the layer."""
 
     names: tuple[str, ...]
     layout: Layout
@@ -95,20 +79,7 @@ def fill(
     dtype: DTypeLike,
     file: str,
 ) -> _Model:
-    """Give a model the arrays of its files, reading one tensor at a time.
-
-    Args:
-        skeleton: a model with shapes in place of arrays.
-        config: its shape.
-        places: path of an array in the model to its place in the files.
-        prefix: of the trunk's tensors; files of a trunk alone have none.
-        tensors: all that the files hold.
-        dtype: of the model's arrays.
-        file: what the tensors come from, for messages.
-
-    Raises:
-        ValueError: a tensor is missing, of another shape, not finite, or has no place in the model.
-    """
+    """Fill a model of shapes with the arrays of its files, reading one tensor at a time."""
     target = np.dtype(dtype)
     if not jnp.issubdtype(target, jnp.floating):
         raise ValueError(f"dtype must be one of floating numbers, got {target}.")
@@ -157,7 +128,7 @@ def fill(
 def _without_copies(
     left: list[str], embeddings: list[str], heads: tuple[str, ...], tensors: Mapping[str, Tensor]
 ) -> list[str]:
-    """Drops a head that is stored although it is the embedding; one that is not is a contradiction."""
+    """Drop a head that is stored although it is the embedding; one that differs is a contradiction."""
     copies = [name for name in left if name in heads]
     for name in copies:
         embedding = next(name for name in embeddings if name in tensors)

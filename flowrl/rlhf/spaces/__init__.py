@@ -1,4 +1,4 @@
-"""Where particles of texts live."""
+"""Spaces in which particles of texts live."""
 
 from flowrl.rlhf.spaces._base import AbstractReferenceSpace as AbstractReferenceSpace, AbstractSpace as AbstractSpace
 from flowrl.rlhf.spaces._latent import LatentSpace as LatentSpace

@@ -26,7 +26,7 @@ Table = Float[Array, "V d"]
 
 
 class AbstractSpace(eqx.Module):
-    """Where particles of texts live."""
+    """A space in which particles of texts live."""
 
     @property
     @abc.abstractmethod
@@ -36,11 +36,11 @@ class AbstractSpace(eqx.Module):
     @property
     @abc.abstractmethod
     def vocabulary(self) -> int | None:
-        """How many tokens it decodes to, or None if that is not known before it decodes."""
+        """Number of tokens it decodes to, or None if that is not known before it decodes."""
 
     @abc.abstractmethod
     def encode(self, table: Table, prompt: Prompt, response: Response, key: Key) -> Particle:
-        """Give the particle of a sampled response.
+        """Return the particle of a sampled response.
 
         Args:
             table: token embeddings E of the reward model.
@@ -51,22 +51,21 @@ class AbstractSpace(eqx.Module):
 
     @abc.abstractmethod
     def relax(self, table: Table, prompt: Prompt, particle: Particle) -> tuple[Float[Array, "T d"], Bool[Array, " T"]]:
-        """Give what the reward model sees of a particle; its derivative is the pull-back.
+        """Return what the reward model sees of a particle: embeddings (T, d), and False where the response is over.
+
+        The derivative is the pull-back.
 
         Args:
             table: token embeddings E of the reward model.
             prompt: (P,).
             particle: one particle.
-
-        Returns:
-            Embeddings (T, d), and False where the response is over.
         """
 
     @abc.abstractmethod
     def decode(
         self, table: Table, prompt: Prompt, particle: Particle, response: Response, key: Key
     ) -> tuple[Int[Array, " T"], Bool[Array, " T"]]:
-        """Give the tokens of a particle.
+        """Return the tokens (T,) of a particle, and False where the response is over.
 
         Args:
             table: token embeddings E of the reward model.
@@ -74,9 +73,6 @@ class AbstractSpace(eqx.Module):
             particle: one particle.
             response: what the particle was encoded from.
             key: the key that it was drawn with.
-
-        Returns:
-            Tokens (T,), and False where the response is over.
         """
 
 
@@ -93,17 +89,15 @@ class AbstractReferenceSpace(AbstractSpace):
 
     @property
     def tokens(self) -> str | None:
-        """Fingerprint of the reference's tokenizer."""
         return self.model.tokens
 
     @property
     def vocabulary(self) -> int:
-        """The reference's number of tokens."""
         return self.model.trunk.config.vocabulary
 
 
 def running(sampler: Sampler, tokens: Int[Array, " T"]) -> Bool[Array, " T"]:
-    """True up to and with the first end token."""
+    """Mark the tokens up to and with the first end token."""
     if sampler.end is None:
         return jnp.ones(tokens.shape, bool)
     ended = jnp.cumsum(tokens == sampler.end, dtype=jnp.int32)
@@ -111,6 +105,6 @@ def running(sampler: Sampler, tokens: Int[Array, " T"]) -> Bool[Array, " T"]:
 
 
 def finish(sampler: Sampler, tokens: Int[Array, " T"]) -> tuple[Int[Array, " T"], Bool[Array, " T"]]:
-    """Tokens with padding after the end, and where it begins."""
+    """Return tokens with padding after the end, and the mask of the others."""
     mask = running(sampler, tokens)
     return jnp.where(mask, tokens, sampler.pad).astype(jnp.int32), mask

@@ -31,34 +31,18 @@ class LatentSpace(AbstractSpace):
 
     @property
     def tokens(self) -> str | None:
-        """Fingerprint of the decoder's tokenizer."""
         return self.fingerprint
 
     @property
     def vocabulary(self) -> None:
-        """Unknown: the decoder may be any function."""
+        """Return None: the decoder may be any function."""
         return None
 
     def encode(self, table: Table, prompt: Prompt, response: Response, key: Key) -> Particle:
-        """Give z.
-
-        Args:
-            table: unused.
-            prompt: (P,).
-            response: (T,).
-            key: unused.
-        """
         del table, key
         return self.encoder(prompt, response)
 
     def relax(self, table: Table, prompt: Prompt, particle: Particle) -> tuple[Float[Array, "T d"], Bool[Array, " T"]]:
-        """Give softmax(logits) E.
-
-        Args:
-            table: token embeddings E.
-            prompt: (P,).
-            particle: z.
-        """
         logits = self.decoder(prompt, particle)
         weights = jax.nn.softmax(logits).astype(table.dtype)
         return weights @ table, running(self.sampler, self.sampler.choose(logits))
@@ -66,14 +50,5 @@ class LatentSpace(AbstractSpace):
     def decode(
         self, table: Table, prompt: Prompt, particle: Particle, response: Response, key: Key
     ) -> tuple[Int[Array, " T"], Bool[Array, " T"]]:
-        """Give the most likely tokens.
-
-        Args:
-            table: unused.
-            prompt: (P,).
-            particle: z.
-            response: unused.
-            key: unused.
-        """
         del table, response, key
         return finish(self.sampler, self.sampler.choose(self.decoder(prompt, particle)))

@@ -1,5 +1,6 @@
 """Logits of the reference as particles."""
 
+from functools import partial
 from typing import Literal
 
 import equinox as eqx
@@ -12,9 +13,7 @@ from flowrl._misc import number
 from flowrl.rlhf.models import LanguageModel, Prompt, Response, Sampler, response_logits
 from flowrl.rlhf.spaces._base import AbstractReferenceSpace, Table, finish, running
 
-
-def _margin(x: ArrayLike) -> Float[Array, ""]:
-    return number("margin", x, lambda margin: margin >= 0, ">= 0")
+_MARGIN = partial(number, "margin", ok=lambda margin: margin >= 0, expected=">= 0")
 
 
 class LogitSpace(AbstractReferenceSpace):
@@ -41,7 +40,7 @@ class LogitSpace(AbstractReferenceSpace):
 
     model: LanguageModel
     sampler: Sampler
-    margin: ArrayLike = eqx.field(converter=_margin, default=1.0)
+    margin: ArrayLike = eqx.field(converter=_MARGIN, default=1.0)
     by: Literal["argmax", "reference"] = eqx.field(static=True, default="argmax")
 
     def __check_init__(self):
@@ -49,14 +48,6 @@ class LogitSpace(AbstractReferenceSpace):
             raise ValueError(f'by must be "argmax" or "reference", got {self.by!r}.')
 
     def encode(self, table: Table, prompt: Prompt, response: Response, key: Key) -> Float[Array, "T V"]:
-        """Give the reference's logits at the sampled tokens.
-
-        Args:
-            table: unused.
-            prompt: (P,).
-            response: (T,).
-            key: unused.
-        """
         del table, key
         logits = response_logits(self.model, prompt, response.tokens, response.mask)
         logits = jax.nn.log_softmax(self.sampler.allowed(logits))
@@ -67,28 +58,12 @@ class LogitSpace(AbstractReferenceSpace):
     def relax(
         self, table: Table, prompt: Prompt, particle: Float[Array, "T V"]
     ) -> tuple[Float[Array, "T d"], Bool[Array, " T"]]:
-        """Give softmax(y) E, with the pull-back of mirror ascent.
-
-        Args:
-            table: token embeddings E.
-            prompt: unused.
-            particle: logits y.
-        """
         del prompt
         return _mirror(particle, table), running(self.sampler, self.sampler.choose(particle))
 
     def decode(
         self, table: Table, prompt: Prompt, particle: Float[Array, "T V"], response: Response, key: Key
     ) -> tuple[Int[Array, " T"], Bool[Array, " T"]]:
-        """Give the most likely tokens, or what the running reference makes of the change.
-
-        Args:
-            table: unused by "argmax".
-            prompt: (P,).
-            particle: logits y.
-            response: the sample.
-            key: the sample's key.
-        """
         if self.by == "argmax":
             return finish(self.sampler, self.sampler.choose(particle))
         change = particle - self.encode(table, prompt, response, key)

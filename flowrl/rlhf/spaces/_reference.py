@@ -31,42 +31,18 @@ class ReferenceSpace(AbstractReferenceSpace):
     sampler: Sampler
 
     def encode(self, table: Table, prompt: Prompt, response: Response, key: Key) -> Float[Array, "T V"]:
-        """Give the noise that the response was drawn with.
-
-        Args:
-            table: unused.
-            prompt: unused.
-            response: unused.
-            key: the key that it was drawn with.
-        """
         del table, prompt, response
         return self.sampler.noise(self.model.trunk.config.vocabulary, key=key)
 
     def relax(
         self, table: Table, prompt: Prompt, particle: Float[Array, "T V"]
     ) -> tuple[Float[Array, "T d"], Bool[Array, " T"]]:
-        """Give the embeddings of the decoded tokens, with the straight-through pull-back.
-
-        Args:
-            table: token embeddings E.
-            prompt: (P,).
-            particle: noise g.
-        """
         decoded = jax.lax.stop_gradient(self.sampler.decode(self.model, prompt, jax.lax.stop_gradient(particle)))
         return _straight_through(particle, table, decoded.tokens), decoded.mask
 
     def decode(
         self, table: Table, prompt: Prompt, particle: Float[Array, "T V"], response: Response, key: Key
     ) -> tuple[Int[Array, " T"], Bool[Array, " T"]]:
-        """Let the reference decode the moved noise.
-
-        Args:
-            table: unused.
-            prompt: (P,).
-            particle: noise g.
-            response: unused.
-            key: unused.
-        """
         del table, response, key
         decoded = self.sampler.decode(self.model, prompt, particle)
         return decoded.tokens, decoded.mask

@@ -1,5 +1,6 @@
 """Token embeddings as particles."""
 
+from functools import partial
 from typing import Literal
 
 import equinox as eqx
@@ -8,18 +9,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from flowrl._custom_types import Key
-from flowrl._kernel._distance import squared_distances
+from flowrl._kernel import squared_distances
 from flowrl._misc import number
 from flowrl.rlhf.models import LanguageModel, Prompt, Response, Sampler
 from flowrl.rlhf.spaces._base import AbstractReferenceSpace, Table, finish, running
 
-
-def _width(x: ArrayLike) -> Float[Array, ""]:
-    return number("width", x, lambda width: width > 0, "> 0")
+_WIDTH = partial(number, "width", ok=lambda width: width > 0, expected="> 0")
 
 
 class TokenSpace(AbstractReferenceSpace):
-    r"""Points of the reward model's token-embedding space, one a token: the paper read literally.
+    r"""Points of the reward model's token-embedding space, one per token: the paper read literally.
 
     A particle is u, (T, d), at first the embeddings of the sampled tokens. Decoded to the nearest token, a point that
     moves less than half the distance to its neighbours changes nothing, and one that moves further need not come to
@@ -36,34 +35,19 @@ class TokenSpace(AbstractReferenceSpace):
     model: LanguageModel
     sampler: Sampler
     by: Literal["nearest", "prior"] = eqx.field(static=True, default="nearest")
-    width: ArrayLike = eqx.field(converter=_width, default=0.1)
+    width: ArrayLike = eqx.field(converter=_WIDTH, default=0.1)
 
     def __check_init__(self):
         if self.by not in ("nearest", "prior"):
             raise ValueError(f'by must be "nearest" or "prior", got {self.by!r}.')
 
     def encode(self, table: Table, prompt: Prompt, response: Response, key: Key) -> Float[Array, "T d"]:
-        """Give the embeddings of the sampled tokens.
-
-        Args:
-            table: token embeddings E.
-            prompt: unused.
-            response: (T,).
-            key: unused.
-        """
         del prompt, key
         return table[response.tokens].astype(jnp.float32)
 
     def relax(
         self, table: Table, prompt: Prompt, particle: Float[Array, "T d"]
     ) -> tuple[Float[Array, "T d"], Bool[Array, " T"]]:
-        """Give the particle itself, in the precision of the reward model.
-
-        Args:
-            table: token embeddings E.
-            prompt: unused.
-            particle: embeddings u.
-        """
         del prompt
         near = self._nearest(table, jax.lax.stop_gradient(particle))
         return particle.astype(table.dtype), running(self.sampler, near)
@@ -71,15 +55,6 @@ class TokenSpace(AbstractReferenceSpace):
     def decode(
         self, table: Table, prompt: Prompt, particle: Float[Array, "T d"], response: Response, key: Key
     ) -> tuple[Int[Array, " T"], Bool[Array, " T"]]:
-        """Give the nearest tokens, or those that are near and likely.
-
-        Args:
-            table: token embeddings E.
-            prompt: (P,).
-            particle: embeddings u.
-            response: unused.
-            key: unused.
-        """
         del response, key
         if self.by == "nearest":
             return finish(self.sampler, self._nearest(table, particle))
