@@ -15,7 +15,7 @@ from jaxtyping import Array
 from flowrl._custom_types import Key
 from flowrl._io import stops_wait
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning._algorithm import AbstractAlgorithm, AbstractPretrained, AbstractState
+from flowrl.rl.learning._algorithm import AbstractAlgorithm, AbstractPretrained, S
 from flowrl.rl.learning._train import Phase, train
 from flowrl.runs._run import RunDirectory
 
@@ -41,18 +41,18 @@ class Progress:
 
 
 def fit(
-    algorithm: AbstractAlgorithm,
+    algorithm: AbstractAlgorithm[S],
     replay: Replay,
     *,
     updates: int,
     interval: int,
     key: Key,
     run: RunDirectory | None = None,
-    evaluate: Callable[[Any, int], dict[str, Any]] | None = None,
+    evaluate: Callable[[S, int], dict[str, Any]] | None = None,
     evaluate_at: tuple[int, ...] = (),
     progress: Callable[[Progress], object] | None = None,
     log: Callable[[dict[str, Any], int], object] | None = None,
-) -> Any:
+) -> S:
     """Train, or go on training, until the algorithm has had `updates` updates.
 
     After every interval the metrics are added to `run.rows` and the state is saved. Started again on the same run, the
@@ -71,7 +71,7 @@ def fit(
         evaluate_at: steps, multiples of `interval`.
         progress: called after every interval.
         log: called as `log(row, step)` with every row of metrics and the updates so far over both phases, such as
-            `Tracker.log`.
+            `flowrl.runs.Tracker.log`.
 
     Returns:
         The state at the end.
@@ -92,18 +92,18 @@ def fit(
     if run is not None:
         state = run.load(state) or state
 
-    def done_in(phase: Phase, state: AbstractState) -> int:
+    def done_in(phase: Phase, state: S) -> int:
         if phase == "reference" and isinstance(algorithm, AbstractPretrained):
             return int(algorithm.pretrained(state))
         return int(state.step)
 
-    def advance(state: AbstractState, replay: Replay, phase: Phase, total: int) -> AbstractState:
+    def advance(state: S, replay: Replay, phase: Phase, total: int) -> S:
         evaluated = evaluate is not None and phase == "main" and int(state.step) + interval in evaluate_at
         # A compiled call cannot be stopped half-way: what it made is kept. An evaluation may take minutes more.
         with contextlib.nullcontext() if run is None or evaluated else stops_wait():
             return one_interval(state, replay, phase, total)
 
-    def one_interval(state: AbstractState, replay: Replay, phase: Phase, total: int) -> AbstractState:
+    def one_interval(state: S, replay: Replay, phase: Phase, total: int) -> S:
         started = time.perf_counter()
         state, metrics = train(algorithm, state, replay, interval, phase)
         metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
@@ -140,6 +140,8 @@ def refuse_failures(phase: str, done: int, metrics: dict[str, float], state: Any
     when = f"{'environment step' if phase == 'online' else 'update'} {done}"
     broken = [f"{name} is {x:.3g}" for name, x in metrics.items() if not abs(x) < _LIMIT]
     if not broken:
+        # The loss of an update is that of the parameters before its step, so that the last step of an interval can
+        # ruin the state while every metric is finite.
         named = jax.tree_util.tree_leaves_with_path(eqx.filter(state, eqx.is_inexact_array))
         finite = jax.device_get(_finite([leaf for _, leaf in named]))
         names = [jax.tree_util.keystr(path) for (path, _), good in zip(named, finite, strict=True) if not good]

@@ -1,6 +1,7 @@
 """Many updates in one compiled call, for any algorithm."""
 
-from typing import Any, Generic, Literal, TypeVar, cast
+from collections.abc import Callable
+from typing import Generic, Literal, TypeVar, cast
 
 import equinox as eqx
 import jax
@@ -11,9 +12,10 @@ from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
 from flowrl.rl.data.replay import AbstractBatchSource, Batches, Replay
-from flowrl.rl.learning._algorithm import AbstractAlgorithm, AbstractPretrained
+from flowrl.rl.learning._algorithm import AbstractAlgorithm, AbstractPretrained, S
 
 Phase = Literal["reference", "main"]
+_Update = Callable[[S, Replay, Array, Key], tuple[S, dict[str, Array]]]
 N = TypeVar("N", bound=eqx.Module)
 
 
@@ -62,12 +64,12 @@ def polyak(slow: N, new: N, rate: float) -> N:
 
 
 def train(
-    algorithm: AbstractAlgorithm,
-    state: Any,
+    algorithm: AbstractAlgorithm[S],
+    state: S,
     source: AbstractBatchSource,
     updates: int,
     phase: Phase = "main",
-) -> tuple[Any, dict[str, Float[Array, ""]]]:
+) -> tuple[S, dict[str, Float[Array, ""]]]:
     """Make some updates in one compiled call.
 
     Args:
@@ -85,7 +87,7 @@ def train(
 
 @eqx.filter_jit
 def held_out(
-    algorithm: AbstractAlgorithm, state: Any, replay: Replay, key: Key, batches: int = 8, phase: Phase = "main"
+    algorithm: AbstractAlgorithm[S], state: S, replay: Replay, key: Key, batches: int = 8, phase: Phase = "main"
 ) -> dict[str, Array]:
     """Measure an algorithm's metrics on data that it is not trained on: the update is computed and thrown away.
 
@@ -107,12 +109,12 @@ def held_out(
 
 
 @eqx.filter_jit(donate="all-except-first")
-def _interval(constant: tuple[AbstractAlgorithm, Batches, Phase], state: Any) -> tuple[Any, dict[str, Array]]:
+def _interval(constant: tuple[AbstractAlgorithm[S], Batches, Phase], state: S) -> tuple[S, dict[str, Array]]:
     algorithm, batches, phase = constant
     update = _update(algorithm, phase)
     dynamic, static = eqx.partition(state, eqx.is_array)
 
-    def body(dynamic: Any, rows: Int[Array, " batch"]) -> tuple[Any, dict[str, Array]]:
+    def body(dynamic: S, rows: Int[Array, " batch"]) -> tuple[S, dict[str, Array]]:
         state = eqx.combine(dynamic, static)
         # The second key drew these rows: see `draw_batches`.
         key, _, update_key = jr.split(state.key, 3)
@@ -124,7 +126,7 @@ def _interval(constant: tuple[AbstractAlgorithm, Batches, Phase], state: Any) ->
     return eqx.combine(dynamic, static), jax.tree.map(jnp.mean, metrics)
 
 
-def _update(algorithm: AbstractAlgorithm, phase: Phase) -> Any:
+def _update(algorithm: AbstractAlgorithm[S], phase: Phase) -> _Update[S]:
     if phase == "main":
         return algorithm.update
     if not isinstance(algorithm, AbstractPretrained):
