@@ -2,19 +2,16 @@
 
     python tests/benchmarks/offline_rl_budgets.py runs/seed1 runs/seed2 --study grid --out grid.csv
 
-Each run is one of `examples/offline_rl.py --algorithm vgf`.
+Each run is one of `flowrl offline vgf`.
 Every way to act has the same episodes and the same proposals.
-With `--study grid` each row also has what `measure_budgets` says of the budget from held-out data alone.
+With `--study grid` each row also has what `measure_budgets` reports of the budget from held-out data alone.
 """
 
 import csv
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Literal
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import jax.random as jr
 import tyro
@@ -27,15 +24,15 @@ from flowrl.rl import (
     Lanes,
     LowerConfidence,
     Mean,
+    MeasuredBudget,
     Policy,
     Standardizer,
-    data,
     evaluate,
-    make_replay,
     measure_budgets,
 )
 from flowrl.runs import load_checkpoint, to_csv
-from flowrl.scripts.offline import _options as offline_config
+from flowrl.scripts.offline._options import from_flat
+from flowrl.scripts.offline._program import load_data, replays, treated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,22 +61,20 @@ class Options:
     """All ε of the grid, in spreads."""
 
 
+def _unseen(done: int, total: int) -> None:
+    del done, total
+
+
 def loaded(run: Path):
     """Load a run's algorithm, state, standardizer, held-out data and configuration."""
-    options = json.loads((run / "config.json").read_text())
-    fields = {field.name: field for field in dataclasses.fields(offline_config.Config)}
-    known = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if k in fields}
-    config = offline_config.Config(**known)
-    algorithm = offline_config.algorithm(config)
-    dataset = data.load(config.env, rows=config.rows, val_rows=max(config.rows // 10, 1))
-    metric = data.metric(config.env)
-    rewards = ("unit_std" if metric == "return" else "none") if config.rewards == "auto" else config.rewards
-    dataset = data.apply_protocol(dataset, rewards=rewards, observations="standard")
+    config = from_flat(json.loads((run / "config.json").read_text()), run)
+    algorithm = config.learner()
+    dataset = treated(config.data, load_data(config.data, _unseen, config.run.workers))
     standardizer = Standardizer.fit(dataset.train.observations)
     template = algorithm.init(dataset.train.observations.shape[1], dataset.train.actions.shape[1], key=jr.key(0))
     state, _ = load_checkpoint(run / "checkpoint.npz", template)
-    held_out = make_replay(dataset.validation, standardizer, discount=config.discount, n_step=config.n_step)
-    return config, algorithm, state, standardizer, held_out, metric
+    _, held_out = replays(config.training, dataset, standardizer)
+    return config, algorithm, state, standardizer, held_out, dataset.info.metric
 
 
 def flow_variants(algorithm, state):
@@ -116,39 +111,45 @@ def flow_variants(algorithm, state):
 
 
 def measure(run: Path, options: Options) -> list[dict]:
-    """Give the rows of one run."""
+    """Compute the rows of one run."""
     config, algorithm, state, standardizer, held_out, metric = loaded(run)
     ways = []
     if options.study == "grid":
         measured = measure_budgets(
-            algorithm, state, held_out, steps=options.steps, step_sizes=options.step_sizes, key=jr.key(0)
+            algorithm,
+            state,
+            held_out,
+            algorithm.train_budget,
+            steps=options.steps,
+            step_sizes=options.step_sizes,
+            key=jr.key(0),
         )
-        policies = [Policy(f"L={m.steps} step {m.step_size:g}", 8, m.steps, m.step_size) for m in measured]
-        ways = [(algorithm, state, policies, [dataclasses.asdict(m) for m in measured])]
+        ways = [(algorithm, state, [_policy(m) for m in measured], [_columns(m) for m in measured])]
     else:
         for name, changed, changed_state, n, length, size in flow_variants(algorithm, state):
             if options.only and not name.startswith(options.only):
                 continue
+            budget = changed.train_budget.with_steps(length, size)
             policies = [
-                Policy(name, n, length, size),
-                Policy(f"{name}; one random particle", n, length, size, select="uniform"),
-                Policy(f"{name}; L = 1", n, 1, size),
+                Policy(name, n, budget),
+                Policy(f"{name}; one random particle", n, budget, select="uniform"),
+                Policy(f"{name}; L = 1", n, budget.with_steps(1)),
             ]
             if n != 8:
                 policies.append(Policy(f"best-of-{n}", n))
-            extra = [{"steps": p.steps, "step_size": p.step_size, "candidates": n} for p in policies]
+            extra = [{"steps": p.steps, "step_size": size if p.steps else 0, "candidates": n} for p in policies]
             ways.append((changed, changed_state, policies, extra))
     rows = []
-    with Lanes(config.env, options.lanes, workers=options.workers) as lanes:
+    with Lanes(config.data.env, options.lanes, workers=options.workers) as lanes:
         for changed, changed_state, policies, extra in ways:
-            agent = Agent(changed, changed_state, standardizer, config.chunk)
+            agent = Agent(changed, changed_state, standardizer, config.training.chunk)
             result = evaluate(agent, tuple(policies), lanes, episodes=options.episodes, seed=options.eval_seed)
             scores = result.scores(metric)
             for policy, more, score, displacement in zip(policies, extra, scores, result.displacements, strict=True):
                 rows.append(
                     {
-                        "env": config.env,
-                        "seed": config.seed,
+                        "env": config.data.env,
+                        "seed": config.training.seed,
                         "policy": policy.name,
                         **more,
                         "score": float(score.mean()),
@@ -156,8 +157,22 @@ def measure(run: Path, options: Options) -> list[dict]:
                         "scores": " ".join(f"{x:.6g}" for x in score),
                     }
                 )
-                print(config.env, config.seed, policy.name, f"{score.mean():.1f}", flush=True)
+                print(config.data.env, config.training.seed, policy.name, f"{score.mean():.1f}", flush=True)
     return rows
+
+
+def _size(measured: MeasuredBudget) -> float:
+    return float(f"{float(measured.budget.step_size):g}") if measured.budget.bound else 0.0
+
+
+def _policy(measured: MeasuredBudget) -> Policy:
+    budget = measured.budget if measured.budget.bound else None
+    return Policy(f"L={measured.budget.bound} step {_size(measured):g}", 8, budget)
+
+
+def _columns(measured: MeasuredBudget) -> dict[str, float]:
+    others = [field.name for field in dataclasses.fields(measured) if field.name != "budget"]
+    return {"steps": measured.budget.bound, "step_size": _size(measured)} | {n: getattr(measured, n) for n in others}
 
 
 def main(options: Options) -> None:

@@ -1,4 +1,4 @@
-"""Join runs of `examples/offline_rl.py` that differ in their training seed alone into one table.
+"""Join runs of `flowrl offline` that differ in their training seed alone into one table.
 
     python tests/benchmarks/offline_rl_seeds.py runs/seed1 runs/seed2 runs/seed3
 

@@ -1,4 +1,4 @@
-"""Join runs of `examples/online_finetune.py` into rows, tables and curves.
+"""Join runs of `flowrl online` into rows, tables and curves.
 
     python tests/benchmarks/online_curves.py runs/online docs/results/online
 
@@ -17,9 +17,7 @@ import matplotlib as mpl
 import numpy as np
 import tyro
 
-from flowrl.rl import (
-    report,
-)
+from flowrl.rl import report
 from flowrl.runs import to_csv
 
 mpl.use("agg")
@@ -92,7 +90,7 @@ def _final(run: Path, where: dict[str, str]) -> Any:
 
 
 def _table(final: list[dict[str, Any]], curve: list[dict[str, Any]]) -> Any:
-    """Give a line a policy of each variant: offline, what the switch did, online, and what was gained."""
+    """Write one line per policy of each variant: offline, what the switch did, online, and what was gained."""
     yield "| environment | variant | policy | offline | at the switch, 95 % | at the end | gained, by seed | 95 % |"
     yield "|---|---|---|---|---|---|---|---|"
     for env, variant, policy in dict.fromkeys((row["env"], row["variant"], row["policy"]) for row in final):
@@ -117,7 +115,7 @@ def _interval(seeds: np.ndarray) -> str:
 
 
 def _plot(curve: list[dict[str, Any]], path: Path) -> None:
-    """Draw a panel an environment: VGF L = 1, or a rival's own proposals, of each variant; mean and every seed."""
+    """Draw a panel per environment: VGF L = 1, or a baseline's own proposals, of each variant; mean and every seed."""
     envs = list(dict.fromkeys(row["env"] for row in curve))
     figure, panels = plt.subplots(1, len(envs), figsize=(6 * len(envs), 4), squeeze=False, layout="constrained")
     for axes, env in zip(panels[0], envs, strict=True):

@@ -54,7 +54,7 @@ def blackjax(log_prob, argument, start, steps):
 
 
 def _numpyro(model, optimiser, start, n):
-    """Give numpyro's SVGD for a model of one site, its state with the particles at `start`, and the site's name."""
+    """Return numpyro's SVGD for a model of one site, its state with the particles at `start`, and the site's name."""
     import numpyro as library
     from numpyro.contrib.einstein import SVGD, RBFKernel
 
@@ -178,19 +178,19 @@ def _driven(algorithm):
 
 
 def our_driver():
-    """Give flowrl's stepper to blackjax's driver."""
+    """Run flowrl's stepper in blackjax's driver."""
     return _driven(flowrl.Stepper(flowrl.Density(log_normal), flowrl.Budget(2, 0.1)))
 
 
 def blackjax_driver():
-    """Give blackjax's SVGD to blackjax's driver."""
+    """Run blackjax's SVGD in blackjax's driver."""
     import blackjax as library
 
     return _driven(library.svgd(jax.grad(log_normal), optax.sgd(0.1)))
 
 
 def outcome(case, *arguments):
-    """Give what a case says, or the error it raised."""
+    """Return the result of a case, or the error it raised."""
     try:
         return case(*arguments)
     except Exception as error:

@@ -26,7 +26,7 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
-# The threads of a small QR, of which ALDI takes one a step, wait for each other where another process has a core.
+# The threads of a small QR, of which ALDI takes one per step, wait for each other where another process has a core.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import blackjax
@@ -76,12 +76,12 @@ FLOWS = {
 
 
 def checkpoints(stop):
-    """Give about thirty increasing counts up to `stop`."""
+    """Return about thirty increasing counts up to `stop`."""
     return np.unique(np.geomspace(10, stop, 30).round().astype(int))
 
 
 def flow_run(name, posterior, saved):
-    """Give a function of start, key and step size: the particles at the checkpoints."""
+    """Return a function of start, key and step size: the particles at the checkpoints."""
     transport = transport_of(FLOWS[name])
 
     def run(start, key, setting):
@@ -92,7 +92,7 @@ def flow_run(name, posterior, saved):
 
 
 def blackjax_run(posterior, saved):
-    """Give the same for blackjax, its bandwidth updated at every step as in its documentation."""
+    """Return the same for blackjax, its bandwidth updated at every step as in its documentation."""
 
     def run(start, key, setting):
         del key
@@ -105,7 +105,7 @@ def blackjax_run(posterior, saved):
 
 
 def numpyro_run(posterior, saved):
-    """Give the same for numpyro. Its SVGD leaves out Jacobians, so the model that it is given is unconstrained."""
+    """Return the same for numpyro. Its SVGD leaves out Jacobians, so the model that it is given is unconstrained."""
 
     def run(start, key, setting):
         points, log_prob, unravel = flat(posterior, start)
@@ -129,7 +129,7 @@ def numpyro_run(posterior, saved):
 
 
 def flat(posterior, start):
-    """Give the particles as a matrix, the log density of a row, and the way back."""
+    """Return the particles as a matrix, the log density of a row, and the way back."""
     _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], start))
     points = jax.vmap(lambda particle: ravel_pytree(particle)[0])(start)
     return points, lambda x: posterior.target.function(unravel(x)), unravel
@@ -155,10 +155,10 @@ def count_compilation(event, seconds, **_):
         COMPILATION["seconds"] += seconds
 
 
-def clocked(march, *arguments):
-    """Give the result, the seconds it took, and those of compilation among them."""
+def clocked(function, *arguments):
+    """Return the result, the seconds it took, and those of compilation among them."""
     before, began = COMPILATION["seconds"], time.perf_counter()
-    result = jax.block_until_ready(march(*arguments))
+    result = jax.block_until_ready(function(*arguments))
     return result, time.perf_counter() - began, COMPILATION["seconds"] - before
 
 
@@ -174,17 +174,17 @@ class Run(NamedTuple):
 
 
 def particles_method(name, posterior, start, judge, gradients):
-    """Give a function of seed and setting that runs a particle method."""
+    """Return a function of seed and setting that runs a particle method."""
     n = MANY if name in ("flowrl Langevin", "flowrl ALDI") else FEW
     saved = checkpoints(gradients // n)
     make = {"blackjax SVGD": blackjax_run, "numpyro SVGD": numpyro_run}.get(name)
-    march = make(posterior, saved) if make else flow_run(name, posterior, tuple(saved.tolist()))
+    moved = make(posterior, saved) if make else flow_run(name, posterior, tuple(saved.tolist()))
 
     def run(seed, setting):
         start_key, key = jr.split(jr.key(seed))
         particles = jax.block_until_ready(starts(start, posterior, n, start_key))
         setting = jnp.asarray(setting)
-        trajectory, seconds, compilation = clocked(march, particles, key, setting)
+        trajectory, seconds, compilation = clocked(moved, particles, key, setting)
         every = judge.coordinates(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trajectory))
         sets = list(every.reshape(len(saved), n, -1))
         return Run(sets, saved * n, seconds * saved / saved[-1], at(trajectory, -1), (0, 0.0), compilation)
@@ -193,11 +193,11 @@ def particles_method(name, posterior, start, judge, gradients):
 
 
 def nuts_method(problem, judge, gradients):
-    """Give a function of seed and length of the warm-up that runs one chain."""
-    marches = {warmup: nuts(problem, warmup, DRAWS) for warmup in SETTINGS["numpyro NUTS"]}
+    """Return a function of seed and length of the warm-up that runs one chain."""
+    chains_of = {warmup: nuts(problem, warmup, DRAWS) for warmup in SETTINGS["numpyro NUTS"]}
 
     def run(seed, warmup):
-        chains, seconds, compilation = clocked(marches[warmup], jr.key(seed)[None])
+        chains, seconds, compilation = clocked(chains_of[warmup], jr.key(seed)[None])
         spent = np.cumsum(np.asarray(chains.leapfrogs[0], int))
         share, spent, early = seconds * spent / spent[-1], spent[warmup:], spent[warmup - 1]
         counts = checkpoints(max(int(np.sum(spent <= gradients)), 10))
@@ -211,7 +211,7 @@ def nuts_method(problem, judge, gradients):
 
 
 def accurate_from(run, judge, accuracy):
-    """Give the checkpoint from which on both errors are below `accuracy`, or None, and the larger error at each."""
+    """Return the checkpoint from which on both errors are below `accuracy`, or None, and the larger error at each."""
     with np.errstate(all="ignore"):  # of particles that have exploded
         errors = np.array([max(judge.errors(compared)) for compared in run.compared])
     errors = np.where(np.isfinite(errors), errors, np.inf)
@@ -221,7 +221,7 @@ def accurate_from(run, judge, accuracy):
 
 
 def tune(method, judge, settings, accuracy):
-    """Give the best setting on seed 0, and the seconds of compilation of its program."""
+    """Return the best setting on seed 0, and the seconds of compilation of its program."""
     ranks, compilations = [], []
     for setting in settings:
         run = method(0, setting)
@@ -234,7 +234,7 @@ def tune(method, judge, settings, accuracy):
 
 
 def rows_of(run, judge, accuracy):
-    """Give the measures of a run."""
+    """Return the measures of a run."""
     first, errors = accurate_from(run, judge, accuracy)
     row = {
         "gradients_to_accuracy": "" if first is None else int(run.spent[first]),
@@ -250,12 +250,12 @@ def rows_of(run, judge, accuracy):
 
 
 def rounded(row):
-    """Give four figures of each number."""
+    """Round each number to four figures."""
     return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in row.items()}
 
 
 def long_run(model, problem, posterior):
-    """Give what all is measured by, and the row that describes it."""
+    """Return the judge of all runs, and the row that describes it."""
     length, began = 3000 if model == "network" else 10_000, time.perf_counter()
     draws, r_hat, effective = standard(problem, 1000, length, jr.key(100))
     seconds = time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""The table and the plot of docs/tutorials/rlhf.md, from finished runs of examples/rlhf.py that differ in their seeds.
+"""The table and the plot of docs/tutorials/rlhf.md, from finished runs of `flowrl align` that differ in their seeds.
 
     python tests/benchmarks/rlhf_table.py runs/rlhf/seed0 runs/rlhf/seed1 runs/rlhf/seed2 --out docs/results/rlhf
 
@@ -28,7 +28,7 @@ NUMBERS = (
 )
 
 #: Methods that are set against what was chosen.
-RIVALS = ("sft", "bon", "dpo", "ppo")
+BASELINES = ("sft", "bon", "dpo", "ppo")
 #: Rows that SmolLM2 judges, besides what was chosen and what costs as much.
 FLUENT = ("SFT", "best-of-8", "best-of-128", "DPO, best-of-8", "PPO, best-of-8")
 
@@ -130,13 +130,14 @@ def add_fluency(tables: list[list[dict]], prompts: list[str]) -> None:
 
 
 def differences(runs: tuple[Path, ...]) -> str:
-    """What was chosen minus each rival in gold wins, prompt by prompt, as Markdown."""
+    """What was chosen minus each baseline in gold wins, prompt by prompt, as Markdown."""
     tables = [list(csv.DictReader((run / "results.csv").open())) for run in runs]
     wins = lambda pick: np.asarray([json.loads(next(r for r in t if pick(r))["wins"]) for t in tables])
     own = wins(lambda r: r["chosen"] == "True")
     lines = ["| VGF, chosen, minus | gold wins, points (95 %) |", "|---|---|"]
-    rivals = {r["name"]: (lambda r, name=r["name"]: r["name"] == name) for r in tables[0] if r["method"] in RIVALS}
-    for name, pick in (rivals | {"best-of-N at the same cost": lambda r: r["method"] == "matched"}).items():
+    named = [r["name"] for r in tables[0] if r["method"] in BASELINES]
+    baselines = {name: (lambda r, name=name: r["name"] == name) for name in named}
+    for name, pick in (baselines | {"best-of-N at the same cost": lambda r: r["method"] == "matched"}).items():
         estimate = mean_interval(own - wins(pick))
         low, high = (100 * x for x in estimate[1:3])
         lines.append(f"| {name} | {100 * estimate.value:+.1f} [{low:+.1f}, {high:+.1f}] |")

@@ -1,4 +1,4 @@
-"""Does it pay to train several seeds in one process? Updates a second of a vmapped training against one seed at a time.
+"""Does it pay to train several seeds in one process? Updates per second of a vmapped training and of one seed alone.
 
     python tests/benchmarks/seeds_vmapped.py --seeds 4
     XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python tests/benchmarks/seeds_vmapped.py   # one thread

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/stationary_variance.py [--steps 2000] [--out docs/results/stationary_variance.csv]
 
-Every library starts from the same normal particles and marches by Adagrad, each with its own bandwidth rule; flowrl
+Every library starts from the same normal particles and is stepped by Adagrad, each with its own bandwidth rule; flowrl
 with several. A fixed point does not depend on the optimiser. `change` is the difference of the variance to that at half
 the steps: near zero means at rest. Needs the extra `bayes` and blackjax.
 """
@@ -39,7 +39,7 @@ def variance(particles):
 
 
 def ours(rule, start, steps):
-    """Give the particles of flowrl at half the steps and at the end."""
+    """Return the particles of flowrl at half the steps and at the end."""
     solution = flowrl.transport(
         flowrl.Density(log_normal),
         start,
@@ -52,23 +52,23 @@ def ours(rule, start, steps):
 
 
 def blackjax(start, steps):
-    """Give those of blackjax, its median heuristic updated at every step as its own documentation does."""
+    """Return those of blackjax, its median heuristic updated at every step as its own documentation does."""
     import blackjax as library
     from blackjax.vi.svgd import rbf_kernel, update_median_heuristic
 
     svgd = library.svgd(jax.grad(log_normal), optax.adagrad(0.1), rbf_kernel, update_median_heuristic)
 
     @jax.jit
-    def march(state):
+    def run(state):
         return jax.lax.fori_loop(0, steps // 2, lambda _, s: svgd.step(s), state)
 
     state = svgd.init(start, {"length_scale": jnp.ones(())})
-    half = march(update_median_heuristic(state))
-    return [half.particles, march(half).particles]
+    half = run(update_median_heuristic(state))
+    return [half.particles, run(half).particles]
 
 
 def numpyro(start, steps):
-    """Give those of numpyro, RBFKernel's own rule."""
+    """Return those of numpyro, RBFKernel's own rule."""
     import numpyro as library
     from numpyro.contrib.einstein import SVGD, RBFKernel
 
@@ -84,11 +84,11 @@ def numpyro(start, steps):
     state = state._replace(optim_state=svgd.optim.init({name: start}))
 
     @jax.jit
-    def march(state):
+    def run(state):
         return jax.lax.fori_loop(0, steps // 2, lambda _, s: svgd.update(s)[0], state)
 
-    half = march(state)
-    return [svgd.get_params(half)[name], svgd.get_params(march(half))[name]]
+    half = run(state)
+    return [svgd.get_params(half)[name], svgd.get_params(run(half))[name]]
 
 
 def main():

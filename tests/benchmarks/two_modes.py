@@ -44,7 +44,7 @@ SIZES = {"hidden": (64, 64), "batch_size": 128, "learning_rate": 1e-3}
 
 
 def reward(actions):
-    """Give exp(−|a − nearest best|² / 2·0.25²) for actions (n, 2)."""
+    """Return exp(−|a − nearest best|² / 2·0.25²) for actions (n, 2)."""
     nearest = np.stack([np.sign(actions[:, 0]) * BEST, np.zeros(len(actions))], axis=1)
     return np.exp(-((actions - nearest) ** 2).sum(axis=1) / (2 * 0.25**2))
 
@@ -176,7 +176,7 @@ def actions_of(algorithm, policy: Policy, seed: int, draws: int = 500) -> np.nda
 
 
 def summary(actions: np.ndarray) -> tuple[float, float, float]:
-    """Give the share of the lesser mode, the share in the void between the modes, and the mean reward."""
+    """Return the share of the lesser mode, the share in the void between the modes, and the mean reward."""
     right = np.mean(actions[:, 0] > 0)
     return min(right, 1 - right), float(np.mean(np.abs(actions[:, 0]) < 0.2)), float(reward(actions).mean())
 

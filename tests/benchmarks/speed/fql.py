@@ -32,13 +32,13 @@ def update(reference, packages, count, cases):
             states["flowrl"], metrics = train(algorithm, states["flowrl"], replay, updates)
             return metrics
 
-        def rivals(batch=batch, updates=updates, states=states):
+        def authors(batch=batch, updates=updates, states=states):
             for _ in range(updates):
                 # As in their loop: a batch is drawn on the host for every update.
                 states["authors"], info = states["authors"].update(data_set.sample(batch))
             return [states["authors"].rng, jax.tree.leaves(info)]
 
-        measured = rounds({"flowrl": ours, "authors": rivals}, count, 60)
+        measured = rounds({"flowrl": ours, "authors": authors}, count, 60)
         rows = []
         for name, bars in (("flowrl", ratio(measured["authors"], measured["flowrl"])), ("authors", {})):
             row = {"case": case, "width": width, "batch": batch, "updates": updates, "method": name}

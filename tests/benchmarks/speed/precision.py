@@ -11,7 +11,7 @@ def _float64(a, b):
 
 
 def _rounded(a, b):
-    """Give what a product of bfloat16 factors with float32 sums is."""
+    """Multiply bfloat16 factors with float32 sums."""
     near = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)  # noqa: E731
     return _set("float32")[0](near(a), near(b))
 
@@ -35,7 +35,7 @@ PRODUCTS = {
 
 
 def direction(x, products):
-    """Give the Stein direction toward N(0, I) at the median bandwidth."""
+    """Return the Stein direction toward N(0, I) at the median bandwidth."""
     between, summed = products
     lengths = jnp.sum(x * x, 1)
     squared = jnp.maximum(lengths[:, None] + lengths[None, :] - 2 * between(x, x.T), 0)
@@ -56,12 +56,12 @@ def precision(steps=400):
         for name, products in PRODUCTS.items():
             x = jnp.asarray(start, jnp.float32)
             wrong = np.abs(np.asarray(direction(x, products)) - exact).max() / np.abs(exact).max()
-            march = jax.jit(
+            moved = jax.jit(
                 lambda x, products=products: jax.lax.fori_loop(
                     0, steps, lambda _, y: y + 0.5 * direction(y, products), x
                 )
             )
-            end = np.asarray(march(2 * x), float)
+            end = np.asarray(moved(2 * x), float)
             row = {
                 "case": name,
                 "N": n,

@@ -17,7 +17,7 @@ def _save(name, text):
 
 
 def _when(rows):
-    """Say what machine and load the rows are from."""
+    """Describe what machine and load the rows are from."""
     runs = json.loads((rounds.OUT / "runs.json").read_text())
     alike = {}
     for row in rows:
@@ -33,7 +33,7 @@ def _when(rows):
         place = f"{m['cores']} cores of an {m['processor']}"
         if m["backend"] != "cpu":
             place = f"one {m['device']} beside {place}"
-            precision = precision.partition(" (")[0]  # what follows is of processors
+            precision = precision.partition(" (")[0]  # what follows is of CPUs
         words.append(
             f"{part} {time} on {place}, matmul precision {precision}; load {loads[0]:g} to {loads[-1]:g}, "
             f"largest resident memory {max(int(row['peak_mb']) for row in found)} MB; {versions}."
@@ -123,7 +123,7 @@ def _plot(cells, sizes):
                 axis.loglog(*zip(*points, strict=True), "o-" if "flowrl" in name else "s--", label=name, markersize=4)
         axis.set(xlabel="particles", title=f"d = {d}")
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("ms a step")
+    axes[0][0].set_ylabel("ms per step")
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(rounds.OUT / "svgd.png", dpi=130)
@@ -220,7 +220,7 @@ def write(here):
             make()
     _plain(
         "large",
-        {"N": "N", "d": "d", "precision": "precision of products", "median_ms": "ms a step", "model_ms": "model, ms"}
+        {"N": "N", "d": "d", "precision": "precision of products", "median_ms": "ms per step", "model_ms": "model, ms"}
         | {"product_gflops": "product, GFLOP/s", "gexp": "exp, 10⁹/s", "device_mb": "most of the device's memory, MB"},
     )
     _plain(

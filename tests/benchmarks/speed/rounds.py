@@ -55,7 +55,7 @@ def rounds(calls, count, budget=120.0):
 
 
 def timing(measured, steps=1):
-    """Summarise what `rounds` gives for one call, in milliseconds a step."""
+    """Summarise what `rounds` gives for one call, in milliseconds per step."""
     first, later = measured
     median = statistics.median(later)
     compiled = first - median
@@ -69,13 +69,13 @@ def timing(measured, steps=1):
 
 
 def ratio(slow, fast):
-    """Give how many times faster: the median over rounds of the ratio, and its lower 90 % bound.
+    """Compute how many times faster: the median over rounds of the ratio, and its lower 90 % bound.
 
     The bound is an order statistic of the rounds' ratios: by the binomial distribution it lies below their median with
     probability 0.9 at least, whatever their distribution. With fewer than four rounds there is none.
 
     Args:
-        slow: what `rounds` gave for the rival.
+        slow: what `rounds` gave for the peer.
         fast: what it gave for us.
     """
     ratios = sorted(a / b for a, b in zip(slow[1], fast[1], strict=True))
@@ -88,18 +88,18 @@ def ratio(slow, fast):
 
 
 def peak_megabytes():
-    """Give the largest resident memory of this process so far."""
+    """Return the largest resident memory of this process so far."""
     return int(re.search(r"VmHWM:\s*(\d+) kB", pathlib.Path("/proc/self/status").read_text()).group(1)) // 1024
 
 
 def device_megabytes():
-    """Give the largest memory of the accelerator in use so far; nothing on a CPU."""
+    """Return the largest memory of the accelerator in use so far; nothing on a CPU."""
     found = jax.devices()[0].memory_stats()
     return found["peak_bytes_in_use"] // 2**20 if found else ""
 
 
 def rates(sides):
-    """Give two calls that measure the machine: a square product and exponentials, with what each call does.
+    """Return two calls that measure the machine: a square product and exponentials, with what each call does.
 
     Args:
         sides: of the product and of the matrix of exponentials.
@@ -138,7 +138,7 @@ def append(name, rows):
 
 
 def read(name):
-    """Give the newest row of every case of a CSV: rows that differ in nothing but what was measured and when."""
+    """Return the newest row of every case of a CSV: rows that differ in nothing but what was measured and when."""
     path = OUT / f"{name}.csv"
     if not path.exists():
         return []
@@ -172,7 +172,7 @@ KEYS = (
 
 
 def machine():
-    """Say what this is measured on."""
+    """Describe the machine and the versions."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -189,7 +189,7 @@ def machine():
         "device": jax.devices()[0].device_kind,
         "matmul_precision": str(
             jax.config.jax_default_matmul_precision
-            or ("default (float32 on a processor)" if jax.default_backend() == "cpu" else "default")
+            or ("default (float32 on a CPU)" if jax.default_backend() == "cpu" else "default")
         ),
         "x64": bool(jax.config.jax_enable_x64),
         "versions": versions,

@@ -16,7 +16,7 @@ SIZES = [(n, d) for n in (100, 1000, 5000, 20000) for d in (10, 50, 200)]
 PAIRS = {"cpu": 5e6, "gpu": 5e9}
 # Sides of the product and the exponentials that measure the machine.
 SIDES = {"cpu": (2048, 1024), "gpu": (8192, 16384)}
-# Beyond these particles and numbers a step of a rival takes minutes or more memory than there is: n² pairs, sorted.
+# Beyond these particles and numbers a step of a peer takes minutes or more memory than there is: n² pairs, sorted.
 MOST = {
     "cpu": {"blackjax": (5000, 50 * 5000**2), "numpyro": (1000, 200 * 1000**2), "msvgd": (5000, 200 * 5000**2)},
     "gpu": {"blackjax": (5000, 50 * 5000**2), "numpyro": (1000, 200 * 1000**2), "msvgd": (20000, 10 * 20000**2)},
@@ -28,7 +28,7 @@ class LikePeers(flowrl.AbstractBandwidth):
     """The rule of blackjax and msvgd, over all pairs: 2σ² = median / log n."""
 
     def __call__(self, positions, alive):
-        """Give σ²."""
+        """Return σ²."""
         median = flowrl.MedianBandwidth(max_particles=None)(positions, alive)
         return median / (2 * jnp.log(jnp.asarray(positions.shape[0], positions.dtype)))
 
@@ -46,28 +46,28 @@ def log_normal(x):
 
 
 def needed(*packages):
-    """End with a message if a rival is not installed."""
+    """End with a message if a peer is not installed."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise SystemExit(f'{package} is not installed; pip install -e ".[dev]" brings it.')
 
 
 def ours(rule, log_prob, steps):
-    """Give a function of particles: so many Adagrad steps of flowrl."""
+    """Return a function of particles: so many Adagrad steps of flowrl."""
     method = flowrl.Transport(flowrl.SVGD(flowrl.RBF(rule)), flowrl.Optax(optax.adagrad(1.0)))
     target, budget = flowrl.Density(log_prob), flowrl.Budget(steps, RATE)
     return lambda x: method(target, x, budget, throw=False).particles
 
 
 def path(log_prob, points):
-    """Give a function of particles: those of flowrl by its default rule after so many steps each."""
+    """Return a function of particles: those of flowrl by its default rule after so many steps each."""
     method = flowrl.Transport(flowrl.SVGD(), flowrl.Optax(optax.adagrad(1.0)))
     target, budget = flowrl.Density(log_prob), flowrl.Budget(points[-1], RATE)
     return lambda x: method(target, x, budget, save=points, throw=False).trajectory
 
 
 def blackjax(fixed, log_prob, steps):
-    """Give the same of blackjax, with its own median rule or a fixed length scale."""
+    """Return the same of blackjax, with its own median rule or a fixed length scale."""
     import blackjax as library
     from blackjax.vi.svgd import rbf_kernel, update_median_heuristic
 
@@ -87,7 +87,7 @@ def blackjax(fixed, log_prob, steps):
 
 
 def numpyro(log_prob, steps, start):
-    """Give the same of numpyro, whose model is a density of one site."""
+    """Return the same of numpyro, whose model is a density of one site."""
     import numpyro as library
     from numpyro.contrib.einstein import SVGD, RBFKernel
 
@@ -104,16 +104,16 @@ def numpyro(log_prob, steps, start):
     name = next(iter(svgd.get_params(state)))
 
     @jax.jit
-    def march(x, steps):
+    def run(x, steps):
         begun = state._replace(optim_state=svgd.optim.init({name: x}))
         end = jax.lax.fori_loop(0, steps, lambda _, s: svgd.update(s)[0], begun)
         return svgd.get_params(end)[name]
 
-    return lambda x, steps=steps: march(x, steps)
+    return lambda x, steps=steps: run(x, steps)
 
 
 def msvgd(log_prob, steps):
-    """Give the same of msvgd: its own gradient and kernel, in a loop that never stops early."""
+    """Return the same of msvgd: its own gradient and kernel, in a loop that never stops early."""
     from msvgd import MSVGD
 
     library, optimiser = MSVGD(log_prob), optax.adagrad(RATE)
@@ -133,7 +133,7 @@ def msvgd(log_prob, steps):
 
 
 def steps_a_call(n):
-    """Give how many steps a call makes."""
+    """Return the number of steps per call."""
     return max(1, min(50, int(PAIRS[jax.default_backend()] / n**2)))
 
 
@@ -215,14 +215,14 @@ TARGETS = {
 
 
 def error(particles, mean, deviation):
-    """Give the root mean square error of means (in standard deviations) and standard deviations (relative)."""
+    """Return the root mean square error of means (in standard deviations) and standard deviations (relative)."""
     x = np.asarray(particles, float)
     wrong = np.concatenate([(x.mean(0) - mean) / deviation, x.std(0, ddof=1) / deviation - 1])
     return float(np.sqrt(np.mean(wrong**2)))
 
 
 def accuracy(count, n=200, points=(25, 50, 100, 200, 400)):
-    """Measure the error along the way and the seconds a step, and when ours is as good as theirs ever is."""
+    """Measure the error along the way and the seconds per step, and when ours is as good as theirs ever is."""
     needed("blackjax", "numpyro", "msvgd")
     for target, (log_prob, mean, deviation) in TARGETS.items():
         x = 2 * jr.normal(jr.key(3), (n, 10))
@@ -235,7 +235,7 @@ def accuracy(count, n=200, points=(25, 50, 100, 200, 400)):
         }
         errors = {}
         for name, run in runs.items():
-            # A run of its own from the start to every point: Adagrad's sums must not begin anew.
+            # A run of its own from the start to every point: Adagrad's sums must not begin again.
             ends = path(log_prob, points)(x) if name == "flowrl" else [run(x, s) for s in points]
             errors |= {(name, s): error(end, mean, deviation) for s, end in zip(points, ends, strict=True)}
         measured = rounds({name: lambda f=f, x=x: f(x) for name, f in runs.items()}, count, 60)

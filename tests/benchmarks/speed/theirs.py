@@ -36,7 +36,7 @@ def load(reference, packages):
 
 
 def config(name, **changes):
-    """Give the authors' configuration with changes."""
+    """Return the authors' configuration with changes."""
     module = sys.modules[{"vgf": "agents.vgf", "avgf": "agents.a_vgf"}[name]]
     values = module.get_config()
     values.update(changes)
@@ -76,7 +76,7 @@ def data(rows=ROWS, only=None):
 
 
 def same_networks(state: VGFState, theirs) -> VGFState:
-    """Give our state with the authors' parameters."""
+    """Return our state with the authors' parameters."""
 
     def fill(template, params):
         dense = [params[f"Dense_{i}"] for i in range(len(template.layers))]
@@ -108,10 +108,10 @@ def quiet():
 
 
 def fresh(algorithm, key=None):
-    """Give a state of ours before the first update."""
+    """Return a state of ours before the first update."""
     return algorithm.init(OBSERVATION, ACTION, key=jr.key(0) if key is None else key)
 
 
 def arrays(tree):
-    """Give what a computation must have finished."""
+    """Return the arrays that a computation must have finished."""
     return [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]

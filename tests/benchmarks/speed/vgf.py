@@ -16,7 +16,7 @@ from flowrl.rl.learning import presets
 ENVIRONMENT = "cube-single-play-singletask-task1-v0"
 L_TEST = (0, 1, 2, 3)
 
-# The paper's size, and two that are bound by dispatch: width, batch, updates a call.
+# The paper's size, and two that are bound by dispatch: width, batch, updates per call.
 CASES = {"paper": (512, 256, 5), "width 64": (64, 64, 20), "width 32": (32, 16, 50)}
 
 
@@ -26,7 +26,7 @@ def learner(hidden):
 
 
 def algorithms(width, batch, steps):
-    """Give our algorithms: the same mathematics, and the options."""
+    """Return our algorithms: the same mathematics, and the options."""
     hidden = (width,) * 4
     sizes = {"hidden": hidden, "reference": learner(hidden), "batch_size": batch}
     cached = {"frozen_reference": True, "samples": 10}
@@ -38,7 +38,7 @@ def algorithms(width, batch, steps):
 
 
 def update(reference, packages, count, cases, lengths, together, seeds):
-    """Measure one update; `together` updates a call instead of a case's own, and so many seeds at once beside it."""
+    """Measure one update; `together` updates per call instead of a case's own, and so many seeds at once beside it."""
     agents = theirs.load(reference, packages)
     from utils.datasets import Dataset
 
@@ -56,7 +56,7 @@ def update(reference, packages, count, cases, lengths, together, seeds):
                 states[name], metrics = train(algorithm, states[name], replay, updates)
                 return metrics
 
-            def rivals(name, updates=updates, batch=batch, states=states):
+            def authors(name, updates=updates, batch=batch, states=states):
                 for _ in range(updates):
                     # As in their loop: a batch is drawn on the host for every update.
                     states[name], info = states[name].update(data_set.sample(batch))
@@ -79,12 +79,12 @@ def update(reference, packages, count, cases, lengths, together, seeds):
                 calls[name] = many
             for name, kind in (("authors", "vgf"), ("authors, amortized", "avgf")):
                 states[name] = theirs.agent(agents, kind, width, 4, steps, vgf_particles=10)
-                calls[name] = lambda name=name, rivals=rivals: rivals(name)
+                calls[name] = lambda name=name, authors=authors: authors(name)
             measured = rounds(calls, count, 150)
             rows = []
             for name in calls:
-                rival = "authors" if name.startswith("flowrl") else ""
-                bars = ratio(measured[rival], measured[name]) if rival else {"ratio": "", "lower90": ""}
+                beside = "authors" if name.startswith("flowrl") else ""
+                bars = ratio(measured[beside], measured[name]) if beside else {"ratio": "", "lower90": ""}
                 row = {"case": case, "width": width, "batch": batch, "L": steps, "updates": updates, "method": name}
                 at_once = seeds if "at once" in name else 1
                 if at_once > 1:
@@ -95,7 +95,7 @@ def update(reference, packages, count, cases, lengths, together, seeds):
 
 
 def pieces(count):
-    """Measure where one update spends its time, and how many of its operations a second that is."""
+    """Measure where one update spends its time, and how many of its operations per second that is."""
     width, batch, particles = 512, 256, 10
     algorithm = algorithms(width, batch, 1)["flowrl"]
     state, (replay, _) = theirs.fresh(algorithm), theirs.data()
@@ -167,8 +167,9 @@ def pieces(count):
     append("pieces", rows)
 
 
-def _policies(step_size):
-    return tuple(Policy(f"L = {steps}", 10, steps, step_size) for steps in L_TEST)
+def _policies(algorithm):
+    budgets = {steps: algorithm.train_budget.with_steps(steps) if steps else None for steps in L_TEST}
+    return tuple(Policy(f"L = {steps}", 10, budget) for steps, budget in budgets.items())
 
 
 def _agent(algorithm, state):
@@ -189,21 +190,21 @@ def evaluation(reference, packages, episodes, width, lanes):
     agents = theirs.load(reference, packages)
     environment = make_env(ENVIRONMENT, seed=0)
     theirs.OBSERVATION, theirs.ACTION = environment.observation_space.shape[0], environment.action_space.shape[0]
-    rival = theirs.agent(agents, "vgf", width, 4, 1, vgf_particles=10)
+    theirs_agent = theirs.agent(agents, "vgf", width, 4, 1, vgf_particles=10)
     hidden = (width,) * 4
     algorithm = presets.authors(1, 0.1, hidden=hidden, reference=learner(hidden))
-    state = theirs.same_networks(theirs.fresh(algorithm), rival)
+    state = theirs.same_networks(theirs.fresh(algorithm), theirs_agent)
     rows = []
     with Lanes(ENVIRONMENT, lanes) as used:
         ours = _agent(algorithm, state)
-        evaluate(ours, _policies(0.1), used, episodes=1, seed=1)
+        evaluate(ours, _policies(algorithm), used, episodes=1, seed=1)
         for steps in L_TEST:  # compiles theirs
-            rival.sample_actions(np.zeros(theirs.OBSERVATION), jr.PRNGKey(0), steps).block_until_ready()
+            theirs_agent.sample_actions(np.zeros(theirs.OBSERVATION), jr.PRNGKey(0), steps).block_until_ready()
         begun = time.perf_counter()
-        result = evaluate(ours, _policies(0.1), used, episodes=episodes, seed=0)
+        result = evaluate(ours, _policies(algorithm), used, episodes=episodes, seed=0)
         own = time.perf_counter() - begun
     begun = time.perf_counter()
-    _theirs_evaluated(rival, environment, episodes)
+    _theirs_evaluated(theirs_agent, environment, episodes)
     seconds = time.perf_counter() - begun
     for method, time_ in (("flowrl", own), ("authors", seconds)):
         row = {"episodes": episodes, "width": width, "method": method, "lanes": lanes if method == "flowrl" else 1}
@@ -234,15 +235,15 @@ def train_and_evaluate(reference, packages, updates, episodes, width, lanes):
             state, metrics = train(algorithm, state, replay, min(100, updates - done))
         jax.block_until_ready(metrics)
         seconds["flowrl", "training"] = time.perf_counter() - begun
-        result = evaluate(_agent(algorithm, state), _policies(0.1), used, episodes=episodes, seed=0)
+        result = evaluate(_agent(algorithm, state), _policies(algorithm), used, episodes=episodes, seed=0)
     seconds["flowrl", "all"] = time.perf_counter() - begun
     begun = time.perf_counter()
-    rival, data_set = theirs.agent(agents, "vgf", width, 4, 1, vgf_particles=10), Dataset.create(**fields)
+    theirs_agent, data_set = theirs.agent(agents, "vgf", width, 4, 1, vgf_particles=10), Dataset.create(**fields)
     for _ in range(updates):
-        rival, info = rival.update(data_set.sample(256))
+        theirs_agent, info = theirs_agent.update(data_set.sample(256))
     jax.block_until_ready(info)
     seconds["authors", "training"] = time.perf_counter() - begun
-    _theirs_evaluated(rival, environment, episodes)
+    _theirs_evaluated(theirs_agent, environment, episodes)
     seconds["authors", "all"] = time.perf_counter() - begun
     rows = []
     for method in ("flowrl", "authors"):
