@@ -21,7 +21,7 @@ class PaperTask:
         preset: the setting it starts from.
         steps: L_train.
         step_size: ε, learning rate of the particles' Adam, in the units of the action.
-        temperature: α, for the preset "reference"; the amortized one has no kernel and so no α.
+        temperature: α, for the preset "authors"; the amortized one has no kernel and so no α.
         aggregate: makes the ensemble one number in the TD target and in selection.
         discount: γ.
         rewards: name of the reward protocol.
@@ -31,7 +31,7 @@ class PaperTask:
     """
 
     env: str
-    preset: Literal["reference", "amortized"]
+    preset: Literal["authors", "amortized"]
     steps: int
     step_size: float
     temperature: float | None
@@ -43,7 +43,7 @@ class PaperTask:
     episodes: int = 50
 
     def algorithm(self, **changes: object) -> VGF:
-        """Make the algorithm: four layers of 512, batches of 256.
+        """Return the algorithm: four layers of 512, batches of 256.
 
         Args:
             changes: other fields of `VGF`.
@@ -83,7 +83,7 @@ def _ogbench(
 
 def _d4rl(name: str) -> PaperTask:
     rewards = "antmaze" if name.startswith("antmaze") else "d4rl_locomotion"
-    return PaperTask(f"d4rl:{name}-v2", "reference", 5, 0.1, 0.1, "min", 0.99, rewards, _sizes(name))
+    return PaperTask(f"d4rl:{name}-v2", "authors", 5, 0.1, 0.1, "min", 0.99, rewards, _sizes(name))
 
 
 _LOCOMOTION = [
@@ -114,7 +114,7 @@ def flops_per_update(vgf: VGF, observation_size: int, action_size: int) -> float
     """Count the floating-point operations of the matrix products of one update.
 
     A product of an (n, p) and a (p, q) matrix counts 2npq; a gradient with respect to inputs alone counts its network
-    twice, one with respect to weights three times. At OGBench's cube-double with L = 1 the preset "reference" has
+    twice, one with respect to weights three times. At OGBench's cube-double with L = 1 the preset "authors" has
     70 · 10⁹, as XLA counts for the authors' code.
 
     Args:

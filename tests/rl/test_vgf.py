@@ -301,7 +301,7 @@ class WalkState(AbstractState):
 
 
 def test_the_budget_of_a_policy_is_kept_whole():
-    """A cap on the discrepancy to the proposals is none of the algorithm's own settings, and holds in acting too."""
+    """A cap on the discrepancy to the proposals is the policy's own, and holds in acting too."""
     vgf = small()
     agent = Agent(vgf, vgf.init(3, 2, key=jr.key(0)), Standardizer(jnp.zeros(3, F32), jnp.ones(3, F32)))
     free = vgf.train_budget.with_steps(3, 0.2)

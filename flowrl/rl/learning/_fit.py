@@ -135,8 +135,6 @@ def fit(
 
 def refuse_failures(phase: str, done: int, metrics: dict[str, float], state: Any) -> None:
     """Raise where training diverged: a metric or the state is not finite, or a metric is beyond the limit."""
-    # Both are looked at: the loss of an update is that of the parameters before its step, so that the last step of an
-    # interval can ruin the state while every metric is finite.
     when = f"{'environment step' if phase == 'online' else 'update'} {done}"
     broken = [f"{name} is {x:.3g}" for name, x in metrics.items() if not abs(x) < _LIMIT]
     if not broken:

@@ -70,7 +70,7 @@ def train(
     updates: int,
     phase: Phase = "main",
 ) -> tuple[S, dict[str, Float[Array, ""]]]:
-    """Make some updates in one compiled call.
+    """Train for some updates in one compiled call.
 
     Args:
         algorithm: the algorithm.

@@ -211,7 +211,7 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
     def update(
         self, state: VGFState, replay: Replay, rows: Int[Array, " batch"], key: Key
     ) -> tuple[VGFState, dict[str, Float[Array, ""]]]:
-        """Make one TD update, and one of what is trained along: the reference if it is not frozen, f if there is one.
+        """Do one TD update, and one of what is trained along: the reference if it is not frozen, f if there is one.
 
         The data are those of `prepare`; a frozen reference without cached samples is a ValueError.
         """

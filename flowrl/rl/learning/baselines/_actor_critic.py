@@ -30,7 +30,7 @@ from flowrl.rl.networks import AbstractAggregate, Critic, Maximum, aggregated_va
 
 @functools.cache
 def _transport() -> Transport:
-    """Make it once, since another optimiser object would compile again; but no arrays when this module is imported."""
+    """Return one object, since another optimiser would compile again; no arrays are made when this is imported."""
     with jax.ensure_compile_time_eval():  # asked for while tracing, and kept beyond it
         return Transport(Ascent(), Optax(), Box(-1.0, 1.0))
 
@@ -58,11 +58,11 @@ class AbstractActorCritic(AbstractValueBased[S]):
     """
 
     target: AbstractVar[AbstractAggregate]
-    """Makes the ensemble one number where others learn from its values: in the TD target, in V, in weights."""
+    """How the ensemble becomes one number where others learn from its values: in the TD target, in V, in weights."""
     improvement: AbstractVar[AbstractAggregate]
-    """Makes it the number along whose gradient proposals flow in test, and that an actor climbs in training."""
+    """How it becomes the number along whose gradient proposals flow in test, and that an actor climbs in training."""
     selection: AbstractVar[AbstractAggregate]
-    """Makes it the number by which candidates are ranked."""
+    """How it becomes the number by which candidates are ranked."""
     polyak: AbstractVar[float]
     """Rate in (0, 1] at which the target networks follow."""
     learning_rate: AbstractVar[float]
