@@ -31,7 +31,6 @@ def main(options: argparse.Namespace) -> None:
     """Learn a reference and a reward model, transport samples, and compare the answers."""
     keys = jr.split(jr.key(options.seed), 6)
 
-    # --8<-- [start:texts]
     # A prompt is the first four words of a text; texts after the first TRAINING give new prompts.
     rated = data.generated_ratings(TEXTS, seed=options.seed)
     words = data.WordTokenizer.fit(rated.texts)
@@ -45,9 +44,7 @@ def main(options: argparse.Namespace) -> None:
         if starts[i] == starts[j] and rated.ratings[i] != rated.ratings[j]:
             better, worse = (i, j) if rated.ratings[i] > rated.ratings[j] else (j, i)
             preferences.append(data.Preference(starts[i], rests[better], rests[worse]))
-    # --8<-- [end:texts]
 
-    # --8<-- [start:models]
     # The reference continues texts. The reward model learns from preferences alone, and may read in both directions.
     shape = rlhf.TransformerConfig(words.size, 64, layers=1, heads=4, key_value_heads=4, head_size=16, hidden=256)
     plan = rlhf.Fit(options.updates, learning_rate=3e-3)
@@ -60,7 +57,6 @@ def main(options: argparse.Namespace) -> None:
     reward = rlhf.fit(rlhf.BradleyTerry(dropout=0.1), plan, plan.start(reward, key=keys[3]), seen)
     accuracy = float(rlhf.preference_accuracy(reward, unseen))
     print(f"{len(preferences)} preferences; the reward model agrees with {accuracy:.0%} of {UNSEEN} unseen ones")
-    # --8<-- [end:models]
 
     # --8<-- [start:align]
     # The N samples of a prompt are the particles of one set; step sizes are in units of one over the reward's spread.
@@ -88,24 +84,22 @@ def main(options: argparse.Namespace) -> None:
     }
     # --8<-- [end:beside]
 
-    # --8<-- [start:table]
-    # The judge is a regression on the ratings, which no model has seen: how often is an answer better than a sample?
+    # The judge is a regression on the ratings, which the models know by preferences at most: how often is an answer
+    # better than a sample of the reference, with a 95 % interval over prompts?
     judge = evaluation.RatingRegression.fit(rated)
-    read = lambda rows, masks: [
-        words.decode(np.asarray(row)[np.asarray(m)]) for row, m in zip(rows, masks, strict=True)
-    ]
+    read = lambda rows, masks: [words.decode(row[kept].tolist()) for row, kept in zip(rows, masks, strict=True)]
     others, _ = rlhf.sample(sampler, reference, batch, count=16, key=keys[5])
-    against = np.stack([judge.predict(read(others.tokens[:, i], others.mask[:, i])) for i in range(16)], axis=1)
-    table, texts = [], {name: read(*answer) for name, answer in answers.items()}
+    tokens, mask = np.asarray(others.tokens), np.asarray(others.mask)
+    against = np.stack([judge.predict(read(tokens[:, i], mask[:, i])) for i in range(16)], axis=1)
+    table, texts = [], {name: read(*map(np.asarray, answer)) for name, answer in answers.items()}
     print("wins against samples of the reference, %     reward  distinct-2")
     for name, (tokens, mask) in answers.items():
         wins = evaluation.win_rate(judge.predict(texts[name]), against)
         scored = float(jnp.mean(rlhf.score(reward, batch, tokens[:, None], mask[:, None])))
         variety = evaluation.distinct_n([text.split() for text in texts[name]], 2)
         table.append({"answers": name, **wins._asdict(), "reward": scored, "distinct_2": variety})
-        value, low, high = (100 * x for x in wins)
-        print(f"{name:28} {value:5.1f} [{low:3.0f}, {high:3.0f}]  {scored:6.2f}  {variety:10.2f}")
-    # --8<-- [end:table]
+        percent = "{:5.1f} [{:3.0f}, {:3.0f}]".format(*(100 * x for x in wins))
+        print(f"{name:28} {percent}  {scored:6.2f}  {variety:10.2f}")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.csv").write_text(to_csv(table))
     (options.out / "texts.json").write_text(json.dumps({"prompts": prompts, **texts}, indent=1))
@@ -122,7 +116,7 @@ if __name__ == "__main__":
     parser.add_argument("--step-size", type=float, default=1.0, help="in units of one over the reward's spread")
     parser.add_argument("--updates", type=int, default=600, help="updates of each model")
     try:
-        require("sklearn", room="examples/rlhf.py", extra="rlhf,examples")
+        require("sklearn", extra="rlhf,examples")
     except ImportError as missing:
         raise SystemExit(str(missing)) from None
     main(parser.parse_args())

@@ -1,7 +1,6 @@
-"""examples/rlhf.py from texts to table, on a made-up corpus and tiny models; resumed, refused, with real weights."""
+"""`flowrl align` from texts to table, on a made-up corpus and tiny models; resumed, refused, with real weights."""
 
 import csv
-import dataclasses
 import json
 import os
 import re
@@ -17,17 +16,14 @@ import pytest
 
 from flowrl.rlhf import Prompt
 from flowrl.runs import RunDirectory, save_checkpoint
-from flowrl.scripts.align import (
-    _costs as rlhf_costs,
-    _learning as rlhf_learning,
-    _options as rlhf_config,
-    _program as rlhf,
-    _task as rlhf_task,
-)
 
 pytest.importorskip("sklearn")
+pytest.importorskip("tyro")
+import tyro
 
-ROOT = Path(__file__).resolve().parents[1]
+from flowrl.scripts.align import Config, _costs, _learning, _options, _program, _task
+
+ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
     "--data": "generated",
     "--rows": "600",
@@ -52,11 +48,15 @@ TINY = [word for name, value in OPTIONS.items() for word in (name, *value.split(
 
 def run(*options, fails=False):
     # A process of its own: float32, as a user runs it.
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'examples'}", "COLUMNS": "200"}
-    command = [sys.executable, str(ROOT / "examples" / "rlhf.py"), *map(str, options)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    command = [sys.executable, "-m", "flowrl.scripts", "align", *map(str, options)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode != 0) == fails, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout + done.stderr
+
+
+def config(*options):
+    return tyro.cli(Config, args=[str(option) for option in options])
 
 
 def rows(path):
@@ -115,62 +115,72 @@ def test_another_run_in_the_same_directory_is_refused(whole):
 
 
 def test_a_missing_package_is_named_before_anything_is_computed(monkeypatch, tmp_path):
-    monkeypatch.setattr(rlhf, "NEEDED", ("json", "no_such_package"))
+    monkeypatch.setattr(_program, "NEEDED", ("json", "no_such_package"))
     with pytest.raises(SystemExit, match=r"^no_such_package cannot.*flowrl-transport\[rlhf\]"):
-        rlhf.main(rlhf_config.Config(out=tmp_path / "run"))
+        _program.main(Config(out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("options", "message"),
     [
-        ({"steps": (2, 1)}, "increasing"),
-        ({"step_sizes": (0.0,)}, "--step-sizes"),
-        ({"step_sizes": (1.0, 1.0)}, "--step-sizes"),
-        ({"methods": ()}, "--methods"),
-        ({"best_of": (0,)}, "--best-of"),
-        ({"temperature": 1.0}, "svgd"),
-        ({"width": 20}, "multiple of 16"),
-        ({"model": "x"}, "--reward-model"),
-        ({"mu": "smollm2"}, "beyond a CPU"),
-        ({"prompts": 0}, "--prompts"),
-        ({"dropout": 1.5}, "--dropout"),
-        ({"variety": 2.0}, "--variety"),
-        ({"seed": -5}, "--seed"),
-        ({"model": "x", "reward_model": "y", "prompt_file": Path("z"), "mu": "smollm2", "methods": ("sft",)}, "--mu"),
+        ("--steps 2 1", "increasing"),
+        ("--step-sizes 0", "--step-sizes"),
+        ("--step-sizes 1 1", "--step-sizes"),
+        ("--methods", "--methods"),
+        ("--best-of 0", "--best-of"),
+        ("--temperature 1", "svgd"),
+        ("--width 20", "multiple of 16"),
+        ("--model x", "--reward-model"),
+        ("--mu smollm2", "beyond a CPU"),
+        ("--prompts 0", "--prompts"),
+        ("--dropout 1.5", "--dropout"),
+        ("--variety 2", "--variety"),
+        ("--seed -5", "--seed"),
+        ("--model x --reward-model y --prompt-file z --mu smollm2 --methods sft", "--mu"),
     ],
 )
-def test_what_makes_no_sense_is_refused(change, message):
+def test_what_makes_no_sense_is_refused(options, message):
     with pytest.raises(SystemExit, match=message):
-        rlhf_config.check(dataclasses.replace(rlhf_config.Config(), **change))
+        _options.check(config(*options.split()))
+
+
+def test_every_option_is_part_of_the_identity_of_a_run():
+    """By its own name, once: two groups cannot have an option of one name."""
+    identity = Config().identity()
+    groups = (Config().inputs, Config().learning, Config().budget, Config().evaluation)
+    names = [name for group in groups for name in vars(group)]
+    assert len(set(names)) == len(names)
+    assert set(identity) == {"seed", *names} - {"samples"}  # how many texts are printed changes no result
+    assert config("--seed", 3, "--variety", 0.5).identity() == identity | {"seed": 3, "variety": 0.5}
 
 
 def test_what_another_run_left_is_not_taken(tmp_path):
-    mine = rlhf_learning.options_of(rlhf_config.Config())
-    other = rlhf_learning.options_of(rlhf_config.Config(seed=1))
-    assert rlhf_learning.options_of(rlhf_config.Config(prompts=7)) != mine  # the texts are split in another way
-    more_prompts = rlhf_learning.options_of(rlhf_config.Config(particles=3, space="token", out=Path("elsewhere")))
+    mine = Config().learned_from()
+    other = Config(seed=1).learned_from()
+    assert config("--prompts", 7).learned_from() != mine  # the texts are split in another way
+    more_prompts = config("--particles", 3, "--space", "token", "--out", "elsewhere").learned_from()
     template = jnp.zeros(2)
     save_checkpoint(tmp_path / "reward.npz", jnp.ones(2), {"of": mine, "seconds": 1.5})
-    assert rlhf_learning.stored(tmp_path / "reward.npz", template, other) is None
-    assert rlhf_learning.stored(tmp_path / "reward.npz", template, more_prompts)[0].tolist() == [1, 1]
-    assert rlhf_learning.stored(tmp_path / "none.npz", template, mine) is None
+    assert _learning.stored(tmp_path / "reward.npz", template, other) is None
+    assert _learning.stored(tmp_path / "reward.npz", template, more_prompts)[0].tolist() == [1, 1]
+    assert _learning.stored(tmp_path / "none.npz", template, mine) is None
 
 
 def test_what_other_options_left_blocks_nothing(tmp_path):
     """Arrays of another width do not fit the template, and need not."""
-    mine = rlhf_learning.options_of(rlhf_config.Config())
-    other = rlhf_learning.options_of(rlhf_config.Config(width=32))
+    mine = Config().learned_from()
+    other = config("--width", 32).learned_from()
     save_checkpoint(tmp_path / "reward.npz", {"more": jnp.ones(3)}, {"of": other, "seconds": 1.5})
     with RunDirectory(tmp_path, {}) as run:
-        made = rlhf_learning.kept(run, "reward", jnp.zeros(2), lambda: (jnp.ones(2), 2.5), mine)
+        made = _learning.kept(run, "reward", jnp.zeros(2), lambda: (jnp.ones(2), 2.5), mine)
     assert (made[0].tolist(), made[1]) == ([1, 1], 2.5)
-    assert rlhf_learning.stored(tmp_path / "reward.npz", jnp.zeros(2), mine)[1] == 2.5
+    assert _learning.stored(tmp_path / "reward.npz", jnp.zeros(2), mine)[1] == 2.5
 
 
 @pytest.mark.parametrize("cut", [True, False])
 def test_a_damaged_file_is_put_aside_and_made_again(tmp_path, cut):
-    mine = rlhf_learning.options_of(rlhf_config.Config())
+    mine = Config().learned_from()
     path, made = tmp_path / "reward.npz", []
 
     def make():
@@ -178,13 +188,13 @@ def test_a_damaged_file_is_put_aside_and_made_again(tmp_path, cut):
         return jnp.ones(2), 2.5
 
     with RunDirectory(tmp_path, {}) as run:
-        rlhf_learning.kept(run, "reward", jnp.zeros(2), make, mine)
+        _learning.kept(run, "reward", jnp.zeros(2), make, mine)
         content = path.read_bytes()
         numbers = content.index(np.ones(2).tobytes())
         damaged = content[:-40] if cut else content[:numbers] + b"?" + content[numbers + 1 :]
         path.write_bytes(damaged)
         with pytest.warns(UserWarning, match=r"reward\.npz: .* put aside as reward\.npz\.damaged, and made again"):
-            value, _ = rlhf_learning.kept(run, "reward", jnp.zeros(2), make, mine)
+            value, _ = _learning.kept(run, "reward", jnp.zeros(2), make, mine)
     assert (tmp_path / "reward.npz.damaged").read_bytes() == damaged
     assert value.tolist() == [1, 1]
     assert len(made) == 2
@@ -261,20 +271,20 @@ def test_a_reward_that_is_no_number_is_named(tmp_path):
 
 def test_preferences_of_one_prompt_are_in_one_part():
     asked = np.random.default_rng(0).integers(0, 50, 400)
-    held = rlhf_learning.held_out(asked, np.random.default_rng(1))
+    held = _learning.held_out(asked, np.random.default_rng(1))
     assert not set(asked[held]) & set(asked[~held])
     assert len(set(asked[held])) == 5
 
 
 def test_every_purpose_and_seed_has_a_key_of_its_own():
     purposes = ("test", "validation", "comparison", "preferences", "dpo", "ppo")
-    keys = [rlhf_config.key_of(rlhf_config.Config(seed=seed), purpose) for seed in range(3) for purpose in purposes]
+    keys = [_options.key_of(Config(seed=seed), purpose) for seed in range(3) for purpose in purposes]
     assert len({tuple(jr.key_data(key).tolist()) for key in keys}) == len(keys)
 
 
 def test_costs_are_those_by_hand():
     # S = 100 weights of the reference, R = 20 of the reward, a table of 5; 2 tokens of prompt, 3 of response.
-    costs = rlhf_costs.Costs(100.0, 20.0, 5.0, prompt=2, response=3)
+    costs = _costs.Costs(100.0, 20.0, 5.0, prompt=2, response=3)
     unit = 5 * 100
     best = ((2 + 4 * 3) * 100 + 4 * 5 * 20) / unit
     assert costs.best_of(4) == pytest.approx(best)
@@ -296,14 +306,14 @@ def test_costs_are_those_by_hand():
 def test_prompts_are_worked_on_in_parts_of_one_size():
     count = 120
     prompt = Prompt(jnp.arange(count)[:, None], jnp.ones((count, 1), bool))
-    batch = rlhf_task.Batch(tuple(map(str, range(count))), prompt)
+    batch = _task.Batch(tuple(map(str, range(count))), prompt)
     sizes = []
 
     def program(prompts, part):
         sizes.append(len(prompts.tokens))
         return prompts.tokens[:, 0] * 10, jnp.full(len(prompts.tokens), part)
 
-    parts = rlhf_costs.Parts()
+    parts = _costs.Parts()
     (values, part), seconds = parts("name", batch, program)
     assert values.tolist() == [10 * i for i in range(count)]
     assert part.tolist() == [i // 50 for i in range(count)]

@@ -1,4 +1,4 @@
-"""The choice of a budget without a gold score: the highest proxy reward of texts that still resemble the reference's."""
+"""The choice of a budget without a gold score: the highest proxy reward of texts that still resemble the reference."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -103,7 +103,7 @@ def fit(
     Returns the model of the lowest validation loss if `plan.patience` is given, else the last one.
 
     Args:
-        loss: function of (model, batch of rows, key) to a scalar; the key is None in validation: then nothing is dropped.
+        loss: function of (model, batch of rows, key) to a scalar; with the key None, in validation, nothing is dropped.
         plan: the settings.
         state: where to begin: `plan.start(model, key=key)`, or a state kept by `report`.
         rows: PyTree of arrays with a common leading axis.

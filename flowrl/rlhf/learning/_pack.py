@@ -35,8 +35,8 @@ def pack_texts(
 ) -> Texts:
     """Pack prompts and responses as rows for `sft_loss`.
 
-    A response that fits ends with the tokenizer's end token, if it has one; of a longer one the first `length` tokens are
-    kept, without an end.
+    A response that fits ends with the tokenizer's end token, if it has one; of a longer one the first `length` tokens
+    are kept, without an end.
 
     Args:
         tokenizer: cuts texts into tokens.

@@ -174,10 +174,10 @@ class PPO(eqx.Module):
     ) -> tuple[PPOState, Metrics]:
         """Run one iteration: draw responses, and update policy and values on them.
 
-        Returns the new state and the iteration's metrics. Of the policy before the updates: "reward" and "kl", the means over
-        responses of the reward and of KL(π | μ) in nats of a whole response, exact at each token of the drawn texts; "entropy",
-        the mean over tokens; "length", the mean number of tokens. Means over the updates: "clip_fraction", the share of tokens
-        whose ratio ends outside the clip, and "value_loss".
+        Returns the new state and the iteration's metrics. Of the policy before the updates: "reward" and "kl", the
+        means over responses of the reward and of KL(π | μ) in nats of a whole response, exact at each token of the
+        drawn texts; "entropy", the mean over tokens; "length", the mean number of tokens. Means over the updates:
+        "clip_fraction", the share of tokens whose ratio ends outside the clip, and "value_loss".
 
         Args:
             state: from `start` or an earlier iteration.

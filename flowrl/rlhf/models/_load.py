@@ -43,8 +43,8 @@ def load_language_model(
 ) -> LanguageModel:
     """Load a causal language model: GPT-2, GPT-NeoX (Pythia), Llama, Mistral, Qwen2 or Qwen3.
 
-    Weights are read from safetensors, or from a GGUF file of a Llama, one tensor at a time; the fingerprint is that of the
-    tokenizer beside them. What the model would do otherwise than `transformers` is refused.
+    Weights are read from safetensors, or from a GGUF file of a Llama, one tensor at a time; the fingerprint is that of
+    the tokenizer beside them. What the model would do otherwise than `transformers` is refused.
 
     Args:
         source: a directory with `config.json`, a `.gguf` file, or a name on the Hugging Face hub such as
@@ -73,8 +73,8 @@ def load_reward_model(
 ) -> RewardModel:
     """Load a reward model: a causal trunk and one linear score, as `*ForSequenceClassification` with one label.
 
-    The score is that of the last token that is not padding. `transformers` tells padding by its token instead: if that is
-    also the token that ends a text, it reads the token before.
+    The score is that of the last token that is not padding. `transformers` tells padding by its token instead: if that
+    is also the token that ends a text, it reads the token before.
 
     Args:
         source: a directory with `config.json`, or a name on the Hugging Face hub, which is downloaded.

