@@ -1,6 +1,6 @@
 """The transport budget: how far particles may travel. It is the regulariser.
 
-A flow is marched for `steps` L steps of size ε (`step_size`) at temperature α, so the time spent is Σ ε. A cap D on the
+A flow takes `steps` L steps of size ε (`step_size`) at temperature α, so the time spent is Σ ε. A cap D on the
 displacement turns the budget into a certificate: no particle ends further than D from where it started.
 """
 
@@ -25,12 +25,7 @@ class Budget(eqx.Module):
     Attributes:
         step_size: ε, an array `()` or `(steps,)`.
         temperature: α, an array `()` or `(steps,)`, or None.
-        max_displacement: cap D, an array `()`, or None.
         scale: per-coordinate unit of length, or None.
-        tolerance: speed below which a set counts as at rest, an array `()`, or None.
-        max_mmd: cap on the maximum mean discrepancy to the start, an array `()`, or None.
-        mmd_sigma: bandwidth of that discrepancy, an array `()`, or None.
-        check_every: steps between two checks of `tolerance` and `max_mmd`.
         max_steps: static bound on a traced `steps`, or None.
 
     Example:
@@ -41,9 +36,7 @@ class Budget(eqx.Module):
         target, start = flowrl.Boltzmann(lambda x: -jnp.sum(x**2)), jnp.full((10, 2), 3.0)
         capped = flowrl.Budget(100, 0.1, temperature=0.0, max_displacement=1.0)
         assert flowrl.transport(target, start, capped).stats["displacement_max"] <= 1
-
-        # An array of steps: one compiled program for every L <= 20.
-        traced = flowrl.Budget(jnp.array(5), 0.1, max_steps=20)
+        traced = flowrl.Budget(jnp.array(5), 0.1, max_steps=20)  # one compiled program for every L <= 20
         assert int(flowrl.transport(target, start, traced).stats["steps"]) == 5
         ```
     """
@@ -75,7 +68,7 @@ class Budget(eqx.Module):
         check_every: int = 1,
         max_steps: int | None = None,
     ):
-        """Make a budget.
+        """Create a budget.
 
         Args:
             steps: number of steps L >= 0. A Python int gives one program per L, differentiable in reverse mode; an
@@ -83,24 +76,24 @@ class Budget(eqx.Module):
             step_size: ε >= 0; a number, an array `(steps,)`, or a schedule `l -> ε` as in optax.
             temperature: α >= 0 in the units of the value; a number, an array `(steps,)`, or a schedule. None means 1
                 for flows with an entropy; flows without one refuse it. For `Density` the drift grows with α, so
-                annealing from a large α wants `step_size` in proportion to 1/α.
+                annealing from a large α needs `step_size` in proportion to 1/α.
             max_displacement: cap D >= 0 on the Euclidean distance of every particle to its start, in units of `scale`.
                 After each step a particle beyond it is pulled back on the segment to its start.
-            scale: unit of length of each coordinate, > 0: a number, an array that broadcasts against one particle, or
-                a PyTree of such. The flow runs in z = x / scale, so an Euler step moves x by scale² ε ∇V, an Adam
-                step by scale · ε. See `flowrl.spread`. None means 1.
+            scale: unit of length of each coordinate, > 0: a number, an array that broadcasts against one particle, or a
+                PyTree of such. The flow runs in z = x / scale, so an Euler step moves x by scale² ε ∇V, an Adam step by
+                scale · ε. See `flowrl.spread`. None means 1.
             tolerance: speed >= 0 at which the set counts as at rest: it stops once the root mean square over particles
-                of |Δx| / ε is at most this, in units of `scale` per unit time. Refused for diffusions and jumps. A
-                random velocity or gradient (traits that say `random`, minibatches) counts as it was drawn.
-            max_mmd: cap >= 0 on the maximum mean discrepancy between the set and its start, Gaussian kernel, in
-                units of `scale`. A set found beyond it goes back to where the last check left it, and stops. In
-                float32 a cap below about 1e-3 is decided by rounding, on the safe side.
+                of
+                |Δx| / ε is at most this, in units of `scale` per unit time. Refused for diffusions and jumps. Random
+                velocities and gradients count as they were drawn.
+            max_mmd: cap >= 0 on the maximum mean discrepancy between the set and its start, Gaussian kernel, in units
+                of `scale`. A set found beyond it goes back to where the last check left it, and stops. In float32 a cap
+                below about 1e-3 is decided by rounding, on the safe side.
             mmd_sigma: bandwidth σ > 0 of that kernel, in units of `scale`; None for the median rule at the start.
-            check_every: steps >= 1 between two checks of `tolerance` and `max_mmd`. `max_mmd` is also checked at the
-                end, so it holds whatever this is. Each set stops for itself; under `jax.vmap` the slowest sets the
-                time.
-            max_steps: bound on `steps`, required when `steps` is an array; larger counts stop there with the
-                result `max_steps_reached`.
+            check_every: steps >= 1 between two checks of `tolerance` and `max_mmd`; `max_mmd` is also checked at the
+                end. Each set stops for itself; under `jax.vmap` the slowest sets the time.
+            max_steps: bound on `steps`, required when `steps` is an array; larger counts stop there with the result
+                `max_steps_reached`.
 
         Raises:
             TypeError: `steps` is not an integer.
@@ -158,7 +151,7 @@ class Budget(eqx.Module):
         return self.max_steps if self._static_steps is None else self._static_steps  # pyright: ignore[reportReturnType]
 
     def rescaled(self, scale: PyTree[ArrayLike]) -> "Budget":
-        """Give the same numbers in another unit of length.
+        """Return the same numbers in another unit of length.
 
         Args:
             scale: the new `scale`, e.g. `flowrl.spread(samples)`; > 0.
@@ -214,7 +207,7 @@ def _per_step(name: str, x: Any, length: int) -> Array:
         x = np.asarray(x) if not any(isinstance(leaf, jax.core.Tracer) for leaf in x) else jnp.stack(x)
     array = real_array(name, x, lambda value: (value >= 0) & (value < np.inf), ">= 0 and finite")
     if array.ndim > 1 or (array.ndim == 1 and array.shape[0] != length):
-        raise ValueError(f"{name} must be a number or have shape ({length},), one entry a step; got {array.shape}.")
+        raise ValueError(f"{name} must be a number or have shape ({length},), one entry per step; got {array.shape}.")
     return array if array.size else jnp.zeros((), array.dtype)
 
 
@@ -232,28 +225,18 @@ def spread(samples: ArrayLike, *, floor: float = 1e-3) -> Array:
     $s_c = \sqrt{\operatorname{mean}_b \operatorname{var}_i x_{bic}}$.
 
     Args:
-        samples: reference samples `(..., n, d)`; leading axes are states, `n >= 2` samples a state.
+        samples: reference samples `(..., n, d)`; leading axes are states, `n >= 2` samples per state.
         floor: > 0, lower bound of the result in the unit of the samples, for coordinates that hardly vary.
 
     Returns:
         Spread per coordinate `(d,)`, to be used as `Budget(..., scale=spread(samples))`.
 
     Raises:
-        ValueError: fewer than two axes or fewer than two samples a state, or `floor` not positive.
-
-    Example:
-        ```python
-        import jax.random as jr
-        import flowrl
-
-        samples = 0.05 * jr.normal(jr.key(0), (32, 8, 3))  # 32 states, 8 actions each
-        budget = flowrl.Budget(3, 0.3, scale=flowrl.spread(samples))  # steps in spreads
-        assert budget.scale.shape == (3,)
-        ```
+        ValueError: fewer than two axes or fewer than two samples per state, or `floor` not positive.
     """
     array = jnp.asarray(samples)
     if array.ndim < 2 or array.shape[-2] < 2:
-        raise ValueError(f"samples must have shape (..., n, d) with n >= 2 samples a state, got {array.shape}.")
+        raise ValueError(f"samples must have shape (..., n, d) with n >= 2 samples per state, got {array.shape}.")
     if not floor > 0:
         raise ValueError(f"floor must be > 0, got {floor}.")
     variance = jnp.var(array, axis=-2).reshape(-1, array.shape[-1]).mean(axis=0)

@@ -11,7 +11,7 @@ NAME = "flowrl-transport"
 
 
 def version() -> str:
-    """Give the version of the installed distribution, or "0+unknown" when run from a plain checkout."""
+    """Return the version of the installed distribution, or "0+unknown" when run from a plain checkout."""
     try:
         return importlib.metadata.version(NAME)
     except importlib.metadata.PackageNotFoundError:
@@ -19,19 +19,12 @@ def version() -> str:
 
 
 def install(extra: str) -> str:
-    """Give the command that brings an extra, for messages about a missing package."""
+    """Return the command that installs an extra, for messages about a missing package."""
     return f'pip install "{NAME}[{extra}]" (in a checkout: pip install -e ".[{extra}]")'
 
 
 def refuse_foreign(package: Path) -> None:
-    """Refuse to run from a folder that the unrelated `flowrl` distribution writes to as well.
-
-    Args:
-        package: the folder of this package.
-
-    Raises:
-        ImportError: the unrelated distribution is installed in the same place.
-    """
+    """Raise ImportError if the unrelated `flowrl` distribution is installed in the folder of this package."""
     try:
         foreign = importlib.metadata.distribution("flowrl")
     except importlib.metadata.PackageNotFoundError:

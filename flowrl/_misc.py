@@ -1,4 +1,4 @@
-"""Small helpers without a home of their own: concrete checks at the door, ravelling, safe norms."""
+"""Small helpers of every room: checks of concrete arguments, ravelling, safe norms."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,8 @@ from flowrl._custom_types import Particles, Positions
 
 
 def concrete(x: Any) -> np.ndarray | None:
-    """Give the NumPy value of ``x``, or None while JAX is tracing it.
-
-    Checks on values run only where a value exists; under `jax.jit` the same misuse becomes a `flowrl.RESULTS`.
-    """
+    """Return the NumPy value of ``x``, or None while JAX is tracing it."""
+    # Values are checked only where they exist; under `jax.jit` the same misuse becomes a `flowrl.RESULTS`.
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(x))
     return None if traced else np.asarray(x)
 
@@ -30,18 +28,7 @@ def numbers_to_array(x: Any) -> Any:
 
 
 def real_array(name: str, x: Any, ok: Callable[[np.ndarray], Any], expected: str) -> Array:
-    """Make an array of what a user gives for a real number or several, so that new numbers never retrace.
-
-    Args:
-        name: what it is called in the message.
-        x: the number, or an array.
-        ok: whether concrete values are in their range, entry by entry.
-        expected: the range in words.
-
-    Raises:
-        TypeError: x is not real.
-        ValueError: a concrete entry is out of its range.
-    """
+    """Return real numbers as an array, which never retraces; `ok` tells entry by entry whether one is in range."""
     try:
         array = jnp.asarray(x)
     except (TypeError, ValueError) as error:
@@ -59,34 +46,14 @@ def real_array(name: str, x: Any, ok: Callable[[np.ndarray], Any], expected: str
 
 
 def number(name: str, x: Any, ok: Callable[[np.ndarray], Any], expected: str) -> Array:
-    """Make an array `()` of what a user gives for one real number.
-
-    Args:
-        name: what it is called in the message.
-        x: the number.
-        ok: whether a concrete value is in its range.
-        expected: the range in words.
-
-    Raises:
-        TypeError: x is not real.
-        ValueError: x is not one number, or a concrete one is out of its range.
-    """
+    """Return a user's one real number as an array (), checked as in `real_array`."""
     if np.shape(x) != ():
         raise ValueError(f"{name} must be one number, got shape {np.shape(x)}.")
     return real_array(name, x, ok, expected).astype(jnp.result_type(float))
 
 
 def check_count(name: str, count: Any, least: int = 1) -> None:
-    """Refuse a count that is not a Python int, which sets the shape of a program.
-
-    Args:
-        name: what it is called in messages.
-        count: the count.
-        least: its smallest value.
-
-    Raises:
-        ValueError: it is not an int >= least.
-    """
+    """Refuse a count that is not a Python int >= least: it sets the shape of a program."""
     if isinstance(count, bool) or not isinstance(count, int) or count < least:
         raise ValueError(f"{name} must be a Python int >= {least}, got {count!r}.")
 
@@ -121,18 +88,7 @@ def check_fields(
 
 
 def check_particles(particles: Particles) -> tuple[int, jnp.dtype]:
-    """Refuse anything that is not a set of particles.
-
-    Args:
-        particles: candidate PyTree; every leaf must be a floating array `(n, ...)` with the same `n >= 1` and dtype.
-
-    Returns:
-        The number of particles `n` and their dtype.
-
-    Raises:
-        TypeError: a leaf is not a floating array, or the leaves have different dtypes.
-        ValueError: no leaves, no leading axis, no particles, or leaves that disagree about `n`.
-    """
+    """Return n and the dtype of particles; refuse anything but floating leaves (n, ...) of one dtype, n >= 1."""
     leaves = jax.tree_util.tree_leaves_with_path(particles)
     if not leaves:
         raise ValueError("particles has no array leaves; expected an array (n, d) or a PyTree of arrays (n, ...).")
@@ -161,14 +117,7 @@ def check_particles(particles: Particles) -> tuple[int, jnp.dtype]:
 
 
 def ravel(particles: Particles) -> tuple[Positions, Callable[[Positions], Particles]]:
-    """Flatten a set of particles to a matrix, and give the way back.
-
-    Args:
-        particles: a checked set of particles, leaves `(n, ...)`.
-
-    Returns:
-        The matrix `(n, d)` and a function from such matrices (any number of rows) to PyTrees.
-    """
+    """Return particles as a matrix (n, d), and the function from such matrices (of any n) back to particles."""
     one = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), particles)
     _, unravel_one = jax.flatten_util.ravel_pytree(one)
     matrix = jax.vmap(lambda p: jax.flatten_util.ravel_pytree(p)[0])(particles)
@@ -176,7 +125,7 @@ def ravel(particles: Particles) -> tuple[Positions, Callable[[Positions], Partic
 
 
 def row_norm(x: Float[Array, "n d"]) -> Float[Array, " n"]:
-    """Euclidean norm of each row, with gradient zero (not NaN) at zero rows."""
+    """Return the Euclidean norm of each row, with gradient zero (not NaN) at zero rows."""
     squared = jnp.sum(x * x, axis=-1)
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)

@@ -17,14 +17,7 @@ from flowrl._target import Density, as_leaves, third_party
 
 
 class LogJoint(eqx.Module):
-    """The joint log density of a model in the unconstrained coordinates of its latent sites.
-
-    Attributes:
-        model: a function with numpyro's primitives.
-        args: its arguments; arrays and floats are leaves.
-        kwargs: its keyword arguments.
-        key: what the model draws beside its sites.
-    """
+    """The joint log density of a model over unconstrained sites; `key` is for what it draws beside them."""
 
     model: Callable[..., Any]
     args: PyTree
@@ -32,11 +25,7 @@ class LogJoint(eqx.Module):
     key: Key
 
     def __call__(self, particle: Particle) -> Float[Array, ""]:
-        """Give log p(x(y), data) + log|det ∂x/∂y|.
-
-        Args:
-            particle: y, a dict from site to array.
-        """
+        """Return log p(x(y), data) + log|det ∂x/∂y| at y, a dict from site to array."""
         with third_party():
             from numpyro.infer.util import potential_energy
 
@@ -100,19 +89,18 @@ class NumpyroPosterior(eqx.Module):
 
 
 def from_numpyro(model: Callable[..., Any], *model_args: Any, key: Key, **model_kwargs: Any) -> NumpyroPosterior:
-    r"""Make a target of a numpyro model.
+    r"""Create a target from a numpyro model.
 
     Bounded sites are moved in unconstrained coordinates y, x = T(y) with numpyro's bijection T to the support, and the
     target is $\log p(T(y), \text{data}) + \log |\det ∂T/∂y|$: particles that follow it have, once constrained, the
     model's own posterior.
 
     Args:
-        model: a function with numpyro's primitives; all its latent sites are continuous. Use a named function: one made
-            anew for each call recompiles.
+        model: a function with numpyro's primitives; all its latent sites are continuous. Use a named function: a new
+            one recompiles.
         model_args: its arguments. Arrays and floats are leaves of the target: new data of the same shape do not
-            recompile, and the model sees them traced. Integers (sizes of plates) and strings stay static.
-        key: randomness that the model asks for beside its sites (`numpyro.prng_key`); drawn once, the same at every
-            step. The particles have their own, in `initial`.
+            recompile. Integers (sizes of plates) and strings stay static.
+        key: randomness of the model beside its sites (`numpyro.prng_key`); drawn once, the same at every step.
         model_kwargs: its keyword arguments, in the same way; the data are given here, so that they are observed. A
             model whose own argument is named `key` needs a wrapper.
 
@@ -134,8 +122,7 @@ def from_numpyro(model: Callable[..., Any], *model_args: Any, key: Key, **model_
             numpyro.sample("rate", dist.Gamma(3.0, 1.0))
 
         posterior = flowrl.from_numpyro(model, key=jr.key(0))
-        particles = posterior.initial(50, jr.key(1))
-        solution = flowrl.transport(posterior.target, particles, flowrl.Budget(100, 0.5))
+        solution = flowrl.transport(posterior.target, posterior.initial(50, jr.key(1)), flowrl.Budget(100, 0.5))
         rates = posterior.constrain(solution.particles)["rate"]
         ```
     """
@@ -191,7 +178,7 @@ def _trace(joint: LogJoint, key: Key) -> dict[str, Any]:
 
 
 def _latent(trace: dict[str, Any]) -> dict[str, Any]:
-    """The sites that particles are made of; refuses a model that has others without a value."""
+    """Return the sites that particles are made of; refuse a model that has others without a value."""
     from numpyro.distributions import Delta
 
     found = {}
@@ -224,7 +211,7 @@ def _latent(trace: dict[str, Any]) -> dict[str, Any]:
 
 
 def _seeded(joint: LogJoint) -> Callable[..., Any]:
-    """The model with a fixed key for whatever it draws beside its sites."""
+    """Return the model with a fixed key for whatever it draws beside its sites."""
     from numpyro.handlers import seed
 
     return seed(joint.model, joint.key)

@@ -43,21 +43,16 @@ def best_of_n(particles: Particles, values: Float[Array, " n"]) -> Selected:
         The chosen particle bit for bit, its value and index. Ties go to the first.
 
     Raises:
-        TypeError: particles are no arrays, or values no real numbers.
+        TypeError: particles are not arrays, or values not real numbers.
         ValueError: the shapes disagree.
 
     Example:
         ```python
-        import jax
         import jax.numpy as jnp
         import flowrl
 
         actions, values = jnp.array([[0.1], [0.7], [0.4]]), jnp.array([1.0, jnp.nan, 2.0])
-        best = flowrl.best_of_n(actions, values)
-        assert best.particle == actions[2] and best.index == 2  # a NaN is never chosen
-
-        states = jax.vmap(flowrl.best_of_n)(jnp.stack([actions] * 5), jnp.stack([values] * 5))
-        assert states.particle.shape == (5, 1)
+        assert flowrl.best_of_n(actions, values).index == 2  # a NaN is never chosen; for many sets, jax.vmap
         ```
     """
     values = _check(particles, values)
@@ -79,19 +74,8 @@ def softmax_select(
         The chosen particle bit for bit, its value and index.
 
     Raises:
-        TypeError: particles are no arrays, or values no real numbers.
+        TypeError: particles are not arrays, or values not real numbers.
         ValueError: the shapes disagree, or a concrete temperature is not positive.
-
-    Example:
-        ```python
-        import jax.numpy as jnp
-        import jax.random as jr
-        import flowrl
-
-        actions, values = jnp.array([[0.1], [0.4]]), jnp.array([0.0, 50.0])
-        chosen = flowrl.softmax_select(actions, values, 1.0, key=jr.key(0))
-        assert chosen.index == 1  # the other has the odds exp(-50)
-        ```
     """
     temperature = concrete(selection_temperature)
     if temperature is not None and not (temperature > 0).all():
@@ -111,10 +95,6 @@ def uniform_select(particles: Particles, values: Float[Array, " n"], *, key: Key
 
     Returns:
         The chosen particle bit for bit, its value and index.
-
-    Raises:
-        TypeError: particles are no arrays, or values no real numbers.
-        ValueError: the shapes disagree.
     """
     values = _check(particles, values)
     logits = jnp.where(jnp.isfinite(values), 0, -jnp.inf).astype(values.dtype)
@@ -138,7 +118,7 @@ def _check(particles: Particles, values: Array) -> Float[Array, " n"]:
     sizes = {leaf.shape[:1] for leaf in leaves}
     if values.ndim != 1 or sizes != {values.shape}:
         raise ValueError(
-            f"values must have shape (n,), one a particle; got {values.shape} for particles with leading axes "
+            f"values must have shape (n,), one per particle; got {values.shape} for particles with leading axes "
             f"{sorted(sizes)}. For many sets, vmap the selection."
         )
     return values

@@ -7,7 +7,9 @@ blocks of rows, so no matrix of all pairs is held. Both sets are counted from th
 one set adds linear functions to the potentials and leaves the plan as it is, so neither the number of iterations nor
 float32 feel how far apart the sets are.
 
-Functions are differentiable in the points by the envelope theorem: the potentials are constants for autodiff.
+Functions are differentiable in the points by the envelope theorem: the potentials are constants for autodiff. Weights
+are >= 0 and of any sum; points of weight zero need not be finite, and get finite answers. ε is in squared units of
+length.
 
 ??? cite "Source"
     Cuturi, *Sinkhorn distances*, NeurIPS 2013. Feydy et al., *Interpolating between optimal transport and MMD using
@@ -50,16 +52,7 @@ def potentials(
     regularisation: Scalar,
     iterations: int,
 ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-    """Give the dual potentials f and g of OT_ε; f is S(g), so the plan's first marginal is exact.
-
-    Args:
-        x: (n, d).
-        y: (m, d).
-        weights_x: a >= 0, (n,), of any sum; points of weight zero need not be finite.
-        weights_y: b >= 0, (m,).
-        regularisation: ε > 0, in squared units of length.
-        iterations: number of Sinkhorn iterations >= 1.
-    """
+    """Return the dual potentials f and g of OT_ε; f is S(g), so the plan's first marginal is exact."""
     one, other = _cloud(x, weights_x), _cloud(y, weights_y)
     shift = _shift(one, other)
     f, g = _potentials(one, other, regularisation, iterations)
@@ -74,16 +67,7 @@ def divergence(
     regularisation: Scalar,
     iterations: int,
 ) -> Scalar:
-    """Give the Sinkhorn divergence OT_ε(x, y) − ½ OT_ε(x, x) − ½ OT_ε(y, y) >= 0.
-
-    Args:
-        x: (n, d).
-        y: (m, d).
-        weights_x: a >= 0, (n,), of any sum; points of weight zero need not be finite.
-        weights_y: b >= 0, (m,).
-        regularisation: ε > 0, in squared units of length.
-        iterations: number of Sinkhorn iterations >= 1.
-    """
+    """Return the Sinkhorn divergence OT_ε(x, y) − ½ OT_ε(x, x) − ½ OT_ε(y, y) >= 0."""
     one, other = _cloud(x, weights_x), _cloud(y, weights_y)
     f, g = _potentials(one, other, regularisation, iterations)
     # The value is the dual's at (S(g), g), where it is exact to second order in the error of g. Each potential is the
@@ -104,15 +88,9 @@ def displacements(
     regularisation: Scalar,
     iterations: int,
 ) -> Float[Array, "n d"]:
-    """Give T_xy(x_i) − T_xx(x_i), the barycentric projections of the two plans: −1/a_i times the divergence's gradient.
+    """Return T_xy(x_i) − T_xx(x_i), the barycentric projections of the two plans.
 
-    Args:
-        x: (n, d).
-        y: (m, d).
-        weights_x: a >= 0, (n,), of any sum; points of weight zero need not be finite, and get finite answers.
-        weights_y: b >= 0, (m,).
-        regularisation: ε > 0, in squared units of length.
-        iterations: number of Sinkhorn iterations >= 1.
+    It is −1/a_i times the gradient of the divergence.
     """
     one, other = _cloud(x, weights_x), _cloud(y, weights_y)
     _, g = _potentials(one, other, regularisation, iterations)
@@ -136,18 +114,18 @@ def _cloud(x: Array, weights: Array) -> _Cloud:
 
 
 def _shift(one: _Cloud, other: _Cloud) -> Array:
-    """From the mean of the other set to the mean of the one, (1, d)."""
+    """Return the shift from the mean of the other set to the mean of the one, (1, d)."""
     return (one.origin - other.origin) + (one.rest - other.rest)
 
 
 def _logits(block: Array, cloud: _Cloud, potential: Array, regularisation: Scalar) -> Array:
-    """Logarithms of the plan's rows up to a constant a row: |x|²/2 is one, so only the product x·y is needed."""
+    """Return the logarithms of the plan's rows, up to a constant per row such as |x|²/2: only x·y is needed."""
     bias = cloud.logs + (potential - 0.5 * jnp.sum(cloud.points**2, axis=1)) / regularisation
     return bias[None] + inner_products(block, cloud.points) / regularisation
 
 
 def _softmin(points: Array, cloud: _Cloud, potential: Array, regularisation: Scalar) -> Array:
-    """S at the points, for a potential on the (fixed) cloud, (n,)."""
+    """Return S at the points, for a potential on the (fixed) cloud, (n,)."""
     cloud = jax.lax.stop_gradient(cloud)
 
     def rows(block: Array) -> Array:
@@ -158,7 +136,7 @@ def _softmin(points: Array, cloud: _Cloud, potential: Array, regularisation: Sca
 
 
 def _projected(points: Array, cloud: _Cloud, potential: Array, regularisation: Scalar) -> Array:
-    """The means of the plan's rows, (n, d)."""
+    """Return the means of the plan's rows, (n, d)."""
 
     def rows(block: Array) -> Array:
         return jax.nn.softmax(_logits(block, cloud, potential, regularisation), axis=1) @ cloud.points
@@ -188,7 +166,7 @@ def _potentials(one: _Cloud, other: _Cloud, regularisation: Scalar, iterations: 
 
 
 def _self_potential(cloud: _Cloud, regularisation: Scalar, iterations: int) -> Array:
-    """The one potential of a set against itself, by averaged iterations."""
+    """Return the one potential of a set against itself, by averaged iterations."""
     cloud, regularisation = jax.lax.stop_gradient((cloud, regularisation))
 
     def average(_: int | Array, f: Array) -> Array:

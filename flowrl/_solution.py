@@ -41,7 +41,7 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]  (Eq
 
 
 def is_okay(result: Any) -> Array:
-    """Say whether a transport did what its budget asked: ran all its steps, came to rest, or reached a cap.
+    """Return whether a transport did what its budget asked: ran all its steps, came to rest, or reached a cap.
 
     Args:
         result: a member of `flowrl.RESULTS`.
@@ -62,11 +62,10 @@ class Solution(eqx.Module):
         stats: what was spent, arrays without a particle axis: `steps`; `time` (the sum of the step sizes);
             `displacement_max` and `displacement_rms` over particles (Euclidean, in the unit of the budget's `scale`);
             `path_length` (mean over particles of the length travelled; NaN from `Diffrax`, which does not measure it);
-            `fraction_at_cap`; `fraction_clipped`
-            (particle-steps that the domain stopped); `nonfinite` (particles
+            `fraction_at_cap`; `fraction_clipped` (particle-steps that the domain stopped); `nonfinite` (particles
             frozen because their value or score was not finite).
         trajectory: particles at the step counts asked for by `save`, leaves `(len(save), n, ...)`, or None.
-        notes: what to know about the law of these particles.
+        notes: what to know about the distribution of these particles.
     """
 
     particles: Particles
@@ -77,14 +76,13 @@ class Solution(eqx.Module):
     notes: tuple[str, ...] = eqx.field(static=True, default=())
 
     def __str__(self) -> str:
-        """Say in a few lines how far the particles moved, what was spent, why it stopped and what to try."""
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self)):
             return repr(self)
         return _verdict(self)
 
 
 def _ending(result: Any) -> str:
-    """Name every way in which the sets ended, with counts; one Solution may hold many sets."""
+    """Return every way in which the sets ended, with counts; one Solution may hold many sets."""
     known = (
         RESULTS.stationary,
         RESULTS.mmd_reached,

@@ -1,4 +1,4 @@
-"""The stepping interface: for those who drive the loop themselves."""
+"""The stepping interface, for loops of the user's own."""
 
 from typing import NamedTuple
 
@@ -30,13 +30,11 @@ class State(NamedTuple):
 
 
 class Stepper(eqx.Module):
-    """A transport one step at a time: `init` gives a state, `step` takes a key and a state and gives the next.
+    """A transport one step at a time, for loops of your own; the steps are those of `flowrl.transport`.
 
-    The steps are those of `flowrl.transport`, and stop where its budget does: a state whose budget is spent stays as it
-    is, however often it is sent on. With the same key at every step the two agree to rounding.
-
-    The two methods have the signatures of a blackjax algorithm, so `blackjax.util.run_inference_algorithm` and its
-    progress bar run a `Stepper` as it stands.
+    A state whose budget is spent stays as it is, however often it is stepped. With the same key at every step the two
+    agree to rounding. The two methods have the signatures of a blackjax algorithm, so
+    `blackjax.util.run_inference_algorithm` and its progress bar run a `Stepper` as it stands.
 
     Attributes:
         target: the density to move toward.
@@ -54,7 +52,6 @@ class Stepper(eqx.Module):
         state = stepper.init(3 + jax.random.normal(jax.random.key(0), (20, 2)))
         for _ in range(10):
             state, info = stepper.step(None, state)
-        print(info.stats["path_length"], state.particles.mean(axis=0))
         ```
     """
 
@@ -67,12 +64,12 @@ class Stepper(eqx.Module):
             raise TypeError(f"method must be a flowrl.Transport(flow, solver, domain), got {self.method!r}.")
         if not isinstance(self.method.solver, AbstractStepSolver):
             raise TypeError(
-                f"{type(self.method.solver).__name__} marches a whole budget at once, not step by step; use Euler() or "
-                "Optax(...)."
+                f"{type(self.method.solver).__name__} integrates a whole budget at once, not step by step; use Euler() "
+                "or Optax(...)."
             )
 
     def init(self, particles: Particles, rng_key: Key | None = None) -> State:
-        """Give the state before the first step.
+        """Return the state before the first step.
 
         Args:
             particles: the set to move, leaves (n, ...); inside the domain.
@@ -123,5 +120,5 @@ def _step(stepper: Stepper, key: Key | None, state: State) -> tuple[State, Solut
 
 def _solver(stepper: Stepper) -> AbstractStepSolver:
     solver = stepper.method.solver
-    assert isinstance(solver, AbstractStepSolver)  # seen to when the stepper was made
+    assert isinstance(solver, AbstractStepSolver)  # checked when the stepper was made
     return solver

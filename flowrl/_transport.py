@@ -1,4 +1,4 @@
-"""The verb: move particles toward a target until the budget is spent."""
+"""Move particles toward a target until the budget is spent."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,11 +24,11 @@ _EXAMPLES = {"flow": "SVGD()", "solver": "Euler() or Optax(optax.adam(1.0))", "d
 
 
 class Transport(eqx.Module):
-    """A transport method as a value: a flow, how it is marched, and where particles may be. Calling it is the verb.
+    """A transport method as a value: a flow, a solver and a domain. Calling it is `flowrl.transport`.
 
     Attributes:
         flow: the velocity field.
-        solver: how the flow is marched.
+        solver: how the flow is integrated.
         domain: where particles may be.
 
     Example:
@@ -79,9 +79,6 @@ class Transport(eqx.Module):
             key: randomness; may be None if the flow and the target are deterministic.
             save: where to record the trajectory.
             throw: raise on failure instead of returning it in `result`.
-
-        Returns:
-            The `flowrl.Solution`.
         """
         particles = check(self.flow, self.solver, self.domain, target, particles, budget)
         check_key(self.flow, target, key)
@@ -119,18 +116,16 @@ def transport(
     frozen, taken out of all sums, and counted in `stats["nonfinite"]`.
 
     Args:
-        target: the density to move toward: `Boltzmann(value)`, `Density(log_prob)`, `Tilted(...)`, `Posterior(...)`,
-            `Score(...)`, `ValueGradient(...)`, `Empirical(samples)`.
+        target: the density to move toward, e.g. `Boltzmann(value)`, `Density(log_prob)` or `Empirical(samples)`.
         particles: the set to move: an array (n, d), or a PyTree of floating arrays (n, ...) of one dtype. It is drawn
             from the reference: a prior, a behaviour policy, an SFT model.
         budget: how far particles may travel: steps, step size, temperature, cap.
         flow: the velocity field.
-        solver: how the flow is marched.
+        solver: how the flow is integrated.
         domain: where particles may be; they must start there.
         key: randomness; may be None if the flow and the target are deterministic.
-        save: where to record the trajectory. Step solvers take increasing step counts, e.g. `save=(0, 1, 3)`;
-            `Diffrax` takes increasing times. They are Python numbers and part of the compiled program, so within
-            `jax.jit` they are no argument of the jitted function, unless a static one.
+        save: where to record the trajectory. Step solvers take increasing step counts, e.g. `save=(0, 1, 3)`; `Diffrax`
+            takes increasing times. They are part of the compiled program: Python numbers, never traced.
         throw: raise when no finite particle is left or a traced argument was invalid. Use False inside `jax.jit` loops
             and `jax.vmap` (one bad set would raise for all) and read `solution.result`.
 
@@ -148,11 +143,8 @@ def transport(
         import jax.random as jr
         import flowrl
 
-        def log_prob(x):
-            return -0.5 * jnp.sum((x - 1.0) ** 2)
-
-        particles = jr.normal(jr.key(0), (100, 2))
-        solution = flowrl.transport(flowrl.Density(log_prob), particles, flowrl.Budget(steps=200, step_size=0.5))
+        target = flowrl.Density(lambda x: -0.5 * jnp.sum((x - 1.0) ** 2))
+        solution = flowrl.transport(target, jr.normal(jr.key(0), (100, 2)), flowrl.Budget(steps=200, step_size=0.5))
         print(solution)
         ```
     """
@@ -171,15 +163,7 @@ def _run(
 def make_problem(
     method: Transport, target: AbstractTarget, particles: Particles, budget: Budget, key: Key | None
 ) -> Problem:
-    """Put together what a solver is given; `budget` is resolved.
-
-    Args:
-        method: flow, solver and domain.
-        target: the density.
-        particles: leaves (n, ...).
-        budget: from `resolve`.
-        key: randomness, or None.
-    """
+    """Return what a solver is given; `budget` comes from `resolve`."""
     start, unravel = ravel(particles)
     scale = jnp.ones((1, start.shape[1]), start.dtype) if budget.scale is None else budget.scale
     entropic = method.flow.traits.entropic
@@ -188,14 +172,7 @@ def make_problem(
 
 
 def make_solution(problem: Problem, output: SolverOutput, *, taken: Bool[Array, ""], valued: bool) -> Solution:
-    """Make of a output what the user sees.
-
-    Args:
-        problem: what was marched.
-        output: how it ended.
-        taken: whether any step was taken.
-        valued: whether to evaluate the particles.
-    """
+    """Return what the user sees; `taken`: whether any step was, `valued`: whether to evaluate the particles."""
     particles, budget, target, traits = problem.start, problem.budget, problem.view.target, problem.flow.traits
     # A particle that is not finite is frozen, and no reason to stop the others.
     finite = jnp.all(jnp.isfinite(ravel(particles)[0]), axis=1)
@@ -230,7 +207,7 @@ def make_solution(problem: Problem, output: SolverOutput, *, taken: Bool[Array, 
         trajectory = jax.tree.map(lambda saved, old: jnp.where(kept, saved, old[None]), trajectory, particles)
     notes = ()
     if traits.diffuses and budget.max_displacement is not None:
-        notes = ("the flow is stochastic and its particles are capped: they sample a truncated law",)
+        notes = ("the flow is stochastic and its particles are capped: they sample a truncated distribution",)
     return Solution(moved, values, result, stats, trajectory, notes)
 
 

@@ -1,4 +1,4 @@
-"""The door of a transport: concrete misuse is refused before anything is compiled, numbers get their dtype."""
+"""Checks of a transport's arguments before anything is compiled; numbers get the dtype of the particles."""
 
 from typing import Any
 
@@ -25,23 +25,7 @@ def check(
     particles: Any,
     budget: Budget,
 ) -> Particles:
-    """Refuse concrete misuse before anything is compiled.
-
-    Args:
-        flow: the velocity field.
-        solver: how it is marched.
-        domain: where particles may be.
-        target: the density.
-        particles: leaves (n, ...).
-        budget: as the user made it.
-
-    Returns:
-        The particles, their leaves made arrays.
-
-    Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: an argument is out of range, or the parts do not go together.
-    """
+    """Return the particles with arrays as leaves; refuse concrete misuse before anything is compiled."""
     if isinstance(target, type):
         raise TypeError(f"target is the class {target.__name__}; did you mean an instance, {target.__name__}(...)?")
     if not isinstance(target, AbstractTarget):
@@ -91,7 +75,7 @@ def check(
 
 
 def _check_samples(target: AbstractTarget, particles: Particles, domain: AbstractDomain) -> None:
-    """Refuse samples that are no particles of this kind, or lie outside the domain."""
+    """Refuse samples that differ from the particles in shape, or lie outside the domain."""
     samples = target.samples()
     shapes = [jax.tree.map(lambda leaf: leaf.shape[1:], tree) for tree in (samples, particles)]
     if shapes[0] != shapes[1]:
@@ -107,17 +91,7 @@ def _check_samples(target: AbstractTarget, particles: Particles, domain: Abstrac
 
 
 def check_key(flow: AbstractFlow, target: AbstractTarget, key: Key | None) -> None:
-    """Refuse a missing key, and what is none.
-
-    Args:
-        flow: the velocity field.
-        target: the density.
-        key: randomness, or None.
-
-    Raises:
-        TypeError: the key is a number or another array.
-        ValueError: the flow or the target is stochastic and there is no key, or there are several.
-    """
+    """Refuse a missing key, several keys, or something that is not a key."""
     if key is not None:
         dtype, shape = getattr(key, "dtype", None), np.shape(key)
         typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
@@ -131,15 +105,7 @@ def check_key(flow: AbstractFlow, target: AbstractTarget, key: Key | None) -> No
 
 
 def resolve(budget: Budget, particles: Particles) -> Budget:
-    """Give all numbers the particles' dtype; a scale becomes the row (1, d) of the ravelled particle.
-
-    Args:
-        budget: as the user made it.
-        particles: leaves (n, ...).
-
-    Raises:
-        ValueError: the scale does not broadcast against one particle.
-    """
+    """Return the budget with all numbers in the particles' dtype, and the scale as a row (1, d)."""
     dtype = jax.tree.leaves(particles)[0].dtype
     if budget.scale is None:
         scale = None

@@ -95,7 +95,7 @@ def test_misuse_is_refused(key):
         handles_jumps = handles_restriction = needs_energy = False
         solve = lambda *_: None
 
-    with pytest.raises(TypeError, match="Whole marches a whole budget at once"):
+    with pytest.raises(TypeError, match="Whole integrates a whole budget at once"):
         flowrl.Stepper(NORMAL, budget, flowrl.Transport(solver=Whole()))
     noisy = flowrl.Stepper(NORMAL, budget, flowrl.Transport(flowrl.Langevin()))
     with pytest.raises(ValueError, match="Langevin toward Density is stochastic: pass key"):

@@ -1,4 +1,4 @@
-"""Solvers: how a flow is marched through its budget."""
+"""Solvers: how a flow is integrated through its budget."""
 
 from flowrl._solver._base import AbstractSolver as AbstractSolver, Problem as Problem, SolverOutput as SolverOutput
 from flowrl._solver._diffrax import Diffrax as Diffrax

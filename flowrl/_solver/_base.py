@@ -1,7 +1,7 @@
 """What a solver is given, what it returns, and the two ways to write one.
 
-`AbstractSolver.solve` marches the whole budget (an adaptive integrator brings its own loop); `AbstractStepSolver` only
-says what one step does and shares the loop of `flowrl._solver._step`.
+`AbstractSolver.solve` integrates the whole budget (an adaptive integrator brings its own loop); `AbstractStepSolver`
+defines one step and shares the loop of `flowrl._solver._step`.
 """
 
 import abc
@@ -22,7 +22,7 @@ from flowrl._misc import ravel, row_norm
 
 
 class Problem(eqx.Module):
-    """One transport, ready to be marched: the flow, its target, the budget in arrays, and where the particles start.
+    """One transport, ready for a solver: the flow, its target, the budget in arrays, and where the particles start.
 
     Attributes:
         flow: the velocity field.
@@ -39,17 +39,17 @@ class Problem(eqx.Module):
     key: Key | None
 
     def at(self, step: Array) -> tuple[TargetView, Float[Array, ""], Key | None]:
-        """Give the view, the step size and the solver's own key of one step; beyond the last step, those of the last.
+        """Return the view, the step size and the solver's own key of one step; beyond the last step, those of the last.
 
         Args:
             step: index l = 0, 1, ...
         """
-        assert self.budget.temperature is not None  # filled in at the door
+        assert self.budget.temperature is not None  # filled in by `resolve`
         temperature, step_size = _entry(self.budget.temperature, step), _entry(self.budget.step_size, step)
         target_key = flow_key = solver_key = None
         if self.key is not None:
             target_key, flow_key, solver_key = jr.split(jr.fold_in(self.key, step), 3)
-        # Randomness goes to who declares it: what works with a key at hand would fail without.
+        # Keys go only to what declares randomness: code that works with a key at hand would fail without.
         target_key = target_key if self.view.target.stochastic else None
         flow_key = flow_key if self.flow.traits.random else None
         view = eqx.tree_at(
@@ -61,13 +61,13 @@ class Problem(eqx.Module):
         return view, step_size, solver_key
 
     def ends(self) -> Float[Array, " steps"]:
-        """Give the time Σ ε at the end of every step; that of the last for steps beyond a traced number."""
+        """Return the time Σ ε at the end of every step; that of the last for steps beyond a traced number."""
         sizes = jnp.broadcast_to(self.budget.step_size, (self.budget.bound,))
         taken = jnp.arange(self.budget.bound) < jnp.asarray(self.budget.steps)
         return jnp.cumsum(jnp.where(taken, sizes, 0))
 
     def coordinates(self, particles: Particles) -> Positions:
-        """Give the unconstrained coordinates y (n, d) of particles; z = y / scale.
+        """Return the unconstrained coordinates y (n, d) of particles; z = y / scale.
 
         Args:
             particles: leaves (n, ...), in the user's coordinates.
@@ -76,9 +76,7 @@ class Problem(eqx.Module):
         return ravel(eqx.filter_vmap(domain.inverse)(particles) if domain.maps else particles)[0]
 
     def particles(self, coordinates: Positions) -> Particles:
-        """Give particles in the user's coordinates from unconstrained ones, within the cap.
-
-        The way to y and back rounds by more than the cap gives away, so mapped particles are held to it here once more.
+        """Return particles in the user's coordinates from unconstrained ones, within the cap.
 
         Args:
             coordinates: y, (n, d).
@@ -86,6 +84,7 @@ class Problem(eqx.Module):
         particles = self._mapped(coordinates)
         if not self.view.domain.maps or self.budget.max_displacement is None:
             return particles
+        # The way to y and back rounds by more than the cap gives away, so mapped particles are capped once more.
         return self.view.unravel(self._capped(ravel(particles)[0])[0])
 
     def restrict(self, coordinates: Positions) -> tuple[Positions, Mask, Mask]:
@@ -117,7 +116,7 @@ class Problem(eqx.Module):
         return eqx.filter_vmap(domain.forward)(particles) if domain.maps else particles
 
     def _capped(self, positions: Positions) -> tuple[Positions, Mask]:
-        """Pull x (n, d) back to the cap, on the segment to its start; say who was beyond it."""
+        """Pull x (n, d) back to the cap, on the segment to its start; return also who was beyond it."""
         cap, start = self.budget.max_displacement, ravel(self.start)[0]
         assert cap is not None
         move = positions - start
@@ -132,11 +131,10 @@ class Problem(eqx.Module):
         return jnp.where(capped[:, None], pulled, positions), capped
 
     def mmd(self, coordinates: Positions) -> Scalar:
-        """Give the maximum mean discrepancy of the particles to their start, in units of the budget's `scale`.
+        """Return the maximum mean discrepancy of the particles to their start, in units of the budget's `scale`.
 
-        Particles that did not start finite are left out.
-
-        The kernel is Gaussian, its σ the budget's `mmd_sigma`, or the median rule's at the start.
+        The kernel is Gaussian, its σ the budget's `mmd_sigma`, or the median rule's at the start. Particles that did
+        not start finite are left out.
 
         Args:
             coordinates: y, (n, d).
@@ -156,7 +154,7 @@ class Problem(eqx.Module):
         return jnp.sqrt(jnp.maximum(mean(start, start) + mean(now, now) - 2 * mean(start, now), 0))
 
     def displacement(self, coordinates: Positions) -> PerParticle:
-        """Give |x − x_0| / scale of each particle (n,).
+        """Return |x − x_0| / scale of each particle (n,).
 
         Args:
             coordinates: y, (n, d).
@@ -183,13 +181,13 @@ class SolverOutput(eqx.Module):
 
 
 class AbstractSolver(eqx.Module):
-    """How a flow is marched through its budget.
+    """How a flow is integrated through its budget.
 
     Attributes:
-        handles_noise: which diffusions can be marched: "none", those whose noise is "additive", or "any".
-        handles_jumps: flows with jumps can be marched.
-        handles_restriction: domains that bring particles back after each step can be used.
-        needs_energy: only flows with an energy can be marched.
+        handles_noise: which diffusions it can integrate: "none", those whose noise is "additive", or "any".
+        handles_jumps: it can step flows with jumps.
+        handles_restriction: it can use domains that bring particles back after each step.
+        needs_energy: it takes only flows with an energy.
     """
 
     handles_noise: AbstractVar[Literal["none", "additive", "any"]]
@@ -199,7 +197,7 @@ class AbstractSolver(eqx.Module):
 
     @abc.abstractmethod
     def solve(self, problem: Problem, save: Any) -> SolverOutput:
-        """SolverOutput the particles from `problem.start` to the end of the budget.
+        """Integrate the particles from `problem.start` to the end of the budget.
 
         Args:
             problem: flow, view, budget and start.

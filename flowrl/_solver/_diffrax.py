@@ -26,20 +26,16 @@ _codes: Any = RESULTS
 class Diffrax(AbstractSolver):
     """The flow in continuous time, dx/dt = v(x) (or dx = v dt + noise dW), to the budget's time Σ ε.
 
-    Step size control, interpolation, adjoints, events and Brownian motion are diffrax's. The first step is the budget's
-    first ε; with `diffrax.ConstantStepSize()` all are. A temperature schedule holds for the time of its step.
+    Step size control, adjoints, events and Brownian motion are diffrax's. The first step is the budget's first ε; with
+    `diffrax.ConstantStepSize()` all are. A temperature schedule holds for the time of its step. For deterministic flows
+    `max_displacement` and `max_mmd` are events, located by root finding, and `tolerance` is
+    `diffrax.steady_state_event`; `check_every` is refused.
 
-    Caps stop the set where it reaches them: `max_displacement` and `max_mmd` are events, located by root finding, and
-    `tolerance` is `diffrax.steady_state_event`. They are for deterministic flows.
+    Diffusions take a solver of stochastic equations and a constant step size, and no caps. If their noise is additive,
+    as Langevin's is, any will do (`diffrax.ShARK()`, `diffrax.SRA1()`); else `diffrax.Euler()`, since the others need
+    commutative noise or integrate in Stratonovich's sense, and the flows here are meant in Itô's.
 
-    Caps hold to the last digit: what the root finder leaves above `max_displacement` is pulled back to it. A particle
-    that starts where it is not finite stays there, and the others go on without it.
-
-    Diffusions take a solver of stochastic equations and a constant step size. If their noise is additive, as Langevin's
-    is, any will do (`diffrax.ShARK()`, `diffrax.SRA1()`); else `diffrax.Euler()`, since the others ask for commutative
-    noise or integrate in Stratonovich's sense, and the flows here are meant in Itô's.
-
-    `save` takes increasing times; after the budget's time, or an event, the particles stay where they are.
+    `save` takes increasing times >= 0; after the budget's time, or an event, the particles stay where they are.
 
     Attributes:
         solver: how one step is taken.
@@ -99,7 +95,7 @@ class Diffrax(AbstractSolver):
             raise ValueError("check_every counts steps, and Diffrax watches the caps all the time: leave it out.")
         given = problem.coordinates(problem.start) / scale
         present = jnp.all(jnp.isfinite(given), axis=1)
-        # One NaN would be in the norm by which diffrax judges a step, and so in everybody's way.
+        # One NaN would make the norm NaN by which diffrax judges a step; that particle stays, the others go on.
         start = jnp.where(present[:, None], given, 0)
         ends = problem.ends()
         total = ends[-1] if ends.size else jnp.zeros((), start.dtype)
@@ -145,6 +141,7 @@ class Diffrax(AbstractSolver):
             )
         end = solution.ys[0][-1].astype(start.dtype)
         finite = present & jnp.all(jnp.isfinite(end), axis=1)
+        # What the root finder leaves above `max_displacement` is pulled back to it, so the cap holds exactly.
         end = problem.restrict(jnp.where(finite[:, None], end, given) * scale)[0] / scale
         _, alive = velocity_of(problem.flow, _at_time(problem, total), end, finite)
         result = RESULTS.promote(solution.result)
@@ -193,20 +190,20 @@ class Diffrax(AbstractSolver):
 
 
 def _at_cap(problem: Problem, coordinates: Positions) -> Scalar:
-    """Give the share of particles that are at the displacement cap, as near as the root finder lands."""
+    """Return the share of particles that are at the displacement cap, as near as the root finder lands."""
     cap = problem.budget.max_displacement
     assert cap is not None
     return jnp.mean((problem.displacement(coordinates) >= (1 - 1e-4) * cap).astype(coordinates.dtype))
 
 
 def _brownian_key(problem: Problem) -> Key:
-    assert problem.key is not None  # the door of `transport` has seen to it
+    assert problem.key is not None  # `check_key` has seen to it
     # Apart from the keys of single steps, which are folded from small numbers.
     return jr.fold_in(problem.key, 2**31 - 1)
 
 
 def _at_time(problem: Problem, t: Scalar):
-    """Give the view of the step whose time holds t."""
+    """Return the view of the step whose time holds t."""
     step = jnp.minimum(jnp.sum(problem.ends() <= t), max(problem.budget.bound - 1, 0))
     return problem.at(step)[0]
 

@@ -40,7 +40,7 @@ class Euler(AbstractStepSolver):
         move = step_size * velocity
         if not flow.traits.diffuses and not flow.traits.jumps:
             return move, state, alive, RESULTS.successful
-        assert key is not None  # the door of `transport` has seen to it
+        assert key is not None  # `check_key` has seen to it
         noise_key, jump_key = jr.split(key)
         if flow.traits.diffuses:
             white = jr.normal(noise_key, positions.shape, positions.dtype)

@@ -21,11 +21,9 @@ class JKO(AbstractStepSolver):
     $$x^{k+1} = \operatorname{argmin}_x\; E(x) + \frac{1}{2 h n} \sum_i |x_i - x^k_i|^2, \qquad h = \text{step\_size}$$
 
     An energy of particles does not depend on their order, so the least value over x with the coupling to the previous
-    set held at the identity is that over x and the coupling: the JKO scheme itself. The minimiser looks for it near
-    x^k, and finds a local one. The energy falls at every h, however large. What the flow fits to data (a bandwidth) is
-    fixed during a step.
-
-    An inner minimisation that fails gives its `flowrl.RESULTS`; its last iterate is kept.
+    set held at the identity is that over x and the coupling: the JKO scheme itself. The minimiser starts at x^k, and
+    finds a local minimum. The energy falls at every h. What the flow fits to data (a bandwidth) is fixed during a step.
+    If the minimisation fails, the result is its `flowrl.RESULTS`, and the last iterate is kept.
 
     Attributes:
         minimiser: an optimistix minimiser, with its tolerances.

@@ -16,13 +16,13 @@ from flowrl._solver._step import AbstractStepSolver
 class Optax(AbstractStepSolver):
     """Steps by an optimiser: it is fed −velocity, and x ← x + ε × its update.
 
-    With Adam of unit rate (the default) the steps are scale-free: a coordinate moves by about ε a step, whatever the
-    scale of the value, so after L steps it has moved about L ε. The optimiser's state starts anew in every transport
-    and belongs to one set of particles. Stochastic flows are refused: rescaling noise changes the law it samples.
+    With Adam of unit rate (the default) the steps are scale-free: a coordinate moves by about ε per step, whatever the
+    scale of the value, so after L steps it has moved about L ε. Every transport starts from a fresh optimiser state.
+    Stochastic flows are refused: rescaling noise changes the distribution it samples.
 
     Attributes:
-        optimiser: a complete optax optimiser of unit learning rate; the step size belongs to the budget. Make it once
-            and keep it: one made anew for every call compiles anew.
+        optimiser: a complete optax optimiser of unit learning rate; the step size belongs to the budget. Create it once
+            and keep it: a new one compiles again.
 
     Example:
         ```python

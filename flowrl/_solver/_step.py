@@ -18,11 +18,15 @@ from flowrl._solver._base import AbstractSolver, Problem, SolverOutput
 
 
 class AbstractStepSolver(AbstractSolver):
-    """A solver that says what one step does."""
+    """A solver that defines one step; the loop over the budget, the domain and the caps are shared.
+
+    `save` takes increasing step counts within 0 and the static number of steps. A run that stops early leaves its last
+    particles in every later slot.
+    """
 
     @abc.abstractmethod
     def init(self, positions: Positions) -> PyTree:
-        """Give the state before the first step.
+        """Return the state before the first step.
 
         Args:
             positions: z, (n, d).
@@ -56,7 +60,7 @@ class AbstractStepSolver(AbstractSolver):
         """
 
     def begin(self, problem: Problem) -> "Progress":
-        """Give the progress before the first step.
+        """Return the progress before the first step.
 
         Args:
             problem: flow, view, budget and start.
@@ -94,7 +98,7 @@ class AbstractStepSolver(AbstractSolver):
                 f"{type(self).__name__}.step proposed a move of shape {jnp.shape(move)}; expected {before.shape}."
             )
         proposed = before + scale * move
-        # Asked before the domain is: a projection would turn an overflow into a point on a face.
+        # Checked before the domain is applied: a projection would turn an overflow into a point on a face.
         alive = alive & jnp.all(jnp.isfinite(proposed), axis=1)
         proposed, clipped, capped = problem.restrict(proposed)
         alive = alive & jnp.all(jnp.isfinite(proposed), axis=1)
@@ -110,13 +114,13 @@ class AbstractStepSolver(AbstractSolver):
             clipped=progress.clipped + jnp.mean((clipped & alive).astype(scale.dtype)),
             capped=capped & alive,
             checked=progress.checked,
-            # What went wrong first is what is told.
+            # The first failure is the one reported.
             result=_codes.where(progress.result == _codes.successful, result, progress.result),
         )
         return _checked(problem, advanced, moved, step_size)
 
     def finish(self, problem: Problem, progress: "Progress") -> SolverOutput:
-        """Give the result of the steps taken so far.
+        """Return the result of the steps taken so far.
 
         Args:
             problem: flow, view, budget and start.
