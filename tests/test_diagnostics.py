@@ -558,7 +558,7 @@ def test_new_numbers_do_not_recompile():
         (lambda: diagnostics.effective_sample_size(jnp.zeros(0, FLOAT)), ValueError, "shape"),
         (lambda: diagnostics.stein_thinning(X, -X, 0), ValueError, "m must be"),
         (lambda: diagnostics.stein_thinning(X, -X, 2, regularisation=1.0), ValueError, "pass log_probs"),
-        (lambda: diagnostics.stein_thinning(X, -X, 2, log_probs=X[:4, 0]), ValueError, "one a particle"),
+        (lambda: diagnostics.stein_thinning(X, -X, 2, log_probs=X[:4, 0]), ValueError, "one per particle"),
         (
             lambda: diagnostics.stein_thinning(X, -X, 2, log_probs=X[:, 0], regularisation=-1.0),
             ValueError,
