@@ -18,18 +18,18 @@ from flowrl._io._files import DamagedError, atomic_write, read_npz, write_npz
 
 SCHEMA = 1
 _META = "__meta__"
-#: Of the names of arrays that are no part of the state; those of the state begin with a dot or a bracket.
+#: Prefix of arrays that are not part of the state; the names of the state's begin with a dot or a bracket.
 _ARRAY = "array:"
 T = TypeVar("T")
 
 
 def save_checkpoint(path: Path, state: Any, meta: dict[str, Any]) -> None:
-    """Write a state beside `path`, and rename it once it is whole.
+    """Write a state; `path` is replaced once the new file is whole.
 
     Args:
         path: the npz.
         state: PyTree of arrays and static parts; only arrays are stored.
-        meta: JSON values stored with it, and NumPy arrays, which may have any shape.
+        meta: JSON values stored with it, and NumPy arrays of any shape.
 
     Raises:
         OSError: the disk is full or the directory is gone; an earlier checkpoint stays as it was.
@@ -54,7 +54,7 @@ def load_checkpoint(path: Path, template: T) -> tuple[T, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedError: (a ValueError) the file is truncated, changed, or no checkpoint.
+        DamagedError: (a ValueError) the file is truncated, changed, or not a checkpoint.
         ValueError: it is of another schema, or does not fit the template; the message names file, field, and what was
             expected.
     """
@@ -84,30 +84,12 @@ def load_checkpoint(path: Path, template: T) -> tuple[T, dict[str, Any]]:
 
 
 def load_meta(path: Path) -> dict[str, Any]:
-    """Read what is stored with a state, without the state.
-
-    Args:
-        path: the npz.
-
-    Returns:
-        The JSON values stored with it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        DamagedError: (a ValueError) the file is truncated, changed, or no checkpoint; damage to its arrays may go
-            unnoticed.
-        ValueError: it is of another schema.
-    """
+    """Read the JSON values stored with a state, without the state; damage to its arrays may go unnoticed."""
     return _described(path, read_npz(path, required=(_META,), only=(_META,))[_META])
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file beside `path`, and rename it once it is whole.
-
-    Args:
-        path: the file.
-        text: its content.
-    """
+    """Write a text file; `path` is replaced once the new file is whole."""
     with atomic_write(path) as file:
         file.write(text.encode())
 

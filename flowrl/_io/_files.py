@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from flowrl._io._memory import check_memory
 
@@ -25,14 +26,7 @@ class DamagedError(ValueError):
 
 
 def resolve_dir(data_dir: str | os.PathLike[str] | None) -> Path:
-    """The directory that holds generated data; it is not created here.
-
-    Args:
-        data_dir: the user's choice; None means `$XDG_CACHE_HOME/flowrl/data`, or `~/.cache/flowrl/data`.
-
-    Returns:
-        An absolute path.
-    """
+    """Return the directory of generated data, by default flowrl/data in `$XDG_CACHE_HOME` or ~/.cache, not created."""
     if data_dir is not None:
         return Path(data_dir).expanduser().absolute()
     cache = os.environ.get("XDG_CACHE_HOME", "")
@@ -42,11 +36,7 @@ def resolve_dir(data_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def make_dir(path: Path) -> None:
-    """Creates a directory (and its parents) and makes sure that files can be written to it.
-
-    Raises:
-        OSError: naming the directory, if it cannot be made or written to.
-    """
+    """Create a directory with its parents and check that files can be written to it."""
     probe = path / f".probe-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -59,15 +49,7 @@ def make_dir(path: Path) -> None:
 
 
 def check_space(path: Path, needed: int) -> None:
-    """Refuses to start writing what will not fit.
-
-    Args:
-        path: an existing directory.
-        needed: estimated number of bytes.
-
-    Raises:
-        OSError: (ENOSPC) naming the needed and the free MiB and the path.
-    """
+    """Raise an OSError (ENOSPC) if fewer than `needed` bytes are free in an existing directory."""
     free = shutil.disk_usage(path).free
     if free < needed:
         raise OSError(
@@ -79,68 +61,30 @@ def check_space(path: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on a file, waiting for it if another process has it.
-
-    The kernel releases the lock when its holder ends, SIGKILL included, so no stale lock can remain.
-
-    Args:
-        path: the lock file; made if missing, and left in place (removing it would race with a waiting process).
-
-    Raises:
-        OSError: if the file cannot be opened, or the platform has no POSIX file locks.
-    """
-    try:
-        import fcntl
-    except ImportError as error:
-        raise OSError("generating data needs POSIX file locks (Linux, macOS or WSL)") from error
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    """Hold an exclusive lock on a file, waiting for it if another process has it."""
+    # The kernel releases the lock when its holder ends, SIGKILL included, so no stale lock can remain. A file system
+    # without such locks is an error: a soft lock (a file that says who holds it) would outlive its holder. The file
+    # stays in place: removing it would race with a waiting process.
+    with FileLock(path, fallback_to_soft=False):
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def only_one(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on a file, or refuses at once if another process has it.
-
-    Args:
-        path: the lock file, in the directory that is not to be shared; made if missing, and left in place.
-
-    Raises:
-        BlockingIOError: another process holds it.
-        OSError: as for `lock`.
-    """
+    """Hold an exclusive lock on a file, or raise a BlockingIOError at once if another process has it."""
     try:
-        import fcntl
-    except ImportError as error:
-        raise OSError("runs need POSIX file locks (Linux, macOS or WSL)") from error
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(error.errno, f"another process is writing to {path.parent}.") from error
+        held = FileLock(path, fallback_to_soft=False).acquire(blocking=False)
+    except Timeout as error:
+        raise BlockingIOError(errno.EAGAIN, f"another process is writing to {path.parent}.") from error
+    with held:
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file beside `path` for writing, and renames it to `path` once it is complete and on the disk.
+    """Open a binary file beside `path`, and rename it to `path` once it is complete and on the disk.
 
     If the block raises (a full disk included), `path` is as it was before and nothing is left beside it.
-
-    Args:
-        path: the final path; its directory exists.
-
-    Yields:
-        A binary file, readable and seekable too.
-
-    Raises:
-        OSError: if the disk is full, naming the path and the free MiB.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -161,30 +105,16 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def remove_halves(directory: Path) -> None:
-    """Removes what writers that were killed have left beside their files; call it while nobody else writes there.
-
-    Args:
-        directory: where `atomic_write` was at work; it exists.
-    """
+    """Remove what killed writers have left beside their files; call it while nobody else writes there."""
     for half in directory.glob(".*.tmp"):
         half.unlink(missing_ok=True)
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool = True) -> None:
-    """Writes an npz atomically; the same arrays give the same bytes.
-
-    `numpy.savez` leaves the time stamps to the zip library and the order to the caller; both are fixed here.
-
-    Args:
-        path: the final path.
-        arrays: key to array, any shapes; no object arrays.
-        compress: deflate the members (small but slow), or store them.
-
-    Raises:
-        OSError: if the disk is full, naming the path.
-    """
+    """Write an npz atomically; the same arrays give the same bytes."""
     method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
+        # `numpy.savez` leaves the time stamps to the zip library and the order to the caller; both are fixed here.
         for key in sorted(arrays):
             member = zipfile.ZipInfo(f"{key}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             member.compress_type = method
@@ -195,22 +125,7 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool = 
 
 
 def read_npz(path: Path, *, required: Sequence[str] = (), only: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """Reads the arrays of an npz; nothing in the file is ever unpickled.
-
-    Args:
-        path: the file.
-        required: keys that must be there.
-        only: keys that are read, of those that are there; None reads all.
-
-    Returns:
-        Key to array.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        MemoryError: if the arrays do not fit into memory.
-        DamagedError: (a ValueError) naming the file (and the key), if it is truncated, not an npz, holds Python
-            objects, or lacks a required key.
-    """
+    """Read an npz (of those keys in `only` that are there) without unpickling; a DamagedError names file and key."""
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no such npz file", str(path))
     if not zipfile.is_zipfile(path):
@@ -249,13 +164,13 @@ def read_npz(path: Path, *, required: Sequence[str] = (), only: Sequence[str] | 
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync_dir(path: Path) -> None:
-    """Makes a rename durable; a system that cannot open directories (Windows) does without."""
+    """Make a rename durable, where the system can open directories (Windows cannot)."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:

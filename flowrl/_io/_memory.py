@@ -1,4 +1,4 @@
-"""Refuses to read what does not fit into memory, before the machine starts to swap or kills the process."""
+"""Checks of memory: what does not fit is refused before the machine starts to swap or kills the process."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ _MIB = 2**20
 
 
 def available() -> int | None:
-    """The bytes of memory that this process may still take; None where the system does not say."""
+    """Return the bytes of memory that this process may still take; None where the system does not say."""
     found: list[int] = []
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -25,15 +25,7 @@ def available() -> int | None:
 
 
 def check_memory(needed: int, source: str) -> None:
-    """Raises if something does not fit.
-
-    Args:
-        needed: bytes, all copies that reading makes included.
-        source: what is to be read.
-
-    Raises:
-        MemoryError: naming the needed and the free MiB.
-    """
+    """Raise a MemoryError if `needed` bytes (all copies included) do not fit; `source` is what is to be read."""
     free = available()
     if free is not None and needed > free:
         raise MemoryError(

@@ -1,26 +1,22 @@
-"""Optional packages, and what to say when they are missing."""
+"""Optional packages, and the message when they are missing."""
 
 import importlib
 
 from flowrl import _distribution
 
 
-def require(*modules: str, room: str, extra: str) -> None:
-    """Make sure that optional packages can be imported.
+def require(*modules: str, extra: str) -> None:
+    """Raise an ImportError that names the module and the pip command, unless all can be imported.
 
     Args:
-        modules: names, such as "ogbench".
-        room: who needs them, such as "flowrl.rl.data".
-        extra: the extra of the distribution that brings them.
-
-    Raises:
-        ImportError: naming the module and the extra.
+        modules: names such as "ogbench".
+        extra: the extra of the distribution that brings them, such as "rl"; several as "rl,examples".
     """
     for module in modules:
         try:
             importlib.import_module(module)
         except ImportError as error:
             raise ImportError(
-                f"{room} needs {module} here, which could not be imported ({error}): {_distribution.install(extra)}",
+                f"{module} is needed here and could not be imported ({error}): {_distribution.install(extra)}",
                 name=module,
             ) from error

@@ -9,13 +9,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def stops_wait() -> Iterator[Callable[[], bool]]:
-    """Let SIGINT and SIGTERM wait until the block is done; then they do what they would have done at once.
+    """Delay SIGINT and SIGTERM until the block is done; yield a function that says whether a signal is waiting.
 
     A second signal of a kind does not wait. A signal that Python does not handle ends the process as ever. If the block
     raises, its exception is what the caller sees. Outside the main thread, which gets all signals, nothing is done.
-
-    Yields:
-        A function that says whether a signal is waiting.
     """
     waiting: list[int] = []
     handlers: dict[int, Callable[..., Any]] = {}

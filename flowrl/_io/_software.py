@@ -10,7 +10,7 @@ from flowrl._distribution import version
 
 
 def software() -> dict[str, str]:
-    """Give versions, a digest of the code of flowrl, the device, and the precision of matrix products asked for."""
+    """Return versions, a digest of the code of flowrl, the device, and the precision of matrix products."""
     device = jax.devices()[0]
     return {
         "flowrl": version(),
@@ -23,11 +23,7 @@ def software() -> dict[str, str]:
 
 
 def code_digest(folder: Path) -> str:
-    """Give the first 12 hexadecimal digits of a SHA-256 over all Python files in a folder, their names included.
-
-    Args:
-        folder: of a package.
-    """
+    """Return 12 hexadecimal digits of a SHA-256 over all Python files in a folder, their names included."""
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         content = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -39,7 +39,7 @@ class RunDirectory:
 
     Attributes:
         path: the directory.
-        rows: metrics so far, one dictionary an evaluation or interval.
+        rows: metrics so far, one dictionary per evaluation or interval.
         arrays: what the checkpoint that was loaded holds beside the state, by name; its reader may drop them.
     """
 
@@ -52,7 +52,7 @@ class RunDirectory:
         free: Sequence[str] = (),
         keep: int = 2,
     ):
-        """Open a directory.
+        """Open a directory and hold its lock.
 
         Args:
             path: the directory; made if missing.
@@ -222,12 +222,12 @@ class RunDirectory:
         if not before:
             writer.writeheader()
         writer.writerow(row)
-        # Written anew rather than appended to: a disk that becomes full must leave no half line.
+        # Written again rather than appended to: a disk that becomes full must leave no half line.
         self.write("timing.csv", before + text.getvalue())
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Say what to do where the directory cannot be written to."""
+        """Name the directory and the option in the error of a directory that cannot be written to."""
         try:
             yield
         except BlockingIOError:
@@ -244,7 +244,7 @@ class RunDirectory:
         self._same(_read_object(config_path), config_path)
 
     def _same(self, there: dict[str, Any], source: Path) -> None:
-        """Refuse to go on with another configuration; `free` keys may differ."""
+        """Raise a ValueError if the configuration is another one; `free` keys may differ."""
         keys = sorted((set(there) | set(self._config)) - self._free)
         changed = [k for k in keys if there.get(k, "(missing)") != self._config.get(k, "(missing)")]
         if changed:
@@ -255,7 +255,7 @@ class RunDirectory:
 
 
 def to_csv(rows: list[dict[str, Any]]) -> str:
-    """Give rows as CSV text; the columns are all keys in order of appearance, missing entries are empty.
+    """Return rows as CSV text; the columns are all keys in order of appearance, missing entries are empty.
 
     Args:
         rows: dictionaries of numbers and strings. Floats are written so that they read back exactly.
@@ -279,7 +279,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _link(source: Path, name: Path) -> None:
-    """Give a file a second name; where the file system knows no such thing, copy it."""
+    """Link a file under a second name, or copy it where the file system has no links."""
     try:
         os.link(source, name)
     except OSError:

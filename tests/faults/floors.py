@@ -15,12 +15,12 @@ import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 #: Of the development tools, those that the tests below import.
-TOOLS = ("beartype", "hypothesis", "pytest", "pytest-xdist", "scipy")
+TOOLS = ("beartype", "hypothesis", "pytest", "pytest-xdist")
 TESTS = ("test_budget", "test_transport", "test_svgd", "test_select", "test_bounds", "test_nonfinite", "test_targets")
 
 
 def floors(requirements: list[str]) -> dict[str, str]:
-    """Give name to lowest version of requirements such as "jax>=0.10.2"."""
+    """Return name to lowest version of requirements such as "jax>=0.10.2"."""
     found = (re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?\s*>=\s*([\w.]+)(?:,<.*)?", text) for text in requirements)
     return {match[1].lower(): match[2] for match in found if match}
 

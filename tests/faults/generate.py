@@ -1,4 +1,4 @@
-"""Makes a data set: `python generate.py NAME FOLDER ROWS VALIDATION_ROWS WORKERS`."""
+"""Make a data set: `python generate.py NAME FOLDER ROWS VALIDATION_ROWS WORKERS`."""
 
 import sys
 

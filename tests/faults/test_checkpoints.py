@@ -205,7 +205,7 @@ def test_a_committed_checkpoint_loads():
 
 def test_nothing_is_unpickled_but_what_two_processes_of_ours_say_to_each_other():
     """Files are read by npz without pickles, JSON, HDF5 and safetensors; no file is code."""
-    allowed = {"flowrl/rl/data/_pool.py", "flowrl/rl/data/_worker.py"}
+    allowed = {"flowrl/rl/envs/_pool.py", "flowrl/rl/envs/_worker.py"}
     found = []
     for path in sorted([*(ROOT / "flowrl").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]):
         name = path.relative_to(ROOT).as_posix()

@@ -147,7 +147,7 @@ def test_an_environment_maps_actions_and_gives_the_name_that_lanes_take():
     np.testing.assert_allclose(loaded.train.actions[1:-1], arrays["actions"][1:-1] / 2, atol=1e-6)
     assert (loaded.info.name, loaded.info.env_id) == (PENDULUM, "FlowrlPendulum-v0")
     assert data.metric(loaded.info.name) == "return"
-    assert data.reference(loaded.info.name) is None
+    assert data.reference_scores(loaded.info.name) is None
     env, raw = data.make_env(loaded.info.name, seed=1), gymnasium.make("FlowrlPendulum-v0")
     np.testing.assert_array_equal(env.reset()[0], raw.reset(seed=1)[0])
     np.testing.assert_allclose(env.step(np.array([0.5]))[0], raw.step(np.array([1.0]))[0], atol=1e-6)

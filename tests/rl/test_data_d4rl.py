@@ -115,7 +115,7 @@ def test_scores_and_what_is_said_of_the_data(tmp_path):
     assert info.notes[0] == "left out, as in qlearning_dataset: the last row, and 1 more at time limits"
     assert "today's MuJoCo" in info.notes[-1]
     assert data.metric(HOPPER) == "return"
-    assert data.reference(HOPPER) == REFERENCES["hopper"] == info.reference
+    assert data.reference_scores(HOPPER) == REFERENCES["hopper"] == info.reference
 
 
 def test_the_table_is_that_of_d4rl():
@@ -269,8 +269,8 @@ def test_names():
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
     path = _write(tmp_path / "x.hdf5", _arrays(HOPPER))
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ImportError, match=r"needs h5py here.*flowrl-transport\[rl\]"):
+    with pytest.raises(ImportError, match=r"h5py is needed here.*flowrl-transport\[rl\]"):
         data.load(HOPPER, dataset_path=path)
     monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
-    with pytest.raises(ImportError, match="needs gymnasium_robotics here"):
+    with pytest.raises(ImportError, match="gymnasium_robotics is needed here"):
         data.make_env(PEN)

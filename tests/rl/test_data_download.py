@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from flowrl.rl import data
-from flowrl.rl.data import _load
 from flowrl.rl.data.files import _download, _published
+from flowrl.rl.data.schema import check_origin
 from flowrl.rl.data.sources import _ogbench as _ogbench_load
 
 MAZE, MAZE_TASK = "pointmaze-medium-navigate-v0", "pointmaze-medium-navigate-singletask-task1-v0"
@@ -367,7 +367,7 @@ def test_a_bad_record_is_named(tmp_path, content):
         (lambda: data.download("pointmaze-medium-navigat-v0"), r"did you mean pointmaze-medium-navigate.*published"),
         (lambda: data.download("gym:Pendulum-v1"), "unknown data set"),
         # Unwrapped: while the tests run, the annotation is checked too, and first.
-        (lambda: inspect.unwrap(_load._check_origin)("elsewhere"), "origin is 'elsewhere'"),
+        (lambda: inspect.unwrap(check_origin)("elsewhere"), "origin is 'elsewhere'"),
         (lambda: data.load(MAZE_TASK, origin="local", dataset_path="x.npz"), "only one of the two"),
         (lambda: data.load(MAZE_TASK, validation=0.1), "validation split of its own"),
         (lambda: data.load(MAZE_TASK, validation=float("nan")), "validation is nan"),

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from flowrl.rl import data as data_room
-from flowrl.rl.data.files import _store
-from flowrl.rl.data.generators import _behaviour, _locomotion
+from flowrl.rl.data.files import versions
+from flowrl.rl.data.generators import _behaviour
+from flowrl.rl.data.sources import Locomotion
 from flowrl.rl.envs import _pool
 
 REPLAY = "walker2d-medium-replay-local-v0"  # nine policies, the early ones of which fall over
@@ -47,13 +48,13 @@ def test_bytes_depend_neither_on_workers_nor_on_an_interruption(folder, tmp_path
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        _locomotion.generate(REPLAY, tmp_path, workers=2, progress=interrupt, **SIZES)
+        data_room.generate(REPLAY, tmp_path, workers=2, progress=interrupt, **SIZES)
     assert not list(tmp_path.glob("*/*/manifest.json"))
     shards = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/.shards-*/*.npz")}
     assert len(shards) >= 4
     assert [done for done, _ in seen] == [0, 1, 2, 3, 4]
     seen.clear()
-    path = _locomotion.generate(REPLAY, tmp_path, workers=2, progress=lambda *a: seen.append(a), **SIZES)
+    path = data_room.generate(REPLAY, tmp_path, workers=2, progress=lambda *a: seen.append(a), **SIZES)
     assert seen[0][0] == len(shards)  # went on from there
     assert seen[-1][0] == seen[-1][1]
     for file in sorted(path.parent.glob("*.*")):
@@ -93,15 +94,15 @@ def test_info(data, folder):
     for suffix in ("", "-val"):
         (folder / f"mine{suffix}.npz").write_bytes(path.with_name(f"{REPLAY}{suffix}.npz").read_bytes())
     mine = data_room.load(REPLAY, folder, dataset_path=folder / "mine.npz")
-    assert mine.info == dataclasses.replace(info, label="file", seed=None, versions=_store.versions())
+    assert mine.info == dataclasses.replace(info, label="file", seed=None, versions=versions())
 
 
 def test_a_fall_masks_and_a_time_limit_does_not():
     seed = np.random.SeedSequence(0)
-    fall = _behaviour.rollout(_behaviour.make("Walker2d-v5"), policy("Walker2d-v5", 0), seed)
+    fall = _behaviour.rollout(_behaviour.make_mujoco("Walker2d-v5"), policy("Walker2d-v5", 0), seed)
     assert len(fall.rewards) < 1000
     assert fall.masks[-1] == 0
-    limit = _behaviour.rollout(_behaviour.make("HalfCheetah-v5"), policy("HalfCheetah-v5", 0), seed)
+    limit = _behaviour.rollout(_behaviour.make_mujoco("HalfCheetah-v5"), policy("HalfCheetah-v5", 0), seed)
     assert len(limit.rewards) == 1000
     assert limit.masks[-1] == 1
     for episode in (fall, limit):
@@ -111,7 +112,7 @@ def test_a_fall_masks_and_a_time_limit_does_not():
 
 
 def test_the_shipped_policy_is_far_better_than_a_random_one():
-    env = _behaviour.make("HalfCheetah-v5")
+    env = _behaviour.make_mujoco("HalfCheetah-v5")
     trained, untrained = (
         _behaviour.rollout(env, policy("HalfCheetah-v5", which), np.random.SeedSequence(1)).rewards.sum()
         for which in (-1, 0)
@@ -139,9 +140,7 @@ def test_weights_that_are_not_those_of_the_provenance_are_refused(tmp_path, monk
         _behaviour.save_policy(tmp_path / path.name, policy("HalfCheetah-v5", 0))
     monkeypatch.setattr(_behaviour, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match=r"halfcheetah.*npz: SHA-256"):
-        _locomotion.generate(
-            "halfcheetah-medium-local-v0", tmp_path, rows=1, val_rows=1, seed=0, workers=1, progress=None
-        )
+        data_room.generate("halfcheetah-medium-local-v0", tmp_path, rows=1, val_rows=1, workers=1)
 
 
 def test_policies_are_saved_exactly_once_rounded_and_checked(tmp_path):
@@ -161,16 +160,16 @@ def test_policies_are_saved_exactly_once_rounded_and_checked(tmp_path):
 
 def test_environment_is_float32_and_seeded():
     name = "halfcheetah-medium-local-v0"
-    env = _locomotion.make_env(name, seed=5, render=False)
+    env = data_room.make_env(name, seed=5)
     first = env.reset()[0]
     assert first.dtype == env.observation_space.dtype == np.float32
-    np.testing.assert_array_equal(first, _locomotion.make_env(name, seed=None, render=False).reset(seed=5)[0])
+    np.testing.assert_array_equal(first, data_room.make_env(name).reset(seed=5)[0])
     assert not np.array_equal(first, env.reset()[0])
     assert env.step(env.action_space.sample())[0].dtype == np.float32
 
 
 def test_the_registry_entry():
-    (source,) = _locomotion.SOURCES.values()
+    source = Locomotion()
     assert source.env_names == source.dataset_names
     assert {name.split("-")[0] for name in source.env_names} == {"halfcheetah", "walker2d"}
     assert source.metric == "return"
@@ -188,7 +187,7 @@ def test_environments_print_nothing_and_leave_nothing(name, tmp_path):
     """MuJoCo remarks on gymnasium's models, in a file in the working directory too; glfw on a missing display."""
     code = f"from flowrl.rl import data; e = data.make_env({name!r}, seed=0); e.reset(seed=0); e.close()"
     given = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "MUJOCO_GL", "WAYLAND_DISPLAY")}
-    environment = {**given, "PYTHONPATH": str(pathlib.Path(_store.__file__).parents[3]), "JAX_PLATFORMS": "cpu"}
+    environment = {**given, "PYTHONPATH": str(pathlib.Path(data_room.__file__).parents[3]), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == done.stderr == ""

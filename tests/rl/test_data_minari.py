@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flowrl._io import _memory
-from flowrl.rl import Agent, Lanes, Policy, Standardizer, data, evaluate, fit, make_replay
+from flowrl.rl import Agent, Lanes, Policy, ReferenceLearner, Standardizer, data, evaluate, fit, make_replay
 from flowrl.rl.envs import _gym_env, _isolation
 from flowrl.rl.learning import presets
 
@@ -87,7 +87,7 @@ def test_pendulum_is_split_and_scored():
     returns = data.trajectory_returns(loaded.train)
     own = minari.get_normalized_score(minari.load_dataset("test/pendulum-random-v0"), returns)
     np.testing.assert_allclose(info.score(returns), 100 * own, rtol=1e-12)
-    assert info.reference == data.reference(PENDULUM)
+    assert info.reference == data.reference_scores(PENDULUM)
     assert json.loads(info.to_json())["reference"]["maximum"] == -100
 
 
@@ -279,7 +279,7 @@ def test_wrong_arguments(call, words):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "minari", None)
-    with pytest.raises(ImportError, match=r"needs minari here.*flowrl-transport\[rl\]"):
+    with pytest.raises(ImportError, match=r"minari is needed here.*flowrl-transport\[rl\]"):
         data.load(PENDULUM)
 
 
@@ -309,9 +309,9 @@ def test_many_rows_are_flattened_as_one_is():
 
 @pytest.mark.slow
 def test_a_policy_is_trained_on_minari_data_and_scored():
-    loaded = data.apply_protocol(data.load(PENDULUM, validation=0.3), rewards="unit_std", observations="standard")
+    loaded = data.apply_protocol(data.load(PENDULUM, validation=0.3), rewards="unit_std")
     standardizer = Standardizer.fit(loaded.train.observations)
-    vgf = presets.default(1, 0.3, hidden=(16,), reference_hidden=(16,), reference_updates=20, batch_size=32)
+    vgf = presets.default(1, 0.3, hidden=(16,), reference=ReferenceLearner(hidden=(16,), updates=20), batch_size=32)
     replay = make_replay(loaded.train, standardizer, discount=0.9)
     state = fit(vgf, replay, updates=20, interval=20, key=jr.key(0))
     policies = Policy("behaviour", 4, select="uniform"), Policy("VGF", 4, 1, 0.3)

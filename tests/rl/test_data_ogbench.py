@@ -13,13 +13,14 @@ import time
 import numpy as np
 import pytest
 
-from flowrl._io import _files
+from flowrl._io import read_npz, sha256_file
 from flowrl.rl import data
-from flowrl.rl.data.generators import _ogbench
+from flowrl.rl.data.generators import RECIPES, _local, _ogbench
 from flowrl.rl.data.generators._ogbench import generate_recipe
 from flowrl.rl.data.generators._ogbench_episode import Collector
-from flowrl.rl.data.generators._ogbench_recipes import RECIPES
-from flowrl.rl.data.sources._ogbench_names import env_names, split_name
+from flowrl.rl.data.schema import Request
+from flowrl.rl.data.sources import OGBench
+from flowrl.rl.data.sources._ogbench_names import split_name
 
 pytest.importorskip("ogbench")
 
@@ -28,11 +29,15 @@ MAZE_TASK = "pointmaze-medium-navigate-singletask-task1-v0"
 PUZZLE = "puzzle-3x3-play-v0"
 PUZZLE_TASK = "puzzle-3x3-play-singletask-task1-v0"
 
-SMALL = {"rows": 40, "val_rows": 20, "seed": 0, "workers": 1, "progress": None}
+SMALL = {"rows": 40, "val_rows": 20, "seed": 0, "workers": 1}
 
 
 def _short(name, steps):
     return dataclasses.replace(RECIPES[name], steps=steps)
+
+
+def _make(name, recipe, folder, **changes):
+    return generate_recipe(name, recipe, Request(folder, **(SMALL | changes)))
 
 
 def _same(left, right):
@@ -44,9 +49,7 @@ def _same(left, right):
 @pytest.fixture(scope="module")
 def puzzle(tmp_path_factory):
     """A tiny puzzle data set: episodes of 20 and 5 transitions, made in one process."""
-    return generate_recipe(
-        PUZZLE, _short(PUZZLE, 20), tmp_path_factory.mktemp("puzzle"), **{**SMALL, "rows": 25, "val_rows": 20}
-    )
+    return _make(PUZZLE, _short(PUZZLE, 20), tmp_path_factory.mktemp("puzzle"), rows=25)
 
 
 @pytest.mark.parametrize("name", [MAZE, "pointmaze-teleport-stitch-v0", "scene-noisy-v0", "cube-double-play-v0"])
@@ -68,7 +71,7 @@ def test_episode_is_a_function_of_its_index_alone(name):
 
 
 def test_official_layout(puzzle):
-    arrays = _files.read_npz(puzzle)
+    arrays = read_npz(puzzle)
     rows = 25 + 2  # each trajectory ends with a row that is only a next observation
     assert {key: (value.shape, value.dtype.name) for key, value in arrays.items()} == {
         "observations": ((rows, 55), "float32"),
@@ -84,13 +87,11 @@ def test_official_layout(puzzle):
 
 def test_workers_do_not_change_a_byte(puzzle, tmp_path):
     calls = []
-    again = generate_recipe(
+    again = _make(
         PUZZLE,
         _short(PUZZLE, 20),
         tmp_path,
         rows=25,
-        val_rows=20,
-        seed=0,
         workers=2,
         progress=lambda done, total: calls.append((done, total)),
     )
@@ -103,7 +104,7 @@ def test_load_gives_ogbench_rewards_and_says_where_data_came_from(puzzle):
     loaded = data.load(PUZZLE_TASK, dataset_path=puzzle)
     train, info = loaded.train, loaded.info
     assert (len(train), len(loaded.validation)) == (25, 20)
-    raw = _files.read_npz(puzzle)
+    raw = read_npz(puzzle)
     keep = ~raw["terminals"]
     np.testing.assert_array_equal(train.observations, raw["observations"][keep])
     np.testing.assert_array_equal(train.next_observations[:19], train.observations[1:20])
@@ -118,7 +119,7 @@ def test_load_gives_ogbench_rewards_and_says_where_data_came_from(puzzle):
     assert np.flatnonzero(train.terminals).tolist() == [19, 24]
     # The checksum tells that the given path is our own work.
     assert (info.label, info.seed, info.rows, info.metric) == ("local", 0, 25, "success")
-    assert info.sha256 == _files.sha256_file(puzzle)
+    assert info.sha256 == sha256_file(puzzle)
     assert info.env_id == "puzzle-3x3-singletask-task1-v0"
     assert info.success_timing == "pre"
     assert {"ogbench", "mujoco", "numpy"} <= info.versions.keys()
@@ -129,7 +130,7 @@ def test_load_generates_once(tmp_path, monkeypatch):
     assert first.info.label == "local"
     assert len(first.train) == 30
     monkeypatch.setattr(_ogbench, "Collector", None)  # a second generation would fail
-    monkeypatch.setattr(_files, "make_dir", None)  # and complete data need no writable directory
+    monkeypatch.setattr(_local, "make_dir", None)  # and complete data need no writable directory
     second = data.load(MAZE_TASK, tmp_path, rows=30, val_rows=10)
     np.testing.assert_array_equal(first.train.observations, second.train.observations)
     assert second.info == first.info
@@ -137,23 +138,21 @@ def test_load_generates_once(tmp_path, monkeypatch):
 
 def test_seed_and_size_have_folders_of_their_own(tmp_path):
     recipe = _short(MAZE, 10)
-    paths = [
-        generate_recipe(MAZE, recipe, tmp_path, **{**SMALL, **change})
-        for change in ({}, {"seed": 1}, {"rows": 30}, {"val_rows": 10})
-    ]
+    paths = [_make(MAZE, recipe, tmp_path, **change) for change in ({}, {"seed": 1}, {"rows": 30}, {"val_rows": 10})]
     assert len({path.parent for path in paths}) == 4
     assert paths[0].read_bytes() != paths[1].read_bytes()
-    long, short = _files.read_npz(paths[0]), _files.read_npz(paths[2])
+    long, short = read_npz(paths[0]), read_npz(paths[2])
     np.testing.assert_array_equal(long["actions"][:33], short["actions"])
 
 
 _GENERATE = """
 import dataclasses, pathlib, sys
 from flowrl.rl.data.generators._ogbench import generate_recipe
-from flowrl.rl.data.generators._ogbench_recipes import RECIPES
+from flowrl.rl.data.generators import RECIPES
+from flowrl.rl.data.schema import Request
 name = sys.argv[1]
 recipe = dataclasses.replace(RECIPES[name], steps=50)
-generate_recipe(name, recipe, pathlib.Path(sys.argv[2]), rows=40 * 50, val_rows=50, seed=0, workers=2, progress=None)
+generate_recipe(name, recipe, Request(pathlib.Path(sys.argv[2]), rows=40 * 50, val_rows=50, seed=0, workers=2))
 """
 
 
@@ -191,13 +190,13 @@ def test_killed_generation_goes_on_and_gives_the_same_bytes(tmp_path):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.02)
 
-    sizes = {"rows": 2000, "val_rows": 50, "seed": 0, "workers": 1}
+    sizes = {"rows": 2000, "val_rows": 50}
     calls = []
     recipe = _short(MAZE, 50)
-    resumed = generate_recipe(MAZE, recipe, killed, **sizes, progress=lambda *call: calls.append(call))
+    resumed = _make(MAZE, recipe, killed, **sizes, progress=lambda *call: calls.append(call))
     assert calls[0][0] > 0  # it did go on, rather than begin again
     assert calls[-1] == (41, 41)
-    straight = generate_recipe(MAZE, recipe, whole, **sizes, progress=None)
+    straight = _make(MAZE, recipe, whole, **sizes)
     for name in (f"{MAZE}.npz", f"{MAZE}-val.npz", "manifest.json"):
         assert (resumed.parent / name).read_bytes() == (straight.parent / name).read_bytes()
     assert not list(folder.glob(".shards-*"))
@@ -213,29 +212,29 @@ def test_dead_worker_is_an_error_and_its_siblings_end(tmp_path):
             os.kill(workers[-1], signal.SIGKILL)
 
     with pytest.raises(RuntimeError, match=r"worker process died .exit status -9. at split train, index .* kept"):
-        generate_recipe(MAZE, _short(MAZE, 50), tmp_path, **{**SMALL, "rows": 5000, "workers": 2, "progress": kill_one})
+        _make(MAZE, _short(MAZE, 50), tmp_path, rows=5000, workers=2, progress=kill_one)
     assert not any(_alive(worker) for worker in workers)
 
 
 def test_failing_worker_says_why(tmp_path):
     recipe = dataclasses.replace(RECIPES[MAZE], env_id="no-such-maze-v0")
     with pytest.raises(RuntimeError, match="no-such-maze"):
-        generate_recipe(MAZE, recipe, tmp_path, **{**SMALL, "workers": 2})
+        _make(MAZE, recipe, tmp_path, workers=2)
 
 
 def test_damaged_data_are_named(tmp_path):
-    path = generate_recipe(MAZE, _short(MAZE, 20), tmp_path, **SMALL)
+    path = _make(MAZE, _short(MAZE, 20), tmp_path)
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"pointmaze-medium-navigate-v0\.npz: SHA-256"):
-        generate_recipe(MAZE, _short(MAZE, 20), tmp_path, **SMALL)
+        _make(MAZE, _short(MAZE, 20), tmp_path)
 
 
 def test_data_of_another_recipe_are_not_passed_off(tmp_path):
-    generate_recipe(MAZE, _short(MAZE, 20), tmp_path, **SMALL)
+    _make(MAZE, _short(MAZE, 20), tmp_path)
     with pytest.raises(ValueError, match="parameters is .* another recipe"):
-        generate_recipe(MAZE, _short(MAZE, 10), tmp_path, **SMALL)
+        _make(MAZE, _short(MAZE, 10), tmp_path)
 
 
 def test_no_space(tmp_path, monkeypatch):
@@ -282,7 +281,7 @@ def test_names_are_those_of_ogbench():
     import gymnasium
     import ogbench  # noqa: F401
 
-    assert {split_name(name)[1] for name in env_names()} <= set(gymnasium.registry)
+    assert {split_name(name)[1] for name in OGBench.env_names} <= set(gymnasium.registry)
     assert all(recipe.env_id in gymnasium.registry for recipe in RECIPES.values())
     assert split_name(PUZZLE_TASK) == (PUZZLE, "puzzle-3x3-singletask-task1-v0")
     assert data.metric(MAZE_TASK) == "success"

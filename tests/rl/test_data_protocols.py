@@ -11,7 +11,7 @@ from rl.toys import transitions
 
 from flowrl.rl import Standardizer, data, make_replay
 from flowrl.rl.data import ReferenceScores, RewardTransform
-from flowrl.rl.data.sources._d4rl_names import REFERENCES
+from flowrl.rl.data.sources import REFERENCES
 
 RETURNS = (6.0, -2.0, 3.0)
 
@@ -40,13 +40,12 @@ def test_trajectory_returns():
 )
 def test_protocols(protocol, scale, shift):
     before = _dataset()
-    after = data.apply_protocol(before, rewards=protocol, observations="standard")
+    after = data.apply_protocol(before, rewards=protocol)
     np.testing.assert_allclose(after.train.rewards, scale * before.train.rewards + shift, rtol=1e-6)
     assert after.train.rewards.dtype == np.float32
     np.testing.assert_array_equal(after.validation.rewards, after.train.rewards)
     np.testing.assert_array_equal(after.train.observations, before.train.observations)
     found = json.loads(after.info.to_json())
-    assert found["observation_protocol"] == "standard"
     assert found["reward_transform"] == {
         "protocol": protocol,
         "scale": pytest.approx(scale),
@@ -85,7 +84,6 @@ def test_the_validation_split_does_not_move_the_scale():
         ),
         (lambda: data.apply_protocol(_dataset(ends=(5,)), rewards="d4rl_locomotion"), "all returns are equal"),
         (lambda: data.apply_protocol(_dataset(), rewards="iql"), "unknown reward protocol 'iql', expected one of none"),
-        (lambda: data.apply_protocol(_dataset(), observations="z"), "unknown observation protocol 'z'"),
         (
             lambda: data.apply_protocol(data.apply_protocol(_dataset(), rewards="antmaze"), rewards="antmaze"),
             "already follow the protocol 'antmaze'",

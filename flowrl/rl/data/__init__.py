@@ -1,5 +1,6 @@
 """Offline data: made here, downloaded, or read from a file; checked, and with their origin written on them."""
 
+from flowrl.rl.data._arrays import from_arrays as from_arrays, load_arrays as load_arrays
 from flowrl.rl.data._load import (
     available as available,
     download as download,
@@ -8,35 +9,26 @@ from flowrl.rl.data._load import (
     load as load,
     make_env as make_env,
     metric as metric,
-    reference as reference,
-)
-from flowrl.rl.data._protocols import (
-    OBSERVATION_PROTOCOLS as OBSERVATION_PROTOCOLS,
-    REWARD_PROTOCOLS as REWARD_PROTOCOLS,
-    RewardProtocol as RewardProtocol,
-    apply_protocol as apply_protocol,
-    reward_transform as reward_transform,
-    trajectory_returns as trajectory_returns,
+    reference_scores as reference_scores,
 )
 from flowrl.rl.data.schema import (
+    OBSERVATION_PROTOCOLS as OBSERVATION_PROTOCOLS,
+    REWARD_PROTOCOLS as REWARD_PROTOCOLS,
     DataInfo as DataInfo,
     Metric as Metric,
     OfflineDataset as OfflineDataset,
     Origin as Origin,
     Progress as Progress,
     ReferenceScores as ReferenceScores,
-    Request as Request,
+    RewardProtocol as RewardProtocol,
     RewardTransform as RewardTransform,
-    Source as Source,
     Transitions as Transitions,
+    apply_protocol as apply_protocol,
     episode_ends as episode_ends,
     from_dict as from_dict,
+    reward_transform as reward_transform,
     split_episodes as split_episodes,
+    trajectory_returns as trajectory_returns,
 )
-from flowrl.rl.data.sources import (
-    EnvFactory as EnvFactory,
-    from_arrays as from_arrays,
-    load_arrays as load_arrays,
-    name_of as name_of,
-)
+from flowrl.rl.data.sources import EnvFactory as EnvFactory, name_of as name_of
 from flowrl.rl.envs import Environment as Environment

@@ -1,90 +1,90 @@
 """The public verbs: names are looked up among all sources, and arguments checked, before anything is done."""
 
 import difflib
-import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flowrl._io import resolve_dir
-from flowrl.rl.data.generators import _locomotion
-from flowrl.rl.data.schema import Metric, OfflineDataset, Origin, Progress, ReferenceScores, Request, Source
-from flowrl.rl.data.sources import EnvFactory, _arrays, _d4rl, _minari, _ogbench as _ogbench_load
+from flowrl.rl.data.schema import (
+    AbstractLocalSource,
+    AbstractPublishedSource,
+    AbstractSource,
+    Metric,
+    OfflineDataset,
+    Origin,
+    Progress,
+    ReferenceScores,
+    Request,
+    check_origin,
+)
+from flowrl.rl.data.sources import D4RL, EnvFactory, Locomotion, Minari, OGBench, Own
 from flowrl.rl.envs import Environment, adapt, drawing
 
-#: Every family of data sets; a new one adds its module's `SOURCES` here.
-SOURCES: dict[str, Source] = {
-    **_ogbench_load.SOURCES,
-    **_locomotion.SOURCES,
-    **_minari.SOURCES,
-    **_d4rl.SOURCES,
-    **_arrays.SOURCES,
-}
+#: Every family of data sets; a new one is added here.
+SOURCES: tuple[AbstractSource, ...] = (OGBench(), Locomotion(), Minari(), D4RL(), Own())
+LOCAL = tuple(source for source in SOURCES if isinstance(source, AbstractLocalSource))
+PUBLISHED = tuple(source for source in SOURCES if isinstance(source, AbstractPublishedSource))
 
 
 def available(origin: Origin = "local") -> tuple[str, ...]:
-    """The data sets that can be had by name, sorted.
+    """Return the data sets that can be had by name, sorted.
 
     Args:
         origin: "local" are those that `generate` can make on this machine, "published" those that `download` can fetch
             (and Minari's, whose names begin with "minari:" and are not listed).
     """
-    _check_origin(origin)
-    names = (s.dataset_names if origin == "local" else s.published_names for s in SOURCES.values())
+    check_origin(origin)
+    local = origin == "local"
+    names = [source.dataset_names for source in LOCAL] if local else [source.published_names for source in PUBLISHED]
     return tuple(sorted(name for some in names for name in some))
 
 
 def environments() -> tuple[str, ...]:
-    """The names that `load`, `make_env` and `metric` accept, sorted.
+    """Return the names that `load`, `make_env` and `metric` accept, sorted.
 
     Besides these they accept "minari:ID" (a data set that Minari knows), "gym:ID" (an environment that gymnasium knows;
     "gym:module:ID" imports the module first) and "factory:module:function".
     """
-    return tuple(sorted(name for source in SOURCES.values() for name in source.env_names))
+    return tuple(sorted(name for source in SOURCES for name in source.env_names))
 
 
 def metric(env_name: str) -> Metric:
-    """How policies are scored in an environment.
+    """Return how policies are scored: "success" (share of episodes solved) or "return" (undiscounted sum of rewards).
 
     Args:
         env_name: as for `make_env`.
 
-    Returns:
-        "success" (the fraction of episodes solved) or "return" (the undiscounted sum of rewards).
-
     Raises:
-        ValueError: if the name is unknown; near names are suggested.
+        ValueError: the name is unknown; near names are suggested.
     """
     return _source_of(env_name).metric
 
 
-def reference(env_name: str) -> ReferenceScores | None:
-    """The returns between which scores are measured in an environment.
+def reference_scores(env_name: str) -> ReferenceScores | None:
+    """Return the returns between which scores are measured in an environment; None where no one has published any.
 
     Args:
         env_name: as for `make_env`; a Minari data set must be on this machine.
 
-    Returns:
-        The reference scores; None where no one has published any.
-
     Raises:
-        FileNotFoundError: if a Minari data set is not on this machine.
-        ValueError: if the name is unknown; near names are suggested.
+        FileNotFoundError: a Minari data set is not on this machine.
+        ValueError: the name is unknown; near names are suggested.
     """
-    return _source_of(env_name).reference(env_name)
+    return _source_of(env_name).reference_scores(env_name)
 
 
 def generate(
     name: str,
     data_dir: str | os.PathLike[str] | None = None,
     *,
-    rows: int = 100_000,
-    val_rows: int = 10_000,
-    seed: int = 0,
+    rows: int = Request.rows,
+    val_rows: int = Request.val_rows,
+    seed: int = Request.seed,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Makes a data set on this machine, unless it is there already.
+    """Make a data set on this machine, unless it is there already.
 
     The same name, rows, val_rows and seed give the same bytes (on one machine, with the same package versions),
     whatever the number of workers, and whether or not an earlier attempt was killed half-way: finished episodes are
@@ -97,9 +97,9 @@ def generate(
         name: one of `available()`, such as "puzzle-3x3-play-v0".
         data_dir: where data sets are kept; None means `$XDG_CACHE_HOME/flowrl/data` or `~/.cache/flowrl/data`. Each
             combination of name, rows, val_rows and seed has its own folder there.
-        rows: training transitions.
-        val_rows: validation transitions.
-        seed: of the data set.
+        rows: training transitions, by default 100,000.
+        val_rows: validation transitions, by default 10,000.
+        seed: of the data set, by default 0.
         workers: number of processes; None means the number of cores, 1 means no extra process.
         progress: called as `progress(done_episodes, total_episodes)`.
 
@@ -107,22 +107,19 @@ def generate(
         The path of the training npz. Beside it are the validation npz and `manifest.json`.
 
     Raises:
-        ImportError: naming the extra, if a package is missing.
-        OSError: if the directory cannot be written to, or the disk is too small.
-        RuntimeError: if a worker process died.
-        TypeError: if a count is not an integer.
-        ValueError: if the name is unknown, a count is out of range, or existing files are damaged.
+        ImportError: a package is missing; the message names the extra.
+        OSError: the directory cannot be written to, or the disk is too small.
+        RuntimeError: a worker process died.
+        TypeError: a count is not an integer.
+        ValueError: the name is unknown, a count is out of range, or existing files are damaged.
     """
-    for source in SOURCES.values():
+    for source in LOCAL:
         if name in source.dataset_names:
-            break
-    else:
-        raise ValueError(_unknown("data set", name, available()))
-    _check_counts(rows=rows, val_rows=val_rows, seed=seed, workers=workers)
-    assert source.generate is not None
-    return source.generate(
-        name, resolve_dir(data_dir), rows=rows, val_rows=val_rows, seed=seed, workers=workers, progress=progress
-    )
+            request = Request(
+                resolve_dir(data_dir), rows=rows, val_rows=val_rows, seed=seed, workers=workers, progress=progress
+            )
+            return source.generate(name, request)
+    raise ValueError(_unknown("data set", name, available()))
 
 
 def download(
@@ -132,9 +129,9 @@ def download(
     mirrors: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Path:
-    """Downloads a published data set, unless it is there already; `load(..., origin="published")` then finds it.
+    """Download a published data set, unless it is there already; `load(..., origin="published")` then finds it.
 
-    Mirrors are tried in turn. A download that was cut off is taken up where it stopped, by this call or a later one.
+    Mirrors are tried in turn. A download that was cut off is resumed where it stopped, by this call or a later one.
     A file gets its name only once it has been checked: against a known SHA-256 where there is one, and otherwise for
     its size and integrity. Its SHA-256 is written to `download.json` and compared at every use.
 
@@ -149,13 +146,13 @@ def download(
         The path of the training file (of Minari's folder, for its data sets).
 
     Raises:
-        ImportError: naming the extra, if a package is missing.
-        OSError: if no mirror gives a file (with the reason of each), or the disk is too small.
-        ValueError: if the name is unknown, or existing files are damaged.
+        ImportError: a package is missing; the message names the extra.
+        OSError: no mirror gives a file (with the reason of each), or the disk is too small.
+        ValueError: the name is unknown, or existing files are damaged.
     """
-    for source in SOURCES.values():
-        if source.download is not None and (name in source.published_names or name.startswith(source.prefixes)):
-            return source.download(name, resolve_dir(data_dir), mirrors=tuple(mirrors), progress=progress)
+    for source in PUBLISHED:
+        if name in source.published_names or name.startswith(source.prefixes):
+            return source.download(name, Request(resolve_dir(data_dir), mirrors=tuple(mirrors), progress=progress))
     raise ValueError(_unknown("data set", name, available("published"), 'available("published")'))
 
 
@@ -166,15 +163,15 @@ def load(
     origin: Origin | None = None,
     dataset_path: str | os.PathLike[str] | None = None,
     validation: float | None = None,
-    rows: int = 100_000,
-    val_rows: int = 10_000,
-    seed: int = 0,
+    rows: int = Request.rows,
+    val_rows: int = Request.val_rows,
+    seed: int = Request.seed,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> OfflineDataset:
-    """Loads the data for an environment, making or downloading them first if they are missing.
+    """Load the data for an environment, making or downloading them first if they are missing.
 
-    Which data is always said: `info.label` is "local", "published" or "file", and nothing is downloaded unasked.
+    `info.label` says which data they are: "local", "published" or "file". Nothing is downloaded unasked.
 
     Args:
         env_name: as for `make_env`, such as "puzzle-3x3-play-singletask-task1-v0".
@@ -195,24 +192,16 @@ def load(
         Both splits, checked, and where they came from.
 
     Raises:
-        FileNotFoundError: if a file is missing.
-        ImportError: naming the extra, if a package is missing.
-        MemoryError: if the data do not fit into memory, before they are read.
+        FileNotFoundError: a file is missing.
+        ImportError: a package is missing; the message names the extra.
+        MemoryError: the data do not fit into memory; raised before they are read.
         OSError: as for `generate` and `download`.
         RuntimeError: as for `generate`.
-        TypeError: if a count is not an integer.
-        ValueError: if the name is unknown, arguments contradict each other, or a file does not hold what it should
-            (the message says where).
+        TypeError: a count is not an integer.
+        ValueError: the name is unknown, arguments contradict each other, or a file does not hold what it should (the
+            message says where).
     """
     source = _source_of(env_name)
-    _check_counts(rows=rows, val_rows=val_rows, seed=seed, workers=workers)
-    _check_origin(origin)
-    if origin is not None and dataset_path is not None:
-        raise ValueError(f"origin is {origin!r} and dataset_path is {str(dataset_path)!r}; give only one of the two.")
-    if origin == "local" and source.generate is None:
-        raise ValueError(f'{env_name} cannot be made on this machine; leave out origin, or give "published".')
-    if validation is not None and not (math.isfinite(validation) and 0 <= validation < 1):
-        raise ValueError(f"validation is {validation}, expected a share of the trajectories in [0, 1).")
     request = Request(
         data_dir=resolve_dir(data_dir),
         origin=origin,
@@ -224,11 +213,13 @@ def load(
         workers=workers,
         progress=progress,
     )
+    if origin == "local" and not isinstance(source, AbstractLocalSource):
+        raise ValueError(f'{env_name} cannot be made on this machine; leave out origin, or give "published".')
     return source.load(env_name, request)
 
 
 def make_env(env: str | EnvFactory, *, seed: int | None = None, render: bool = False) -> Environment:
-    """Makes an environment in which policies are evaluated.
+    """Make an environment in which policies are evaluated.
 
     Args:
         env: one of `environments()`; "minari:ID", "gym:ID" or "factory:module:function"; or the function itself, which
@@ -242,11 +233,11 @@ def make_env(env: str | EnvFactory, *, seed: int | None = None, render: bool = F
         knows by name neither read nor change any global random state.
 
     Raises:
-        FileNotFoundError: if a Minari data set is not on this machine.
-        ImportError: naming the extra, if a package is missing.
-        TypeError: if a function makes something else.
-        ValueError: if the name is unknown (near names are suggested), actions are discrete or without limits, it
-            cannot draw itself though it shall, or there is no environment for these data.
+        FileNotFoundError: a Minari data set is not on this machine.
+        ImportError: a package is missing; the message names the extra.
+        TypeError: a function makes something else.
+        ValueError: the name is unknown (near names are suggested), actions are discrete or without limits, it cannot
+            draw itself though it shall, or there is no environment for these data.
     """
     if not isinstance(env, str):
         name = getattr(env, "__name__", repr(env))
@@ -254,9 +245,9 @@ def make_env(env: str | EnvFactory, *, seed: int | None = None, render: bool = F
     return _source_of(env).make_env(env, seed=seed, render=render)
 
 
-def _source_of(env_name: str) -> Source:
-    """The source that knows an environment name."""
-    for source in SOURCES.values():
+def _source_of(env_name: str) -> AbstractSource:
+    """Return the source that knows an environment name."""
+    for source in SOURCES:
         if env_name in source.env_names or env_name.startswith(source.prefixes):
             return source
     if env_name in available() or env_name in available("published"):
@@ -266,7 +257,7 @@ def _source_of(env_name: str) -> Source:
 
 
 def _unknown(kind: str, name: str, known: Iterable[str], listing: str = "") -> str:
-    """The message for a name that is not known."""
+    """Return the message for an unknown name, with near ones."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     if not near:  # perhaps only the beginning of a name was given
@@ -275,21 +266,3 @@ def _unknown(kind: str, name: str, known: Iterable[str], listing: str = "") -> s
     listing = listing or ("available()" if kind == "data set" else "environments()")
     own = "" if kind == "data set" else ' Any environment of gymnasium is "gym:ID", data of Minari are "minari:ID".'
     return f"unknown {kind} {name!r}: {advice} flowrl.rl.data.{listing} lists them all.{own}"
-
-
-def _check_origin(origin: Origin | None) -> None:
-    """Raises for an origin that is none."""
-    if origin not in (None, "local", "published"):
-        raise ValueError(f'origin is {origin!r}, expected "local" or "published".')
-
-
-def _check_counts(*, rows: int, val_rows: int, seed: int, workers: int | None) -> None:
-    """Raises for counts that make no sense."""
-    lowest = {"rows": (rows, 1), "val_rows": (val_rows, 1), "seed": (seed, 0)}
-    if workers is not None:
-        lowest["workers"] = (workers, 1)
-    for name, (value, least) in lowest.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} is {value!r}, expected an integer.")
-        if value < least:
-            raise ValueError(f"{name} is {value}, expected at least {least}.")

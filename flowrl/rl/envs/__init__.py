@@ -14,8 +14,8 @@ from flowrl.rl.envs._gym_env import (
 from flowrl.rl.envs._isolation import (
     own_global_state as own_global_state,
     quiet as quiet,
+    robotics as robotics,
     simulator_log_off as simulator_log_off,
 )
 from flowrl.rl.envs._ogbench_env import evaluation_env as evaluation_env
-from flowrl.rl.envs._optional import require as require, robotics as robotics
 from flowrl.rl.envs._pool import Values as Values, Worker as Worker, run as run

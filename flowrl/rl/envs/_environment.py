@@ -7,7 +7,7 @@ import numpy as np
 
 @runtime_checkable
 class Environment(Protocol):
-    """The part of `gymnasium.Env` that flowrl uses (so that gymnasium itself stays an optional dependency)."""
+    """The part of `gymnasium.Env` that flowrl uses, so that gymnasium stays an optional dependency."""
 
     @property
     def observation_space(self) -> Any:
@@ -20,7 +20,7 @@ class Environment(Protocol):
         ...
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode.
+        """Start an episode.
 
         Args:
             seed: of the episode; None goes on from the environment's own random state.
@@ -32,7 +32,7 @@ class Environment(Protocol):
         ...
 
     def step(self, action: np.ndarray) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Takes one step.
+        """Take one step.
 
         Args:
             action: (act,), within `action_space`.
@@ -44,5 +44,5 @@ class Environment(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees what the environment holds."""
+        """Free what the environment holds."""
         ...

@@ -12,27 +12,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from flowrl._io import require
 from flowrl.rl.envs._environment import Environment
 from flowrl.rl.envs._isolation import quiet, simulator_log_off
-from flowrl.rl.envs._optional import require
 
 
 def make(env_id: str, *, seed: int | None, **options: Any) -> Environment:
-    """Makes an environment by its gymnasium id, and brings it to this library's form.
-
-    Args:
-        env_id: such as "Pendulum-v1"; "module:Mine-v0" imports the module first.
-        seed: as for `adapt`.
-        options: for the environment.
-
-    Returns:
-        The environment.
-
-    Raises:
-        ImportError: naming the extra, if a package is missing.
-        ValueError: if gymnasium does not know the id, or `adapt` refuses the environment.
-    """
-    require("gymnasium")
+    """Make an environment by its gymnasium id ("module:Mine-v0" imports the module first) in this library's form."""
+    require("gymnasium", extra="rl")
     import gymnasium
 
     try:
@@ -45,21 +32,8 @@ def make(env_id: str, *, seed: int | None, **options: Any) -> Environment:
 
 
 def adapt(env: Any, name: str, *, seed: int | None) -> Environment:
-    """Brings an environment to this library's form.
-
-    Args:
-        env: a `gymnasium.Env`.
-        name: what it is called in messages.
-        seed: of the first `reset()` that is not given one; later resets go on from there. None: not reproducible.
-
-    Returns:
-        A wrapper with float32 observations (obs,) and actions in [-1, 1]; `native_action_space` is that of `env`.
-
-    Raises:
-        TypeError: if it is no gymnasium environment.
-        ValueError: if its actions are not a vector with finite limits, or its observations cannot be flattened.
-    """
-    require("gymnasium")
+    """Wrap a `gymnasium.Env` in this library's form; `seed` is of the first `reset()` that is not given one."""
+    require("gymnasium", extra="rl")
     import gymnasium
 
     if not isinstance(env, gymnasium.Env):
@@ -82,14 +56,12 @@ def adapt(env: Any, name: str, *, seed: int | None) -> Environment:
         def reset(
             self, *, seed: int | None = None, options: dict[str, Any] | None = None
         ) -> tuple[np.ndarray, dict[str, Any]]:
-            """Starts an episode; observation (obs,) float32."""
             if seed is None:
                 seed, self._first_seed = self._first_seed, None
             observation, info = self.env.reset(seed=seed, options=options)
             return self._flat(observation), info
 
         def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-            """One step; action (act,) in [-1, 1], observation (obs,) float32."""
             unit = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
             native = (low + (unit + 1) / 2 * (high - low)).astype(dtype)
             observation, reward, terminated, truncated, info = self.env.step(native)
@@ -101,26 +73,13 @@ def adapt(env: Any, name: str, *, seed: int | None) -> Environment:
     return SchemaEnv(env)
 
 
-def render_mode(render: bool) -> dict[str, Any]:  # noqa: FBT001  (one argument, and it is what the name says)
-    """What `gymnasium.make` is to be given.
-
-    Args:
-        render: whether the environment shall be able to draw itself.
-    """
+def render_mode(render: bool) -> dict[str, Any]:  # noqa: FBT001  (one argument, which the name explains)
+    """Return the options of `gymnasium.make` for an environment that can (or need not) draw itself."""
     return {"render_mode": "rgb_array"} if render else {}
 
 
 def drawing(env: Environment, name: str, *, render: bool) -> Environment:
-    """Refuses an environment that cannot draw itself, if it shall.
-
-    Args:
-        env: a `gymnasium.Env` that somebody else made.
-        name: what it is called in messages.
-        render: whether it shall.
-
-    Raises:
-        ValueError: if it was made for something else than frames.
-    """
+    """Return an environment that the caller made; raise a ValueError if it shall draw itself and cannot."""
     mode = getattr(env, "render_mode", None)
     if render and mode != "rgb_array":
         raise ValueError(f'{name}: its render_mode is {mode!r}, and frames need render_mode="rgb_array".')
@@ -128,18 +87,7 @@ def drawing(env: Environment, name: str, *, render: bool) -> Environment:
 
 
 def action_limits(space: Any, name: str) -> tuple[Float[np.ndarray, " act"], Float[np.ndarray, " act"]]:
-    """The limits of an action space.
-
-    Args:
-        space: a gymnasium space.
-        name: what the environment or data set is called in messages.
-
-    Returns:
-        The lowest and the highest action, (act,) float64 each.
-
-    Raises:
-        ValueError: if actions are discrete, not a vector, or have no finite limits.
-    """
+    """Return the lowest and the highest action of a space, (act,) float64; refuse one without finite limits."""
     import gymnasium
 
     if not isinstance(space, gymnasium.spaces.Box):
@@ -160,20 +108,7 @@ def action_limits(space: Any, name: str) -> tuple[Float[np.ndarray, " act"], Flo
 def to_unit(
     actions: np.ndarray, low: Float[np.ndarray, " act"], high: Float[np.ndarray, " act"], source: str
 ) -> Float[np.ndarray, "rows act"]:
-    """Maps actions in an environment's units to [-1, 1].
-
-    Args:
-        actions: (rows, act).
-        low: lowest action.
-        high: highest action.
-        source: what the data are called in messages.
-
-    Returns:
-        2 (a - low) / (high - low) - 1, float64; a hair outside the limits stays outside, for the schema to judge.
-
-    Raises:
-        ValueError: if the widths differ, or the actions are discrete.
-    """
+    """Map actions (rows, act) from an environment's units to [-1, 1], as float64."""
     if np.issubdtype(actions.dtype, np.integer) or actions.dtype == np.bool_:
         raise ValueError(
             f"{source}: actions have dtype {actions.dtype}: discrete actions cannot be moved along a gradient."
@@ -182,19 +117,12 @@ def to_unit(
         raise ValueError(
             f"{source}: actions has shape {actions.shape}, but the environment takes actions of shape {low.shape}."
         )
+    # What lies a hair outside the limits stays outside, for the schema to judge.
     return 2 * (actions.astype(np.float64) - low) / (high - low) - 1
 
 
 def flat_size(space: Any, name: str) -> int:
-    """The length of a flattened observation.
-
-    Args:
-        space: a gymnasium space.
-        name: what the environment or data set is called in messages.
-
-    Raises:
-        ValueError: if the space has no fixed flat form, or holds images.
-    """
+    """Return the length of a flattened observation; refuse images and spaces without a fixed flat form."""
     import gymnasium
 
     spaces = gymnasium.spaces
@@ -209,16 +137,7 @@ def flat_size(space: Any, name: str) -> int:
 
 
 def flatten_rows(space: Any, values: Any, rows: int) -> np.ndarray:
-    """Flattens many observations at once, as `gymnasium.spaces.flatten` does one.
-
-    Args:
-        space: that of one observation; `flat_size` has accepted it.
-        values: the same structure with a leading axis of length `rows` on every leaf.
-        rows: number of observations.
-
-    Returns:
-        (rows, obs).
-    """
+    """Flatten many observations (a leading axis of `rows` on every leaf), as `gymnasium.spaces.flatten` does one."""
     import gymnasium
 
     if isinstance(space, gymnasium.spaces.Dict):

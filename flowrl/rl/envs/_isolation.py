@@ -1,16 +1,20 @@
 """Keeps the simulators' side effects (NumPy's global generator, warnings, log files) away from the caller."""
 
 import contextlib
+import importlib
+import io
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from flowrl._io import require
+
 
 @contextlib.contextmanager
 def own_global_state() -> Iterator[None]:
-    """Gives NumPy's global generator back as it was; OGBench draws from it."""
+    """Restore NumPy's global generator afterwards; OGBench draws from it."""
     state = np.random.get_state()  # noqa: NPY002
     try:
         yield
@@ -20,12 +24,9 @@ def own_global_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drops two remarks that say nothing about the data, and that every user would see.
-
-    Gymnasium's, at every environment made, that float64 limits become float32; and the window library's, which MuJoCo
-    brings in, that there is no display.
-    """
+    """Drop two warnings that every user would see and that say nothing about the data."""
     with warnings.catch_warnings():
+        # Gymnasium's, at every environment made, and that of the window library which MuJoCo brings in.
         warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing", category=UserWarning)
         yield
@@ -33,11 +34,9 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def simulator_log_off() -> Iterator[None]:
-    """Keeps MuJoCo's log off the terminal, and `MUJOCO_LOG.TXT` out of the user's working directory.
-
-    MuJoCo >= 4 remarks that gymnasium's walker models use a deprecated attribute. It says nothing about the results.
-    """
-    config: Any = None  # older versions have no such settings, and no such remark
+    """Keep MuJoCo's log off the terminal, and `MUJOCO_LOG.TXT` out of the user's working directory."""
+    # MuJoCo >= 4 remarks that gymnasium's walker models use a deprecated attribute; it does not change the results.
+    config: Any = None  # older versions have no such setting and no such remark
     with contextlib.suppress(ImportError):
         import mujoco
 
@@ -52,3 +51,10 @@ def simulator_log_off() -> Iterator[None]:
         yield
     finally:
         before.set()
+
+
+def robotics() -> Any:
+    """Import gymnasium-robotics, without the notice that it prints about environments that are not used here."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        require("gymnasium_robotics", extra="rl")
+    return importlib.import_module("gymnasium_robotics")

@@ -4,31 +4,18 @@ from typing import Any
 
 import numpy as np
 
+from flowrl._io import require
 from flowrl.rl.envs._environment import Environment
 from flowrl.rl.envs._gym_env import render_mode
 from flowrl.rl.envs._isolation import own_global_state, quiet
-from flowrl.rl.envs._optional import require
 
 
 def evaluation_env(env_id: str, *, seed: int | None, render: bool = False) -> Environment:
-    """Makes a gymnasium environment whose episodes are a function of the seed.
-
-    Left alone, OGBench's are not. Its mazes draw from NumPy's global generator, so that one environment's episodes
-    depend on what every other one does in between; its robot arms draw the actions that lead to `info["goal"]` from an
-    unseeded space. Here each environment has its own stream.
-
-    Args:
-        env_id: gymnasium id, such as "puzzle-3x3-singletask-task1-v0".
-        seed: of the first `reset()` that is not given one; later resets go on from there. None: not reproducible.
-        render: whether it can draw itself.
-
-    Returns:
-        A `gymnasium.Env` with float32 observations (obs,) and an action box in [-1, 1].
-
-    Raises:
-        ImportError: naming the extra, if gymnasium or ogbench is missing.
-    """
-    require("gymnasium", "ogbench")
+    """Make an environment whose episodes are a function of the seed (of the first `reset()` that is not given one)."""
+    # Left alone, OGBench's are not: its mazes draw from NumPy's global generator, so that one environment's episodes
+    # depend on what every other one does in between, and its robot arms draw the actions that lead to `info["goal"]`
+    # from an unseeded space. Here each environment has its own stream.
+    require("gymnasium", "ogbench", extra="rl")
     import gymnasium
 
     class EvaluationEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -52,7 +39,6 @@ def evaluation_env(env_id: str, *, seed: int | None, render: bool = False) -> En
         def reset(
             self, *, seed: int | None = None, options: dict[str, Any] | None = None
         ) -> tuple[np.ndarray, dict[str, Any]]:
-            """Starts an episode; observation (obs,) float32."""
             if seed is None:
                 seed, self._seed = self._seed, None
             with own_global_state():
@@ -67,7 +53,6 @@ def evaluation_env(env_id: str, *, seed: int | None, render: bool = False) -> En
             return np.asarray(observation, dtype=np.float32), info
 
         def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-            """One step; action (act,), observation (obs,) float32."""
             with own_global_state():
                 np.random.set_state(self._state)  # noqa: NPY002
                 observation, reward, terminated, truncated, info = self.env.step(np.asarray(action))

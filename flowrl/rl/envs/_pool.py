@@ -27,7 +27,7 @@ Values = dict[str, Any]
 
 
 def run(factory: str, arguments: Values, jobs: Sequence[Values], workers: int, done: Callable[[], object]) -> None:
-    """Runs jobs in any order; what a finished job leaves stays, whatever happens afterwards.
+    """Run jobs in any order; what a finished job has written stays, whatever happens afterwards.
 
     Args:
         factory: "module:function"; called once in each process, it returns the function that does one job.
@@ -37,8 +37,8 @@ def run(factory: str, arguments: Values, jobs: Sequence[Values], workers: int, d
         done: called here after every finished job.
 
     Raises:
-        OSError: if a job raised one (in a worker: with the same errno).
-        RuntimeError: if a job failed otherwise in a worker, or a worker died.
+        OSError: a job raised one (in a worker: with the same errno).
+        RuntimeError: a job failed otherwise in a worker, or a worker died.
     """
     workers = min(workers, len(jobs))
     if workers <= 1:
@@ -77,13 +77,10 @@ class Worker:
     """A process that does one job after another; it ends when it is closed, or when this process ends."""
 
     def __init__(self, factory: str, arguments: Values, *, log: Path, advice: str) -> None:
-        """Starts the process and returns at once; that the factory failed is reported by the first `receive`.
+        """Start the process and return at once; that the factory failed is reported by the first `receive`.
 
-        Args:
-            factory: "module:function"; it returns the function that does one job.
-            arguments: keyword arguments of the factory.
-            log: file for what the process prints; its folder becomes the process's working directory.
-            advice: for the message that the process died.
+        `log` takes what the process prints, and its folder is the process's working directory; `advice` is for the
+        message that the process died.
         """
         self._log = log
         self._advice = advice
@@ -93,7 +90,7 @@ class Worker:
             **os.environ,
             # The package may have been found through sys.path rather than installed.
             "PYTHONPATH": os.pathsep.join([root, *given]),
-            # One thread a process: the matrices are tiny. And a simulator must not take the accelerator.
+            # One thread per process: the matrices are tiny. And a simulator must not take the accelerator.
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "JAX_PLATFORMS": "cpu",
@@ -118,27 +115,24 @@ class Worker:
         self._send((factory, arguments, [os.path.abspath(folder) for folder in sys.path]))
 
     def fileno(self) -> int:
-        """The file descriptor that becomes readable when there is an answer."""
+        """Return the file descriptor that becomes readable when there is an answer."""
         return self._answers.fileno()
 
     def send(self, job: Values) -> None:
-        """Gives the process a job: keyword arguments of the function that the factory returned."""
+        """Give the process a job: keyword arguments of the function that the factory returned."""
         self._asked = time.monotonic()
         self._send(job)
 
     def receive(self, what: str, *, timeout: float | None = None) -> Any:
-        """Waits for the answer to the oldest job that was sent and not yet answered.
+        """Wait for the answer to the oldest job that was sent and not yet answered, and return it.
 
         Args:
-            what: what the job is called in messages.
-            timeout: how many seconds it may take from the last `send` on; None waits as long as the process lives.
-
-        Returns:
-            What the job returned.
+            what: name of the job in messages.
+            timeout: seconds from the last `send` on; None waits as long as the process lives.
 
         Raises:
-            OSError: if the job raised one; with the same errno.
-            RuntimeError: if the job raised anything else, the process died, or there was no answer in time.
+            OSError: the job raised one; with the same errno.
+            RuntimeError: the job raised anything else, the process died, or there was no answer in time.
         """
         if timeout is not None and not self._ready(timeout):
             raise RuntimeError(
@@ -160,7 +154,7 @@ class Worker:
         return answer.value
 
     def close(self) -> None:
-        """Ends the process, whatever it is doing; safe to call twice."""
+        """End the process, whatever it is doing; safe to call twice."""
         self._process.kill()
         self._process.wait()
         self._answers.close()

@@ -15,13 +15,7 @@ from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
-    """What became of a job.
-
-    Attributes:
-        value: what it returned; None if it failed.
-        failure: the exception's message and traceback; None if it did not fail.
-        errno: of an `OSError`.
-    """
+    """Result of a job: its value, or the message and traceback of its exception, with the errno of an `OSError`."""
 
     value: Any = None
     failure: tuple[str, str] | None = None
@@ -29,21 +23,13 @@ class Answer(NamedTuple):
 
 
 def prepare(factory: str, arguments: dict[str, Any]) -> Callable[..., Any]:
-    """Calls a factory by name.
-
-    Args:
-        factory: "module:function".
-        arguments: its keyword arguments.
-
-    Returns:
-        What the factory returns: the function that does one job, given as keyword arguments.
-    """
+    """Return what a factory, "module:function", makes: the function that does one job, given as keyword arguments."""
     module, _, name = factory.partition(":")
     return getattr(importlib.import_module(module), name)(**arguments)
 
 
 def main() -> None:
-    """Answers jobs until standard input ends."""
+    """Answer jobs until standard input ends."""
     # Only answers may go to the pipe: whatever a library prints goes to the log instead.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -62,7 +48,7 @@ def main() -> None:
 
 
 def _attempt(work: Callable[..., Any], arguments: dict[str, Any]) -> Answer:
-    """Calls a function, and turns what it raises into an answer."""
+    """Call a function, and turn what it raises into an answer."""
     try:
         return Answer(work(**arguments))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Downloads one file from the first of several mirrors that has it; goes on where an earlier attempt was cut off."""
+"""Download of one file from the first of several mirrors that has it, resumed where an earlier attempt was cut off."""
 
 import contextlib
 import hashlib
@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl._io import _files
+from flowrl._io import check_space, fsync_dir, sha256_file
 from flowrl.rl.data.schema import Progress
 
 _CHUNK = 2**20
-# That bring nothing. A connection that is cut off half-way is taken up again at once, where it was cut.
+# Attempts in a row that bring nothing; a connection that was cut off half-way is resumed at once.
 _ATTEMPTS = 5
 # Answers that another attempt will not change: the mirror does not have the file, or does not give it to us.
 _FINAL = frozenset({400, 401, 403, 404, 405, 410, 451})
@@ -42,27 +42,23 @@ def fetch(
     pause: float = 1.0,
     timeout: float = 60.0,
 ) -> None:
-    """Downloads a file, checks it, and only then gives it its name.
-
-    Beside `path` stands a hidden part for each mirror that has sent something; it is taken up again (an HTTP range, as
-    long as the server says that its file is still the same one), also by a later process, and removed in the end.
+    """Download a file, check it, and only then give it its name.
 
     Args:
         urls: http(s) addresses of the same file, in the order in which they are tried.
-        path: where it goes; the directory exists.
-        check: raises a `ValueError` if the file is not what it should be; called on the part.
-        record: called with the part and the address that it came from, when it has been checked and is on the disk, and
-            before it gets its name: a process that is killed leaves no file of which nothing is known.
+        path: in an existing directory.
+        check: raises a `ValueError` if the part, once complete, is not what it should be.
+        record: called with the part and its address when it has been checked and is on the disk, and before it gets
+            its name: a process that is killed leaves no file of which nothing is known.
         size: bytes of the file; None if not known.
         sha256: of the file; None if not known.
         progress: called as `progress(bytes_so_far, bytes_in_all)`; the latter is 0 if the server does not say.
         pause: seconds before another attempt if the last one brought nothing; doubled each time.
         timeout: seconds without an answer after which a connection counts as broken.
-
-    Raises:
-        OSError: if no mirror gives the file (the message has a line for each, with its reason), or the disk is full.
     """
     reasons: list[str] = []
+    # Each mirror's part is hidden beside `path`. It is resumed, also by a later process (an HTTP range, as long as the
+    # server says that its file is still the same), and removed in the end.
     parts = {url: path.with_name(f".{path.name}.{_digest(url)[:8]}.part") for url in urls}
     for url, part in parts.items():
         try:
@@ -75,7 +71,7 @@ def fetch(
             os.fsync(file.fileno())
         record(part, url)
         os.replace(part, path)
-        _files.fsync_dir(path.parent)
+        fsync_dir(path.parent)
         for leftover in parts.values():
             _remove(leftover)
         return
@@ -83,7 +79,7 @@ def fetch(
 
 
 def _receive(url: str, part: Path, progress: Progress | None, *, pause: float, timeout: float) -> None:
-    """Asks one server for what is missing until the part is complete."""
+    """Ask one server for what is missing until the part is complete."""
     if not url.startswith(("http://", "https://")):
         raise _RefusedError("expected an address that begins with http:// or https://")
     failure, idle = "", 0
@@ -108,7 +104,7 @@ def _receive(url: str, part: Path, progress: Progress | None, *, pause: float, t
 
 
 def _attempt(url: str, part: Path, progress: Progress | None, timeout: float) -> None:
-    """One request; returns if the part is then complete."""
+    """Make one request; return if the part is then complete."""
     have = part.stat().st_size if part.exists() else 0
     known = _known(part)
     if have and have == known.get("total"):
@@ -133,7 +129,7 @@ def _attempt(url: str, part: Path, progress: Progress | None, timeout: float) ->
             _remove(part)
             raise _DroppedError("the file on the server has another size than before")
         if rest is not None:
-            _files.check_space(part.parent, rest)
+            check_space(part.parent, rest)
         etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
         # A weak tag ("W/...") does not promise the same bytes, so it cannot vouch for a range.
         validator = etag if etag and not etag.startswith("W/") else modified
@@ -155,7 +151,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 @contextlib.contextmanager
 def _broken_connections() -> Iterator[None]:
-    """Turns what the network can do to us into one exception; an answer with an HTTP error stays what it is."""
+    """Turn all failures of a connection into one exception; an answer with an HTTP error stays what it is."""
     try:
         yield
     except urllib.error.HTTPError:
@@ -167,12 +163,12 @@ def _broken_connections() -> Iterator[None]:
 
 
 def _verify(part: Path, check: Callable[[Path], object], size: int | None, sha256: str | None) -> None:
-    """Removes a part that is complete and still wrong, and says so."""
+    """Remove a part that is complete and still wrong, and say so."""
     found = part.stat().st_size
     try:
         if size is not None and found != size:
             raise ValueError(f"it has {found} bytes, expected {size}")
-        if sha256 is not None and (digest := _files.sha256_file(part)) != sha256:
+        if sha256 is not None and (digest := sha256_file(part)) != sha256:
             raise ValueError(f"its SHA-256 is {digest}, expected {sha256}")
         check(part)
     except ValueError as error:
@@ -181,17 +177,17 @@ def _verify(part: Path, check: Callable[[Path], object], size: int | None, sha25
 
 
 def _starts_at(content_range: str | None, byte: int) -> bool:
-    """Whether a `Content-Range` header begins at a byte."""
+    """Return whether a `Content-Range` header begins at a byte."""
     return content_range is not None and content_range.startswith(f"bytes {byte}-")
 
 
 def _note(part: Path) -> Path:
-    """Where it stands what the server said of the file that a part is a part of."""
+    """Return the path of the note of what the server said of the file."""
     return part.with_suffix(".json")
 
 
 def _known(part: Path) -> dict[str, Any]:
-    """What the server said of the file; nothing, if that cannot be read."""
+    """Return what the server said of the file; nothing if the note cannot be read."""
     with contextlib.suppress(OSError, ValueError):
         content = json.loads(_note(part).read_text())
         if isinstance(content, dict):
@@ -200,7 +196,7 @@ def _known(part: Path) -> dict[str, Any]:
 
 
 def _remove(part: Path) -> None:
-    """Removes a part and its note."""
+    """Remove a part and its note."""
     part.unlink(missing_ok=True)
     _note(part).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Reads flat arrays from an HDF5 file that may come from anywhere."""
+"""Flat arrays of an HDF5 file that may come from anywhere."""
 
 import errno
 from collections.abc import Sequence
@@ -7,29 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from flowrl._io import DamagedError, check_memory
-from flowrl.rl.envs import require
+from flowrl._io import DamagedError, check_memory, require
 
 
 def read_hdf5(path: Path, *, required: Sequence[str] = (), optional: Sequence[str] | None = None) -> dict[str, Any]:
-    """Reads arrays at the top level of a file; nothing outside the file is ever read.
+    """Read arrays at the top level of a file (`optional`: if they are there; None: all) and nothing outside the file.
 
-    Args:
-        path: the file.
-        required: keys that must be there.
-        optional: keys to read if they are there; None means every array at the top level.
-
-    Returns:
-        Key to array.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ImportError: naming the extra, if h5py is missing.
-        MemoryError: if the arrays do not fit.
-        DamagedError: (a ValueError) naming the file (and the key), if it is truncated, damaged, not HDF5, lacks a
-            required key, points to other files, or holds something else than numbers.
+    A DamagedError names the file and the key.
     """
-    require("h5py")
+    require("h5py", extra="rl")
     import h5py
 
     if not path.is_file():
@@ -45,13 +31,12 @@ def read_hdf5(path: Path, *, required: Sequence[str] = (), optional: Sequence[st
             return _arrays(file, path, required, optional)
         except DamagedError:
             raise
-        # The library meets damage with whatever it trips over.
+        # h5py meets damage with errors of many kinds.
         except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{path}: damaged ({error}); get it again.") from error
 
 
 def _arrays(file: Any, path: Path, required: Sequence[str], optional: Sequence[str] | None) -> dict[str, Any]:
-    """Reads the arrays of an open file."""
     import h5py
 
     missing = [key for key in required if key not in file]

@@ -15,11 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl._io import _files
+from flowrl._io import atomic_write, lock, make_dir, require, sha256_file
 from flowrl.rl.data.files import _store
 from flowrl.rl.data.files._download import fetch
 from flowrl.rl.data.schema import Progress
-from flowrl.rl.envs import require
 
 RECORD_NAME = "download.json"
 _VERSION = 1
@@ -49,33 +48,18 @@ KNOWN: dict[str, tuple[int, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """One file and where it can be had.
-
-    Attributes:
-        name: of the file.
-        urls: its addresses, in the order in which they are tried.
-    """
+    """The name of a file, and its addresses in the order in which they are tried."""
 
     name: str
     urls: tuple[str, ...]
 
 
 def obtain(folder: Path, files: Sequence[Published], progress: Progress | None) -> None:
-    """Downloads files unless they are there already, and holds them against what is known of them.
-
-    Args:
-        folder: of this data set; made if missing.
-        files: what it consists of.
-        progress: called as `progress(bytes_so_far, bytes_in_all)`, from 0 on for every file.
-
-    Raises:
-        OSError: if a file cannot be had, or the disk is full; what has arrived is kept, and taken up again.
-        ValueError: if a file that is there is damaged, or of unknown origin.
-    """
+    """Download the files of a data set unless they are there, and check them against what is known of them."""
     if _complete(folder, files):
         return
-    _files.make_dir(folder)
-    with _files.lock(folder / ".lock"):
+    make_dir(folder)
+    with lock(folder / ".lock"):
         # Another process may have downloaded them while this one waited.
         for file in files:
             record = _record(folder)
@@ -98,32 +82,27 @@ def obtain(folder: Path, files: Sequence[Published], progress: Progress | None) 
 
 
 def _write_down(folder: Path, name: str, part: Path, url: str) -> None:
-    """Records a download that is about to get its name."""
+    """Record a download that is about to get its name."""
     entry = {
-        "sha256": _files.sha256_file(part),
+        "sha256": sha256_file(part),
         "bytes": part.stat().st_size,
         "url": url,
         "checked": "known SHA-256" if name in KNOWN else "integrity only",
     }
     content = {"schema_version": _VERSION, "label": "published", "files": {**_record(folder), name: entry}}
-    with _files.atomic_write(folder / RECORD_NAME) as stream:
+    with atomic_write(folder / RECORD_NAME) as stream:
         stream.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
 
 def is_published(path: Path, sha256: str) -> bool:
-    """Whether a file is a published one: its digest is known, or a download from a mirror was recorded beside it.
-
-    Args:
-        path: the file.
-        sha256: of it.
-    """
+    """Return whether a digest is the known one of a published file, or that of a download recorded beside it."""
     if path.name in KNOWN:
         return KNOWN[path.name][1] == sha256
     return _record(path.parent).get(path.name, {}).get("sha256") == sha256
 
 
 def _complete(folder: Path, files: Sequence[Published]) -> bool:
-    """Whether all files are there and undamaged; needs no lock and no writable folder."""
+    """Return whether all files are there and undamaged; needs no lock and no writable folder."""
     record = _record(folder)
     # Between a record and its file another process may be at work, which holds the lock.
     if not all(file.name in record and (folder / file.name).exists() for file in files):
@@ -134,13 +113,13 @@ def _complete(folder: Path, files: Sequence[Published]) -> bool:
 
 
 def _check_recorded(path: Path, record: dict[str, dict[str, Any]]) -> None:
-    """Holds a file against the record of its download."""
+    """Raise a ValueError unless a file is the one whose download was recorded."""
     if path.name not in record:
         raise ValueError(
             f"{path}: there, but not listed in {RECORD_NAME}: its origin is unknown. Delete it to download it, or load "
             "it by dataset_path."
         )
-    found = _files.sha256_file(path)
+    found = sha256_file(path)
     expected = record[path.name].get("sha256")
     if found != expected:
         raise ValueError(
@@ -150,7 +129,7 @@ def _check_recorded(path: Path, record: dict[str, dict[str, Any]]) -> None:
 
 
 def _record(folder: Path) -> dict[str, dict[str, Any]]:
-    """What is known of the downloads in a folder: file name to digest, size and address."""
+    """Return what is known of the downloads in a folder: file name to digest, size and address."""
     path = folder / RECORD_NAME
     try:
         text = path.read_bytes()
@@ -172,7 +151,7 @@ def _record(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _check_file(part: Path) -> None:
-    """Raises unless a file is whole, as far as that can be seen without a digest."""
+    """Raise a ValueError unless a file is whole, as far as that can be seen without a digest."""
     check: dict[str, Callable[[Path], None]] = {"npz": _check_npz, "hdf5": _check_hdf5}
     # The part of "x.npz" is called ".x.npz.1234abcd.part".
     check[part.name.split(".")[-3]](part)
@@ -189,7 +168,7 @@ def _check_npz(path: Path) -> None:
 
 
 def _check_hdf5(path: Path) -> None:
-    require("h5py")
+    require("h5py", extra="rl")
     import h5py
 
     try:

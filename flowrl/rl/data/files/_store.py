@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowrl._io import _files
+from flowrl._io import atomic_write, sha256_file
 
-#: Raised by one whenever the manifest's fields change meaning.
+#: Incremented whenever the manifest's fields change meaning.
 SCHEMA_VERSION = 1
 
 MANIFEST_NAME = "manifest.json"
@@ -25,11 +25,7 @@ _MIB = 2**20
 
 
 def versions(*, readers: bool = False) -> dict[str, str]:
-    """The versions of the packages that can change generated data; a package that is not installed is left out.
-
-    Args:
-        readers: those too that only read foreign files, or evaluate on them.
-    """
+    """Return the versions of the installed packages that can change generated data (`readers`: or its reading)."""
     found: dict[str, str] = {}
     for name in (*_VERSIONED, *_READERS) if readers else _VERSIONED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -39,19 +35,10 @@ def versions(*, readers: bool = False) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What stands beside generated files: how they were made, and their checksums.
+    """What stands beside generated files: how they were made, and the SHA-256 of each.
 
-    Attributes:
-        name: data-set name, such as "puzzle-3x3-play-v0".
-        seed: the generator's seed.
-        rows: training transitions (as loaded).
-        val_rows: validation transitions (as loaded).
-        parameters: everything else that the generator was told; JSON values only.
-        versions: package name to version, at generation.
-        success_timing: a note on when success is decided; None where it does not apply.
-        files: file name to SHA-256.
-        label: always "local": such data are not the published ones.
-        schema_version: of this manifest.
+    `rows` and `val_rows` count transitions as loaded; `parameters` is everything else that the generator was told, JSON
+    values only.
     """
 
     name: str
@@ -67,24 +54,14 @@ class Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Writes `manifest.json` atomically. Write it last: its presence says that the files are complete."""
+    """Write `manifest.json` atomically; as the last file, because its presence says that the others are complete."""
     text = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True, allow_nan=False) + "\n"
-    with _files.atomic_write(directory / MANIFEST_NAME) as file:
+    with atomic_write(directory / MANIFEST_NAME) as file:
         file.write(text.encode())
 
 
 def read_manifest(directory: Path) -> Manifest | None:
-    """Reads `manifest.json`.
-
-    Args:
-        directory: the folder of one generated data set.
-
-    Returns:
-        The manifest, or None if there is none (the data are missing or unfinished).
-
-    Raises:
-        ValueError: naming the file, if it is not a manifest of this schema version.
-    """
+    """Read the manifest of a folder; None if there is none (the data are missing or unfinished)."""
     path = directory / MANIFEST_NAME
     try:
         text = path.read_bytes()
@@ -107,15 +84,7 @@ def read_manifest(directory: Path) -> Manifest | None:
 
 
 def check_names(files: Any, path: Path) -> None:
-    """Refuses a list of files that names one outside the folder it stands in.
-
-    Args:
-        files: what a manifest says: file name to what is known of it.
-        path: the manifest.
-
-    Raises:
-        ValueError: naming the manifest and the entry.
-    """
+    """Raise a ValueError if a manifest (at `path`) names a file outside the folder it stands in."""
     if not isinstance(files, dict):
         raise ValueError(f"{path}: files is {files!r}, expected names and what is known of them.")
     for name in files:
@@ -124,19 +93,14 @@ def check_names(files: Any, path: Path) -> None:
 
 
 def validation_path(path: Path) -> Path:
-    """Where the validation split stands (OGBench's loader expects it there): "x-val.npz" beside "x.npz"."""
+    """Return the path of the validation split, "x-val.npz" beside "x.npz", where OGBench's loader expects it."""
     return path.with_name(f"{path.name.removesuffix('.npz')}-val.npz")
 
 
 def is_complete(directory: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a folder holds exactly the data set that is wanted, complete and undamaged.
+    """Return whether a folder holds the data set whose manifest has these fields, undamaged.
 
-    Args:
-        directory: the folder of one generated data set; it need not exist.
-        wanted: some of the manifest's fields, and what they must be.
-
-    Raises:
-        ValueError: if there is another data set, or a damaged one.
+    Another data set, or a damaged one, is a ValueError.
     """
     manifest = read_manifest(directory)
     if manifest is None:
@@ -153,16 +117,12 @@ def is_complete(directory: Path, wanted: Mapping[str, Any]) -> bool:
 
 
 def verify(directory: Path, manifest: Manifest) -> None:
-    """Holds the files against their checksums.
-
-    Raises:
-        ValueError: naming the first file that is missing or differs.
-    """
+    """Raise a ValueError that names the first file that is missing or differs from its checksum."""
     for name, expected in manifest.files.items():
         path = directory / name
         if not path.is_file():
             raise ValueError(f"{path}: missing, but listed in {MANIFEST_NAME}; delete {directory} to make it again.")
-        found = _files.sha256_file(path)
+        found = sha256_file(path)
         if found != expected:
             raise ValueError(
                 f"{path}: SHA-256 is {found[:12]}..., but {MANIFEST_NAME} says {expected[:12]}...: the file is damaged "

@@ -18,10 +18,10 @@ _MAX_ATTEMPTS = 100
 
 
 class Collector:
-    """Holds one environment and collects episodes in it.
+    """An environment in which episodes are collected.
 
     OGBench's oracles and mazes draw from NumPy's *global* generator; every episode seeds it, and the caller's state is
-    put back afterwards.
+    restored afterwards.
     """
 
     def __init__(self, name: str, recipe: Recipe) -> None:
@@ -43,17 +43,10 @@ class Collector:
             )
 
     def episode(self, seed: int, split: str, index: int, steps: int) -> dict[str, np.ndarray]:
-        """Collects one episode.
+        """Collect one episode; a shorter one is the beginning of a longer one (of a scene: usually).
 
-        Args:
-            seed: the data set's seed.
-            split: "train" or "val".
-            index: of the episode within the split.
-            steps: number of transitions; shorter episodes are beginnings of longer ones (of a scene: usually).
-
-        Returns:
-            OGBench's keys and dtypes, each with `steps + 1` rows: observations, actions, qpos, qvel (float32),
-            terminals (bool, true on the last row only) and, where the environment has them, button_states (int64).
+        Return OGBench's keys and dtypes, each with `steps + 1` rows: observations, actions, qpos, qvel (float32),
+        terminals (bool, true on the last row only) and, where the environment has them, button_states (int64).
         """
         with quiet(), own_global_state():
             for attempt in range(_MAX_ATTEMPTS):
@@ -73,15 +66,15 @@ class Collector:
         return arrays
 
     def close(self) -> None:
-        """Closes the environment."""
+        """Close the environment."""
         self._env.close()
 
     def _rows(self, seed: int, count: int) -> Iterator[dict[str, np.ndarray]]:
-        """Steps the environment `count` times."""
+        """Step the environment `count` times."""
         return (self._arm_rows if self._recipe.family == "arm" else self._maze_rows)(seed, count)
 
     def _arm_rows(self, seed: int, count: int) -> Iterator[dict[str, np.ndarray]]:
-        """A robot arm is given one task after another and an oracle carries each out."""
+        """Give a robot arm one task after another, each carried out by an oracle."""
         recipe, env = self._recipe, self._env
         oracles = _oracles(env, recipe)
         observation, info = env.reset(seed=seed)
@@ -117,7 +110,7 @@ class Collector:
             observation = following
 
     def _maze_rows(self, seed: int, count: int) -> Iterator[dict[str, np.ndarray]]:
-        """A point mass follows the shortest path to its goal, with noise."""
+        """Let a point mass follow the shortest path to its goal, with noise."""
         recipe, env, maze = self._recipe, self._env, self._env.unwrapped
         free, corners = _cells(maze.maze_map)  # pyright: ignore
         start = free[np.random.randint(len(free))]  # noqa: NPY002
@@ -149,7 +142,7 @@ class Collector:
 
 
 def _oracles(env: Any, recipe: Recipe) -> dict[str, Any]:
-    """The scripted policies of an environment, by the kind of task they carry out; made anew for every episode."""
+    """Return the scripted policies of an environment by kind of task; made again for every episode."""
     env_id = recipe.env_id
     kinds = ("cube", "button", "drawer", "window") if "scene" in env_id else ("button",)
     kinds = ("cube",) if "cube" in env_id else kinds
@@ -179,14 +172,14 @@ def _oracles(env: Any, recipe: Recipe) -> dict[str, Any]:
 
 
 def _cube_stays_visible(qpos: np.ndarray) -> bool:
-    """Whether a scene's cube never leaves the table sideways, other than into the drawer (z between 6 and 8 cm)."""
+    """Return whether a scene's cube never leaves the table sideways, other than into the drawer (z from 6 to 8 cm)."""
     y, z = qpos[:, 15], qpos[:, 16]
     in_drawer = (z >= 0.06) & (z <= 0.08)
     return not bool(np.any(y >= 0.29) or np.any((y <= -0.3) & ~in_drawer))
 
 
 def _cells(maze: np.ndarray) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """The free cells of a maze (0: free, 1: wall, walls all around), and those of them that are not mere corridor."""
+    """Return the free cells (0) of a maze with walls (1) all around, and those of them that are not mere corridor."""
     free = [(int(i), int(j)) for i, j in np.argwhere(maze == 0)]
     corners = []
     for i, j in free:
@@ -198,7 +191,7 @@ def _cells(maze: np.ndarray) -> tuple[list[tuple[int, int]], list[tuple[int, int
 
 
 def _cells_at_distance(maze: np.ndarray, start: tuple[int, int], distance: int) -> list[tuple[int, int]]:
-    """The free cells whose shortest path from `start` has this many steps, in a fixed order."""
+    """Return the free cells whose shortest path from `start` has this many steps, in a fixed order."""
     seen, frontier = {start}, [start]
     for _ in range(distance):
         following: list[tuple[int, int]] = []

@@ -34,7 +34,7 @@ class Recipe:
 
 
 def _recipes() -> dict[str, Recipe]:
-    """Data-set name to recipe."""
+    """Return data-set name to recipe."""
     # Environment, range of stacking probabilities, share of random actions in the noisy variant.
     arms: tuple[tuple[str, tuple[float, float], float], ...] = (
         ("cube-single", (0.0, 0.0), 0.1),

@@ -23,12 +23,9 @@ class RewardTransform:
             raise ValueError(f"a reward transform needs a finite scale > 0 and a finite shift, got {self}.")
 
     def __call__(self, rewards: Any) -> Any:
-        """Transforms rewards.
+        """Transform rewards, a number or an array of any shape; the dtype stays.
 
         Args:
-            rewards: a number, or a NumPy or JAX array of any shape.
-
-        Returns:
-            The same kind of thing, with the dtype of `rewards`.
+            rewards: numbers, or a NumPy or JAX array.
         """
         return rewards * self.scale + self.shift

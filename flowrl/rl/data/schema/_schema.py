@@ -50,7 +50,7 @@ class Transitions(eqx.Module):
     terminals: Float[_Array, " n"]
 
     def __len__(self) -> int:
-        """The number of rows n."""
+        """Return the number of rows n."""
         return self.observations.shape[0]
 
 
@@ -59,7 +59,7 @@ class DataInfo:
     """Where a data set came from: enough to say, in a result row, exactly what was learnt from.
 
     Attributes:
-        name: the name by which `make_env` knows the environment; for `load` the name that was given.
+        name: of the environment, for `make_env`; for `load` the name that was given.
         env_id: the gymnasium id of the evaluation environment; empty where there is none.
         label: "local" (generated on this machine: not comparable with published scores), "published" (the published
             file, downloaded here or recognised by its checksum), or "file" (given by the user, of unknown origin).
@@ -72,8 +72,7 @@ class DataInfo:
         val_rows: number of validation transitions.
         split: where the validation split came from.
         reward_transform: what was done to the rewards, and by which protocol; `apply_protocol` sets it.
-        observation_protocol: how observations are to be normalised; `apply_protocol` sets it. The data stay raw.
-        reference: between which returns scores are measured; None where no one has published any.
+        reference: the returns between which scores are measured; None where no one has published any.
         notes: what else a reader of a result must know: repairs with their counts, another simulator version.
     """
 
@@ -89,12 +88,11 @@ class DataInfo:
     val_rows: int = 0
     split: str = "its own"
     reward_transform: RewardTransform = RewardTransform()
-    observation_protocol: str = "none"
     reference: ReferenceScores | None = None
     notes: tuple[str, ...] = ()
 
     def score(self, returns: np.ndarray) -> np.ndarray:
-        """The normalised score where there is a reference, else the returns as they are.
+        """Return normalised scores where there is a reference, else the returns as they are.
 
         Args:
             returns: undiscounted sums of the environment's own rewards, of any shape.
@@ -102,7 +100,7 @@ class DataInfo:
         return returns if self.reference is None else self.reference.score(returns)
 
     def to_json(self) -> str:
-        """The same information as one line of JSON with sorted keys (equal infos give equal strings)."""
+        """Return one line of JSON with sorted keys; equal infos give equal strings."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=True, allow_nan=False)
 
 
@@ -122,22 +120,22 @@ class OfflineDataset:
 
 
 def from_dict(data: Mapping[str, Any], *, source: str, ignore: Sequence[str] = ()) -> Transitions:
-    """Checks a dictionary of arrays and turns it into `Transitions` of float32 NumPy arrays.
+    """Check a dictionary of arrays and turn it into `Transitions` of float32 NumPy arrays.
 
     Actions within `ACTION_TOLERANCE` of [-1, 1] are accepted, then all are clipped to +-(1 - `ACTION_MARGIN`).
 
     Args:
         data: the six fields of `Transitions`, as arrays; flags (`masks`, `terminals`) may also be bool.
-        source: what the data is called in error messages: a path or a data-set name.
+        source: name of the data in messages: a path or a data-set name.
         ignore: keys that may be present and are not used (e.g. "qpos"). Any other unknown key is an error.
 
     Returns:
         The transitions.
 
     Raises:
-        ValueError: naming source, field, what was expected, and the first bad row, if a key is missing or unknown,
-            a shape or dtype is wrong, lengths differ, a value is not finite, an action leaves [-1, 1], a flag is
-            neither 0 nor 1, or the last row does not end a trajectory.
+        ValueError: a key is missing or unknown, a shape or dtype is wrong, lengths differ, a value is not finite, an
+            action leaves [-1, 1], a flag is neither 0 nor 1, or the last row does not end a trajectory. The message
+            names source, field, what was expected, and the first bad row.
     """
     missing = [name for name in _FIELDS if name not in data]
     if missing:
@@ -175,7 +173,7 @@ def from_dict(data: Mapping[str, Any], *, source: str, ignore: Sequence[str] = (
 
 
 def episode_ends(terminals: Float[_Array, " n"]) -> Int[np.ndarray, " n"]:
-    """For every row, the index of the last row of its trajectory (an n-step return must not look past it).
+    """Compute for every row the index of the last row of its trajectory (an n-step return must not look past it).
 
     Args:
         terminals: (n,), 1 on the last row of each trajectory, else 0; the last one is 1.
@@ -184,7 +182,7 @@ def episode_ends(terminals: Float[_Array, " n"]) -> Int[np.ndarray, " n"]:
         (n,) int32; entry i is the smallest j >= i with terminals[j] = 1.
 
     Raises:
-        ValueError: if there are no rows, or the last row does not end a trajectory.
+        ValueError: there are no rows, or the last row does not end a trajectory.
     """
     flags = np.asarray(terminals)
     if flags.shape[0] == 0 or flags[-1] != 1:
@@ -194,7 +192,7 @@ def episode_ends(terminals: Float[_Array, " n"]) -> Int[np.ndarray, " n"]:
 
 
 def _as_float32(array: np.ndarray, name: str, source: str) -> np.ndarray:
-    """Checks the kind, number of axes and finiteness of one field, and casts it."""
+    """Check the dtype, number of axes and finiteness of one field, and cast it."""
     flag = name in _FLAGS
     if not (np.issubdtype(array.dtype, np.floating) or (flag and array.dtype == np.bool_)):
         expected = "a floating dtype or bool" if flag else "a floating dtype"
@@ -216,7 +214,7 @@ def _as_float32(array: np.ndarray, name: str, source: str) -> np.ndarray:
 
 
 def _refuse_rows(bad: np.ndarray, array: np.ndarray, name: str, source: str, expected: str) -> None:
-    """Raises if any row is bad, naming the first one."""
+    """Raise a ValueError if any row is bad, naming the first one."""
     count = int(np.count_nonzero(bad))
     if count:
         row = int(np.argmax(bad))

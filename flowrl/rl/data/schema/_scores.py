@@ -31,12 +31,9 @@ class ReferenceScores:
             )
 
     def score(self, returns: _Returns) -> _Returns:
-        r"""$100\,(R - R_\min) / (R_\max - R_\min)$, the normalised score of D4RL (Fu et al. 2020, arXiv 2004.07219).
+        r"""Compute $100\,(R - R_\min) / (R_\max - R_\min)$, in percent (D4RL, Fu et al. 2020, arXiv 2004.07219).
 
         Args:
             returns: undiscounted sums of the environment's own rewards, one or an array of any shape.
-
-        Returns:
-            In percent; below 0 and above 100 are possible.
         """
         return 100 * (returns - self.minimum) / (self.maximum - self.minimum)

@@ -1,9 +1,11 @@
-"""What a source of offline data has to provide, so that `load` and `make_env` need not know any of them."""
+"""What a source of offline data provides, so that `load` and `make_env` need not know any of them."""
 
+import abc
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal
 
 from flowrl.rl.data.schema._schema import OfflineDataset
 from flowrl.rl.data.schema._scores import ReferenceScores
@@ -20,40 +22,9 @@ Metric = Literal["success", "return"]
 """How a policy is scored in an environment: fraction of solved episodes, or undiscounted sum of rewards."""
 
 
-@runtime_checkable
-class GenerateFn(Protocol):
-    """Makes a data set on this machine and returns the path of its npz."""
-
-    def __call__(
-        self,
-        name: str,
-        data_dir: Path,
-        /,
-        *,
-        rows: int,
-        val_rows: int,
-        seed: int,
-        workers: int | None,
-        progress: Progress | None,
-    ) -> Path: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What `load` was asked for, beside the name.
-
-    Attributes:
-        data_dir: the folder of all data sets.
-        origin: which data; None leaves it to the source, which never downloads unasked.
-        dataset_path: a file of the user's, to be loaded instead.
-        validation: share of the trajectories to hold out, where the data have no validation split of their own; None
-            means the default.
-        rows: training transitions to generate.
-        val_rows: validation transitions to generate.
-        seed: of what is generated, and of the choice of what is held out.
-        workers: processes; None means one per core.
-        progress: told how far it is.
-    """
+    """What the caller of `load`, `generate` or `download` asked for, checked; the defaults of the data stand here."""
 
     data_dir: Path
     origin: Origin | None = None
@@ -63,72 +34,77 @@ class Request:
     val_rows: int = 10_000
     seed: int = 0
     workers: int | None = None
+    mirrors: tuple[str, ...] = ()
     progress: Progress | None = None
 
-
-@runtime_checkable
-class LoadFn(Protocol):
-    """Loads the data set behind an environment name, generating or downloading it first if that was asked for."""
-
-    def __call__(self, name: str, request: Request, /) -> OfflineDataset: ...
-
-
-@runtime_checkable
-class DownloadFn(Protocol):
-    """Downloads a published data set and returns the path of its training file, or of its folder."""
-
-    def __call__(
-        self, name: str, data_dir: Path, /, *, mirrors: tuple[str, ...], progress: Progress | None
-    ) -> Path: ...
-
-
-@runtime_checkable
-class ReferenceScoresFn(Protocol):
-    """Gives the reference scores of an environment name, if there are any."""
-
-    def __call__(self, name: str, /) -> ReferenceScores | None: ...
+    def __post_init__(self) -> None:
+        lowest = {"rows": (self.rows, 1), "val_rows": (self.val_rows, 1), "seed": (self.seed, 0)}
+        if self.workers is not None:
+            lowest["workers"] = (self.workers, 1)
+        for name, (value, least) in lowest.items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} is {value!r}, expected an integer.")
+            if value < least:
+                raise ValueError(f"{name} is {value}, expected at least {least}.")
+        check_origin(self.origin)
+        if self.origin is not None and self.dataset_path is not None:
+            raise ValueError(
+                f"origin is {self.origin!r} and dataset_path is {str(self.dataset_path)!r}; give only one of the two."
+            )
+        if self.validation is not None and not (math.isfinite(self.validation) and 0 <= self.validation < 1):
+            raise ValueError(f"validation is {self.validation}, expected a share of the trajectories in [0, 1).")
 
 
-def no_reference(name: str, /) -> ReferenceScores | None:  # noqa: ARG001
-    """No one has published reference scores for these environments."""
-    return None
+def check_origin(origin: Origin | None) -> None:
+    """Raise a ValueError for a value that is not a valid origin."""
+    if origin not in (None, "local", "published"):
+        raise ValueError(f'origin is {origin!r}, expected "local" or "published".')
 
 
-@runtime_checkable
-class MakeEnvFn(Protocol):
-    """Makes the environment a policy is evaluated in."""
+class AbstractSource(abc.ABC):
+    """A family of data sets that are loaded and evaluated the same way.
 
-    def __call__(self, name: str, /, *, seed: int | None, render: bool) -> Environment: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A family of data sets that are made, loaded and evaluated the same way.
-
-    A module that adds a family exposes `SOURCES: dict[str, Source]` (key: the family's name); `_load.py` merges them.
-    Names are checked by the registry before a source is called, so its functions may trust them; names that only begin
-    with one of the prefixes they check themselves.
-
-    Attributes:
-        env_names: every name `load` and `make_env` accept, such as "puzzle-3x3-play-singletask-task1-v0".
-        metric: how policies are scored in all these environments.
-        load: what `flowrl.rl.data.load` calls.
-        make_env: what `flowrl.rl.data.make_env` calls.
-        prefixes: beginnings of names that this source accepts without a list, such as "minari:".
-        dataset_names: every name `generate` accepts, such as "puzzle-3x3-play-v0".
-        generate: makes a data set on this machine; what `flowrl.rl.data.generate` calls.
-        published_names: every name `download` accepts, beside those with a prefix.
-        download: what `flowrl.rl.data.download` calls.
-        reference: what `flowrl.rl.data.reference` calls.
+    Names are checked by the registry before a source is called, so methods may trust a name of `env_names`; names that
+    only begin with one of the prefixes they check themselves.
     """
 
-    env_names: tuple[str, ...]
-    metric: Metric
-    load: LoadFn
-    make_env: MakeEnvFn
-    prefixes: tuple[str, ...] = ()
-    dataset_names: tuple[str, ...] = ()
-    generate: GenerateFn | None = None
-    published_names: tuple[str, ...] = ()
-    download: DownloadFn | None = None
-    reference: ReferenceScoresFn = no_reference
+    #: Every name that `load` and `make_env` accept, such as "puzzle-3x3-play-singletask-task1-v0".
+    env_names: ClassVar[tuple[str, ...]] = ()
+    #: Beginnings of names that are accepted without a list, such as "minari:".
+    prefixes: ClassVar[tuple[str, ...]] = ()
+    #: How policies are scored in all these environments.
+    metric: ClassVar[Metric] = "return"
+
+    @abc.abstractmethod
+    def load(self, name: str, request: Request) -> OfflineDataset:
+        """Load the data of an environment, making or downloading them first if that was asked for."""
+
+    @abc.abstractmethod
+    def make_env(self, name: str, *, seed: int | None, render: bool) -> Environment:
+        """Make the environment in which policies are evaluated."""
+
+    @abc.abstractmethod
+    def reference_scores(self, name: str) -> ReferenceScores | None:
+        """Return the reference scores of an environment, None where no one has published any."""
+
+
+class AbstractLocalSource(AbstractSource):
+    """A source whose data can be made on this machine."""
+
+    #: Every name that `generate` accepts, such as "puzzle-3x3-play-v0".
+    dataset_names: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
+    def generate(self, name: str, request: Request) -> Path:
+        """Make a data set unless it is there already; return the path of its npz."""
+
+
+class AbstractPublishedSource(AbstractSource):
+    """A source whose data others have published."""
+
+    #: Every name that `download` accepts, beside those with a prefix.
+    published_names: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
+    def download(self, name: str, request: Request) -> Path:
+        """Download a data set unless it is there already; return the path of its training file, or of its folder."""

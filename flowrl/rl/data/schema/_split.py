@@ -9,7 +9,7 @@ DEFAULT_SHARE = 0.05
 
 
 def split_episodes(data: Transitions, share: float, *, seed: int) -> tuple[Transitions, Transitions | None]:
-    """Holds out whole trajectories, so that no state of the one split is a neighbour of one of the other.
+    """Hold out whole trajectories, so that no state of the one split is a neighbour of one of the other.
 
     Args:
         data: transitions; `terminals` end the trajectories.
@@ -20,7 +20,7 @@ def split_episodes(data: Transitions, share: float, *, seed: int) -> tuple[Trans
         What is left, and what was held out (None if `share` is 0).
 
     Raises:
-        ValueError: if `share` is out of range, or nothing would be left.
+        ValueError: `share` is out of range, or nothing would be left.
     """
     if not 0 <= share < 1:
         raise ValueError(f"validation is {share}, expected a share of the trajectories in [0, 1).")
@@ -40,12 +40,11 @@ def split_episodes(data: Transitions, share: float, *, seed: int) -> tuple[Trans
 
 
 def describe_split(share: float, seed: int) -> str:
-    """What `DataInfo.split` says of `split_episodes`."""
+    """Return what `DataInfo.split` says of `split_episodes`."""
     return f"{share:.0%} of the trajectories, seed {seed}" if share else "none"
 
 
 def _take(data: Transitions, rows: np.ndarray) -> Transitions:
-    """Some rows of all fields."""
     return Transitions(
         data.observations[rows],
         data.actions[rows],

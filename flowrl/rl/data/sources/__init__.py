@@ -1,8 +1,15 @@
-"""Where data sets come from: OGBench, D4RL, Minari, a user's own arrays."""
+"""Where data sets come from: OGBench, D4RL, Minari, this machine, a user's own arrays."""
 
 from flowrl.rl.data.sources._arrays import (
-    EnvFactory as EnvFactory,
-    from_arrays as from_arrays,
-    load_arrays as load_arrays,
-    name_of as name_of,
+    EnvironmentForm as EnvironmentForm,
+    Units as Units,
+    dataset_from_arrays as dataset_from_arrays,
+    dataset_from_file as dataset_from_file,
+    read_file as read_file,
 )
+from flowrl.rl.data.sources._d4rl import D4RL as D4RL
+from flowrl.rl.data.sources._d4rl_names import REFERENCES as REFERENCES
+from flowrl.rl.data.sources._locomotion import Locomotion as Locomotion
+from flowrl.rl.data.sources._minari import Minari as Minari
+from flowrl.rl.data.sources._ogbench import OGBench as OGBench
+from flowrl.rl.data.sources._own import EnvFactory as EnvFactory, Own as Own, name_of as name_of

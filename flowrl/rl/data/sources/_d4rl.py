@@ -14,84 +14,93 @@ from typing import Any
 
 import numpy as np
 
-from flowrl._io import _files
-from flowrl.rl.data.files import Published, _store, is_published, obtain, read_hdf5
+from flowrl._io import require, sha256_file
+from flowrl.rl.data.files import Published, is_published, obtain, read_hdf5, versions
 from flowrl.rl.data.schema import (
     DEFAULT_SHARE,
+    AbstractPublishedSource,
     DataInfo,
     OfflineDataset,
-    Progress,
     ReferenceScores,
     Request,
-    Source,
     Transitions,
     describe_split,
     from_dict,
     split_episodes,
 )
 from flowrl.rl.data.sources._d4rl_names import TASKS, Task
-from flowrl.rl.envs import Environment, make, render_mode, require, robotics
+from flowrl.rl.envs import Environment, make, render_mode, robotics
 
 #: Height of the pen below which D4RL's environment takes it for dropped, and its place in an observation.
 _DROPPED, _PEN_HEIGHT = 0.075, 26
 
 
-def load(name: str, request: Request, /) -> OfflineDataset:
-    """Loads a D4RL file; the arguments are those of `flowrl.rl.data.load`."""
-    task = TASKS[name]
-    if request.dataset_path is not None:
-        path = request.dataset_path
-    elif request.origin == "published":
-        path = download(name, request.data_dir, mirrors=(), progress=request.progress)
-    else:
-        raise ValueError(
-            f'{name} is not made on this machine: give origin="published" to download {task.file}, or its path as '
-            "dataset_path."
+class D4RL(AbstractPublishedSource):
+    """D4RL's tasks, evaluated in the nearest environments there are today."""
+
+    env_names = tuple(TASKS)
+    published_names = tuple(TASKS)
+
+    def load(self, name: str, request: Request) -> OfflineDataset:
+        task = TASKS[name]
+        if request.dataset_path is not None:
+            path = request.dataset_path
+        elif request.origin == "published":
+            path = self.download(name, request)
+        else:
+            raise ValueError(
+                f'{name} is not made on this machine: give origin="published" to download {task.file}, or its path as '
+                "dataset_path."
+            )
+        arrays = read_hdf5(
+            path,
+            required=("observations", "actions", "rewards", "terminals"),
+            optional=("timeouts", "next_observations"),
         )
-    arrays = read_hdf5(
-        path,
-        required=("observations", "actions", "rewards", "terminals"),
-        optional=("timeouts", "next_observations"),
-    )
-    everything, notes = qlearning_transitions(arrays, task, source=str(path))
-    share = DEFAULT_SHARE if request.validation is None else request.validation
-    train, validation = split_episodes(everything, share, seed=request.seed)
-    sha256 = _files.sha256_file(path)
-    info = DataInfo(
-        name=name,
-        env_id=task.env_id,
-        label="published" if is_published(path, sha256) else "file",
-        sha256=sha256,
-        versions=_store.versions(readers=True),
-        success_timing=None,
-        seed=None,
-        rows=len(train),
-        metric="return",
-        val_rows=0 if validation is None else len(validation),
-        split=describe_split(share, request.seed),
-        reference=task.reference,
-        notes=(*notes, task.env_note),
-    )
-    return OfflineDataset(train, validation, info)
+        everything, notes = qlearning_transitions(arrays, task, source=str(path))
+        share = DEFAULT_SHARE if request.validation is None else request.validation
+        train, validation = split_episodes(everything, share, seed=request.seed)
+        sha256 = sha256_file(path)
+        info = DataInfo(
+            name=name,
+            env_id=task.env_id,
+            label="published" if is_published(path, sha256) else "file",
+            sha256=sha256,
+            versions=versions(readers=True),
+            success_timing=None,
+            seed=None,
+            rows=len(train),
+            metric=self.metric,
+            val_rows=0 if validation is None else len(validation),
+            split=describe_split(share, request.seed),
+            reference=task.reference,
+            notes=(*notes, task.env_note),
+        )
+        return OfflineDataset(train, validation, info)
+
+    def download(self, name: str, request: Request) -> Path:
+        task = TASKS[name]
+        folder = request.data_dir / "d4rl" / name.removeprefix("d4rl:")
+        obtain(folder, [Published(task.file, task.urls(request.mirrors))], request.progress)
+        return folder / task.file
+
+    def make_env(self, name: str, *, seed: int | None, render: bool) -> Environment:
+        task = TASKS[name]
+        if not task.env_id:
+            raise ValueError(f"{name}: {task.env_note}.")
+        require("gymnasium", "mujoco", extra="rl")
+        if task.family == "pen":
+            return _pen(task, seed, render_mode(render))
+        return make(task.env_id, seed=seed, **task.env_options, **render_mode(render))
+
+    def reference_scores(self, name: str) -> ReferenceScores:
+        return TASKS[name].reference
 
 
 def qlearning_transitions(
     arrays: Mapping[str, np.ndarray], task: Task, *, source: str
 ) -> tuple[Transitions, tuple[str, ...]]:
-    """Turns the arrays of a file into transitions; see the module for the rules.
-
-    Args:
-        arrays: observations (n, obs), actions (n, act), rewards and terminals (n,); perhaps timeouts (n,) and
-            next_observations (n, obs).
-        task: what they should be.
-        source: what they are called in messages.
-
-    Returns:
-        The transitions, and what was done, with counts.
-
-    Raises:
-        ValueError: naming the file and the array, if shapes, flags or values are wrong.
-    """
+    """Turn the arrays of a file into transitions by the rules of the module; return them, and notes with counts."""
     observations = arrays["observations"]
     rows = observations.shape[0] if observations.ndim else 0
     if rows < 2:
@@ -138,43 +147,8 @@ def qlearning_transitions(
     return data, tuple(notes)
 
 
-def download(name: str, data_dir: Path, /, *, mirrors: tuple[str, ...], progress: Progress | None) -> Path:
-    """Downloads a file unless it is there; the arguments are those of `flowrl.rl.data.download`."""
-    task = TASKS[name]
-    folder = data_dir / "d4rl" / name.removeprefix("d4rl:")
-    obtain(folder, [Published(task.file, task.urls(mirrors))], progress)
-    return folder / task.file
-
-
-def make_env(name: str, /, *, seed: int | None, render: bool) -> Environment:
-    """Makes the environment that is nearest to D4RL's.
-
-    Args:
-        name: such as "d4rl:hopper-medium-v2".
-        seed: as for `adapt`.
-        render: whether it can draw itself.
-
-    Raises:
-        ImportError: naming the extra to install, if gymnasium, mujoco or gymnasium-robotics is missing.
-        ValueError: if there is none that is near enough; the message says why.
-    """
-    task = TASKS[name]
-    if not task.env_id:
-        raise ValueError(f"{name}: {task.env_note}.")
-    if task.family != "pen":
-        require("gymnasium", "mujoco")
-        return make(task.env_id, seed=seed, **task.env_options, **render_mode(render))
-    require("gymnasium", "mujoco")
-    return _pen(task, seed, render_mode(render))
-
-
-def reference(name: str, /) -> ReferenceScores:
-    """The reference scores of a task."""
-    return TASKS[name].reference
-
-
 def _count_limits(terminals: np.ndarray, max_steps: int) -> np.ndarray:
-    """Where episodes reach their time limit, if a file does not say: counted from the last end."""
+    """Return where episodes reach their time limit, counted from the last end, for a file that does not say."""
     limits = np.zeros(len(terminals), bool)
     start = 0
     for end in [*np.flatnonzero(terminals).tolist(), len(terminals)]:
@@ -184,14 +158,14 @@ def _count_limits(terminals: np.ndarray, max_steps: int) -> np.ndarray:
 
 
 def _pen(task: Task, seed: int | None, options: dict[str, Any]) -> Environment:
-    """The pen environment, ended when the pen drops."""
+    """Make the pen environment, ended when the pen drops."""
     import gymnasium
 
     gymnasium.register_envs(robotics())
     env: Any = make(task.env_id, seed=seed, **task.env_options, **options)
 
     class DropEndsEpisode(gymnasium.Wrapper[Any, Any, Any, Any]):
-        """D4RL's environment ends there; its successor goes on."""
+        """Ends the episode there, as D4RL's environment does and its successor does not."""
 
         def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
             observation, reward, terminated, truncated, info = self.env.step(action)
@@ -199,17 +173,3 @@ def _pen(task: Task, seed: int | None, options: dict[str, Any]) -> Environment:
             return observation, reward, terminated or dropped, truncated, info
 
     return DropEndsEpisode(env)
-
-
-#: What the registry merges.
-SOURCES: dict[str, Source] = {
-    "d4rl": Source(
-        env_names=tuple(TASKS),
-        metric="return",
-        load=load,
-        make_env=make_env,
-        published_names=tuple(TASKS),
-        download=download,
-        reference=reference,
-    )
-}

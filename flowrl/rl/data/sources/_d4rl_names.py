@@ -52,11 +52,11 @@ class Task:
 
     @property
     def file(self) -> str:
-        """The name of the file."""
+        """Return the name of the file."""
         return self.path.rsplit("/", 1)[-1]
 
     def urls(self, mirrors: tuple[str, ...]) -> tuple[str, ...]:
-        """Addresses of the file, the user's mirrors (flat folders) first."""
+        """Return the addresses of the file: the user's mirrors (flat folders), or else the public ones."""
         official = (f"{_OFFICIAL}/{self.path}", f"{_MIRROR}/{self.file}", f"{_OFFICIAL_PLAIN}/{self.path}")
         return tuple(f"{mirror.rstrip('/')}/{self.file}" for mirror in mirrors) or official
 
@@ -77,7 +77,7 @@ _PEN_NOTE = (
 
 
 def _tasks() -> dict[str, Task]:
-    """Name to task."""
+    """Return name to task."""
     found: dict[str, Task] = {}
     for env, env_id, widths, options in (
         ("halfcheetah", "HalfCheetah-v5", (17, 6), {}),

@@ -20,16 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from flowrl._io import _files, check_memory
-from flowrl.rl.data.files import _store
+from flowrl._io import atomic_write, check_memory, lock, make_dir, require, sha256_file
+from flowrl.rl.data.files import versions
 from flowrl.rl.data.schema import (
     DEFAULT_SHARE,
+    AbstractPublishedSource,
     DataInfo,
     OfflineDataset,
-    Progress,
     ReferenceScores,
     Request,
-    Source,
     describe_split,
     from_dict,
     split_episodes,
@@ -42,7 +41,6 @@ from flowrl.rl.envs import (
     flatten_rows,
     quiet,
     render_mode,
-    require,
     robotics,
     simulator_log_off,
     to_unit,
@@ -53,157 +51,130 @@ _PREFIX = "minari:"
 _ID = re.compile(r"[-\w]+(/[-\w]+)*-v\d+")
 
 
-def load(name: str, request: Request, /) -> OfflineDataset:
-    """Loads a Minari data set; the arguments are those of `flowrl.rl.data.load`."""
-    if request.dataset_path is not None:
-        raise ValueError(
-            f"{name}: Minari finds its data sets by name; set MINARI_DATASETS_PATH to the folder that holds them, "
-            "instead of dataset_path."
-        )
-    if request.origin == "published":
-        download(name, request.data_dir, mirrors=(), progress=request.progress)
-    dataset = _open(name)
-    low, high = action_limits(dataset.action_space, name)
-    width = flat_size(dataset.observation_space, name)
-    rows = int(dataset.total_steps)
-    # Observations twice, actions, and four columns, as float32: by episode, joined, checked, and split.
-    check_memory(rows * (2 * width + low.size + 4) * 16, name)
-    episodes = list(_episodes(dataset, width, name))
-    used = [episode for episode in episodes if len(episode["rewards"])]
-    notes = []
-    if not used:
-        raise ValueError(f"{name}: the data set has no steps.")
-    if len(used) < len(episodes):
-        notes.append(f"{len(episodes) - len(used)} episodes without a step were left out")
-    arrays = {key: np.concatenate([episode[key] for episode in used]) for key in used[0]}
-    arrays["actions"] = to_unit(arrays["actions"], low, high, name)
-    everything = from_dict(arrays, source=name)
-    share = DEFAULT_SHARE if request.validation is None else request.validation
-    train, validation = split_episodes(everything, share, seed=request.seed)
-    scores = reference(name)
-    if scores is None:
-        notes.append("no reference scores in the data set: scores are returns")
-    spec = _evaluation_spec(dataset)
-    if spec is None:
-        notes.append("no environment in the data set: policies cannot be evaluated")
-    sha256 = _digest(_all_files(dataset))
-    info = DataInfo(
-        name=name,
-        env_id="" if spec is None else str(spec.id),
-        label="published" if _downloaded(request.data_dir, name) == sha256 else "file",
-        sha256=sha256,
-        versions=_store.versions(readers=True),
-        success_timing=None,
-        seed=None,
-        rows=len(train),
-        metric="return",
-        val_rows=0 if validation is None else len(validation),
-        split=describe_split(share, request.seed),
-        reference=scores,
-        notes=tuple(notes),
-    )
-    return OfflineDataset(train, validation, info)
+class Minari(AbstractPublishedSource):
+    """Data sets that Minari knows by name."""
 
+    prefixes = (_PREFIX,)
 
-def download(name: str, data_dir: Path, /, *, mirrors: tuple[str, ...], progress: Progress | None) -> Path:  # noqa: ARG001
-    """Has Minari download a data set unless it is there, and writes down what came.
-
-    Args:
-        name: such as "minari:mujoco/hopper/medium-v0".
-        data_dir: where the record goes.
-        mirrors: must be empty: Minari has its own setting, `MINARI_REMOTE`.
-        progress: not told anything: Minari does not say how far it is.
-
-    Returns:
-        Minari's folder of the data set.
-
-    Raises:
-        ImportError: naming what Minari needs to download.
-        OSError: if Minari could not download it.
-        ValueError: if there is no such data set, or mirrors are given.
-    """
-    if mirrors:
-        raise ValueError(f"{name}: Minari chooses its server itself; set MINARI_REMOTE instead of mirrors.")
-    require("minari", "h5py")
-    import minari
-    from minari.storage import get_dataset_path
-
-    identifier, root = _identifier(name), get_dataset_path()
-    # Nothing is downloaded to a folder that cannot be written to. What Minari is still writing looks complete.
-    writable = os.access(root, os.W_OK)
-    with _files.lock(root / ".flowrl.lock") if writable else contextlib.nullcontext():
-        if identifier not in _local_names():
-            try:
-                # It reports to standard output, which is the caller's.
-                with contextlib.redirect_stdout(io.StringIO()):
-                    minari.download_dataset(identifier)
-            except ImportError as error:
-                raise ImportError(f'{name}: {error} (pip install "minari[all]")', name=error.name) from error
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-            except Exception as error:  # whatever its clients raise
-                raise OSError(f"{name}: Minari could not download it: {type(error).__name__}: {error}") from error
-            files = _all_files(_open(name))
-            path = _record(data_dir, name)
-            _files.make_dir(path.parent)
-            with _files.atomic_write(path) as stream:
-                stream.write((json.dumps({"name": name, "sha256": _digest(files)}) + "\n").encode())
-    return Path(_open(name).spec.data_path).parent
-
-
-def make_env(name: str, /, *, seed: int | None, render: bool) -> Environment:
-    """Recovers the environment that the data set names for evaluation; see `adapt` for its form.
-
-    A data set names its environment by an entry point, which gymnasium imports: as with any program, recover only what
-    you trust.
-
-    Args:
-        name: such as "minari:mujoco/hopper/medium-v0"; the data set must be on this machine.
-        seed: as for `adapt`.
-        render: whether it can draw itself.
-
-    Raises:
-        ImportError: naming what is missing.
-        ValueError: if the data set names none, or one whose spaces are not those of the data.
-    """
-    dataset = _open(name)
-    spec = _evaluation_spec(dataset)
-    if spec is None:
-        raise ValueError(
-            f"{name}: the data set names no environment. Load its arrays with flowrl.rl.data.from_arrays and give one."
-        )
-    if "gymnasium_robotics" in str(spec.entry_point):
-        robotics()
-    try:
-        with quiet(), simulator_log_off():
-            env = dataset.recover_environment(eval_env=True, disable_env_checker=True, **render_mode(render))
-    except ModuleNotFoundError as error:
-        message = f"{name}: its environment {spec.id} needs {error.name}: install it."
-        raise ImportError(message, name=error.name) from error
-    limits = [np.stack(action_limits(one.action_space, name)) for one in (env, dataset)]
-    for kind in ("observation", "action"):
-        here, there = getattr(env, f"{kind}_space"), getattr(dataset, f"{kind}_space")
-        same = _same_form(here, there)
-        if not same or (kind == "action" and not np.allclose(limits[0], limits[1])):
+    def load(self, name: str, request: Request) -> OfflineDataset:
+        if request.dataset_path is not None:
             raise ValueError(
-                f"{name}: the environment {spec.id} has the {kind} space {here}, but the data have {there}; install "
-                "the version of the environment that the data were recorded with."
+                f"{name}: Minari finds its data sets by name; set MINARI_DATASETS_PATH to the folder that holds them, "
+                "instead of dataset_path."
             )
-    return adapt(env, name, seed=seed)
+        if request.origin == "published":
+            self.download(name, request)
+        dataset = _open(name)
+        low, high = action_limits(dataset.action_space, name)
+        width = flat_size(dataset.observation_space, name)
+        rows = int(dataset.total_steps)
+        # Observations twice, actions, and four columns, as float32: by episode, joined, checked, and split.
+        check_memory(rows * (2 * width + low.size + 4) * 16, name)
+        episodes = list(_episodes(dataset, width, name))
+        used = [episode for episode in episodes if len(episode["rewards"])]
+        notes = []
+        if not used:
+            raise ValueError(f"{name}: the data set has no steps.")
+        if len(used) < len(episodes):
+            notes.append(f"{len(episodes) - len(used)} episodes without a step were left out")
+        arrays = {key: np.concatenate([episode[key] for episode in used]) for key in used[0]}
+        arrays["actions"] = to_unit(arrays["actions"], low, high, name)
+        everything = from_dict(arrays, source=name)
+        share = DEFAULT_SHARE if request.validation is None else request.validation
+        train, validation = split_episodes(everything, share, seed=request.seed)
+        scores = self.reference_scores(name)
+        if scores is None:
+            notes.append("no reference scores in the data set: scores are returns")
+        spec = _evaluation_spec(dataset)
+        if spec is None:
+            notes.append("no environment in the data set: policies cannot be evaluated")
+        sha256 = _digest(_all_files(dataset))
+        info = DataInfo(
+            name=name,
+            env_id="" if spec is None else str(spec.id),
+            label="published" if _downloaded(request.data_dir, name) == sha256 else "file",
+            sha256=sha256,
+            versions=versions(readers=True),
+            success_timing=None,
+            seed=None,
+            rows=len(train),
+            metric=self.metric,
+            val_rows=0 if validation is None else len(validation),
+            split=describe_split(share, request.seed),
+            reference=scores,
+            notes=tuple(notes),
+        )
+        return OfflineDataset(train, validation, info)
 
+    def download(self, name: str, request: Request) -> Path:
+        # Minari keeps the data in its own folder and does not say how far it is; what came is recorded in ours.
+        if request.mirrors:
+            raise ValueError(f"{name}: Minari chooses its server itself; set MINARI_REMOTE instead of mirrors.")
+        require("minari", "h5py", extra="rl")
+        import minari
+        from minari.storage import get_dataset_path
 
-def reference(name: str, /) -> ReferenceScores | None:
-    """The reference scores that a data set on this machine brings with it, if it does."""
-    metadata = _open(name).storage.metadata
-    lowest, highest = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    if lowest is None or highest is None:
-        return None
-    return ReferenceScores(float(lowest), float(highest), f"the metadata of {name}")
+        identifier, root = _identifier(name), get_dataset_path()
+        # Nothing is downloaded to a folder that cannot be written to. What Minari is still writing looks complete.
+        writable = os.access(root, os.W_OK)
+        with lock(root / ".flowrl.lock") if writable else contextlib.nullcontext():
+            if identifier not in _local_names():
+                try:
+                    # It reports to standard output, which is the caller's.
+                    with contextlib.redirect_stdout(io.StringIO()):
+                        minari.download_dataset(identifier)
+                except ImportError as error:
+                    raise ImportError(f'{name}: {error} (pip install "minari[all]")', name=error.name) from error
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from error
+                except Exception as error:  # whatever its clients raise
+                    raise OSError(f"{name}: Minari could not download it: {type(error).__name__}: {error}") from error
+                files = _all_files(_open(name))
+                path = _record(request.data_dir, name)
+                make_dir(path.parent)
+                with atomic_write(path) as stream:
+                    stream.write((json.dumps({"name": name, "sha256": _digest(files)}) + "\n").encode())
+        return Path(_open(name).spec.data_path).parent
+
+    def make_env(self, name: str, *, seed: int | None, render: bool) -> Environment:
+        # A data set names its environment by an entry point, which gymnasium imports: recover only what you trust.
+        dataset = _open(name)
+        spec = _evaluation_spec(dataset)
+        if spec is None:
+            raise ValueError(
+                f"{name}: the data set names no environment. Load its arrays with flowrl.rl.data.from_arrays and give "
+                "one."
+            )
+        if "gymnasium_robotics" in str(spec.entry_point):
+            robotics()
+        try:
+            with quiet(), simulator_log_off():
+                env = dataset.recover_environment(eval_env=True, disable_env_checker=True, **render_mode(render))
+        except ModuleNotFoundError as error:
+            message = f"{name}: its environment {spec.id} needs {error.name}: install it."
+            raise ImportError(message, name=error.name) from error
+        limits = [np.stack(action_limits(one.action_space, name)) for one in (env, dataset)]
+        for kind in ("observation", "action"):
+            here, there = getattr(env, f"{kind}_space"), getattr(dataset, f"{kind}_space")
+            same = _same_form(here, there)
+            if not same or (kind == "action" and not np.allclose(limits[0], limits[1])):
+                raise ValueError(
+                    f"{name}: the environment {spec.id} has the {kind} space {here}, but the data have {there}; "
+                    "install the version of the environment that the data were recorded with."
+                )
+        return adapt(env, name, seed=seed)
+
+    def reference_scores(self, name: str) -> ReferenceScores | None:
+        metadata = _open(name).storage.metadata
+        lowest, highest = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+        if lowest is None or highest is None:
+            return None
+        return ReferenceScores(float(lowest), float(highest), f"the metadata of {name}")
 
 
 def _open(name: str) -> Any:
-    """The data set, if it is on this machine."""
-    require("gymnasium", "minari", "h5py")
+    """Open a data set that is on this machine."""
+    require("gymnasium", "minari", "h5py", extra="rl")
     import minari
 
     identifier = _identifier(name)
@@ -220,14 +191,14 @@ def _open(name: str) -> Any:
 
 
 def _local_names() -> Sequence[str]:
-    """The data sets that Minari finds on this machine."""
+    """Return the data sets that Minari finds on this machine."""
     import minari
 
     return sorted(minari.list_local_datasets())
 
 
 def _identifier(name: str) -> str:
-    """Minari's own name, checked."""
+    """Return Minari's own name, checked."""
     identifier = name.removeprefix(_PREFIX)
     if not _ID.fullmatch(identifier):
         raise ValueError(f"{name}: expected minari:namespace/name-vN, such as minari:mujoco/hopper/medium-v0.")
@@ -235,12 +206,12 @@ def _identifier(name: str) -> str:
 
 
 def _evaluation_spec(dataset: Any) -> Any:
-    """The specification of the environment for evaluation, or of the one the data were recorded in, or None."""
+    """Return the specification of the environment for evaluation, or of the one the data were recorded in."""
     return getattr(dataset, "_eval_env_spec", None) or dataset.env_spec
 
 
 def _episodes(dataset: Any, width: int, name: str) -> Iterator[dict[str, np.ndarray]]:
-    """The episodes as fields of the schema; actions in the environment's units."""
+    """Yield the episodes as fields of the schema; actions in the environment's units."""
     try:
         for episode in dataset.iterate_episodes():
             steps = len(episode.rewards)
@@ -269,7 +240,7 @@ def _episodes(dataset: Any, width: int, name: str) -> Iterator[dict[str, np.ndar
 
 
 def _same_form(one: Any, other: Any) -> bool:
-    """Whether two spaces are of a kind and a shape; limits may differ in rounding or in what is unbounded."""
+    """Return whether two spaces have one kind and shape; limits may differ in rounding or in what is unbounded."""
     if type(one) is not type(other):
         return False
     spaces = getattr(one, "spaces", None)
@@ -281,39 +252,25 @@ def _same_form(one: Any, other: Any) -> bool:
 
 
 def _all_files(dataset: Any) -> list[Path]:
-    """All files of a data set, in a fixed order."""
+    """Return all files of a data set, in a fixed order."""
     return sorted(path for path in Path(dataset.spec.data_path).rglob("*") if path.is_file())
 
 
 def _digest(files: Sequence[Path]) -> str:
-    """One SHA-256 for several files."""
-    lines = [f"{path.name} {_files.sha256_file(path)}\n" for path in files]
+    """Return one SHA-256 for several files."""
+    lines = [f"{path.name} {sha256_file(path)}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _record(data_dir: Path, name: str) -> Path:
-    """Where it is written down that a data set was downloaded."""
+    """Return the path of the record of a download."""
     return data_dir / "minari" / f"{_identifier(name)}.json"
 
 
 def _downloaded(data_dir: Path, name: str) -> str | None:
-    """The digest of a data set when it was downloaded here; None if it was not."""
+    """Return the digest of a data set when it was downloaded here; None if it was not."""
     try:
         content = json.loads(_record(data_dir, name).read_bytes())
     except (OSError, ValueError):
         return None
     return content.get("sha256") if isinstance(content, dict) else None
-
-
-#: What the registry merges.
-SOURCES: dict[str, Source] = {
-    "minari": Source(
-        env_names=(),
-        metric="return",
-        load=load,
-        make_env=make_env,
-        prefixes=(_PREFIX,),
-        download=download,
-        reference=reference,
-    )
-}

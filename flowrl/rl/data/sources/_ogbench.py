@@ -1,4 +1,4 @@
-"""Loads an OGBench data set for one of its single tasks, through OGBench's own loader."""
+"""OGBench's data sets for its single tasks, loaded by OGBench's own loader."""
 
 import dataclasses
 from pathlib import Path
@@ -6,12 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from flowrl._io import _files
-from flowrl.rl.data.files import Published, _store, obtain
-from flowrl.rl.data.generators import RECIPES, describe, generate
-from flowrl.rl.data.schema import OfflineDataset, Progress, Request, Source, from_dict
-from flowrl.rl.data.sources._ogbench_names import dataset_names, env_names, split_name
-from flowrl.rl.envs import Environment, evaluation_env, own_global_state, quiet, require
+from flowrl._io import read_npz, require
+from flowrl.rl.data.files import Published, obtain, validation_path
+from flowrl.rl.data.generators import RECIPES, describe, generate_ogbench
+from flowrl.rl.data.schema import (
+    AbstractLocalSource,
+    AbstractPublishedSource,
+    OfflineDataset,
+    ReferenceScores,
+    Request,
+    from_dict,
+)
+from flowrl.rl.data.sources._ogbench_names import published_data, single_tasks, split_name
+from flowrl.rl.envs import Environment, evaluation_env, own_global_state, quiet
 
 # The official host, and the mirror that OGBench's author names (seohongpark/ogbench, issue 49).
 _MIRRORS = (
@@ -20,75 +27,73 @@ _MIRRORS = (
 )
 
 
-def load(name: str, request: Request, /) -> OfflineDataset:
-    """Loads (and if need be makes or downloads) a data set; the arguments are those of `flowrl.rl.data.load`."""
-    dataset_name, env_id = split_name(name)
-    if request.validation is not None:
-        raise ValueError(f"{name} has a validation split of its own; leave out validation.")
-    dataset_path = request.dataset_path
-    if dataset_path is not None:
-        path = dataset_path
-    elif request.origin == "published":
-        path = download(dataset_name, request.data_dir, mirrors=(), progress=request.progress)
-    elif dataset_name in RECIPES:
-        path = generate(
-            dataset_name,
-            request.data_dir,
-            rows=request.rows,
-            val_rows=request.val_rows,
-            seed=request.seed,
-            workers=request.workers,
-            progress=request.progress,
-        )
-    else:
-        raise ValueError(
-            f"{dataset_name} cannot be made on this machine (its collecting policy is not published): give "
-            f'origin="published" to download it, or the path of {dataset_name}.npz, with {dataset_name}-val.npz beside '
-            "it, as dataset_path."
-        )
-    require("gymnasium", "ogbench")
-    import gymnasium
-    import ogbench
+class OGBench(AbstractLocalSource, AbstractPublishedSource):
+    """OGBench's single tasks on states."""
 
-    with quiet(), own_global_state():
-        env = gymnasium.make(env_id, disable_env_checker=True)
-        try:
-            if dataset_path is not None or request.origin == "published":
-                check_file(path, env, name)
-                check_file(_store.validation_path(path), env, name)
-            # With dataset_only it is always a pair of dictionaries; its type says "or many other things".
-            splits: Any = ogbench.make_env_and_datasets(name, dataset_path=str(path), dataset_only=True, cur_env=env)
-            # Private, but nowhere else does an environment say it; a result row must.
-            timing = getattr(env.unwrapped, "_success_timing", None)
-        finally:
-            env.close()
-    files = (path, _store.validation_path(path))
-    train, validation = (from_dict(arrays, source=str(file)) for arrays, file in zip(splits, files, strict=True))
-    info = describe(path, name, env_id, rows=len(train), success_timing=timing, metric="success")
-    return OfflineDataset(train, validation, dataclasses.replace(info, val_rows=len(validation)))
+    env_names = single_tasks()
+    metric = "success"
+    dataset_names = tuple(RECIPES)
+    published_names = published_data()
 
+    def load(self, name: str, request: Request) -> OfflineDataset:
+        dataset_name, env_id = split_name(name)
+        if request.validation is not None:
+            raise ValueError(f"{name} has a validation split of its own; leave out validation.")
+        dataset_path = request.dataset_path
+        if dataset_path is not None:
+            path = dataset_path
+        elif request.origin == "published":
+            path = self.download(dataset_name, request)
+        elif dataset_name in RECIPES:
+            path = self.generate(dataset_name, request)
+        else:
+            raise ValueError(
+                f"{dataset_name} cannot be made on this machine (its collecting policy is not published): give "
+                f'origin="published" to download it, or the path of {dataset_name}.npz, with {dataset_name}-val.npz '
+                "beside it, as dataset_path."
+            )
+        require("gymnasium", "ogbench", extra="rl")
+        import gymnasium
+        import ogbench
 
-def download(name: str, data_dir: Path, /, *, mirrors: tuple[str, ...], progress: Progress | None) -> Path:
-    """Downloads both splits unless they are there; the arguments are those of `flowrl.rl.data.download`."""
-    folder = data_dir / name / "published"
-    files = (f"{name}.npz", f"{name}-val.npz")
-    addresses = [tuple(f"{mirror.rstrip('/')}/{file}" for mirror in mirrors or _MIRRORS) for file in files]
-    obtain(folder, [Published(file, urls) for file, urls in zip(files, addresses, strict=True)], progress)
-    return folder / files[0]
+        with quiet(), own_global_state():
+            env = gymnasium.make(env_id, disable_env_checker=True)
+            try:
+                if dataset_path is not None or request.origin == "published":
+                    check_file(path, env, name)
+                    check_file(validation_path(path), env, name)
+                # With dataset_only it is always a pair of dictionaries; its type says "or many other things".
+                splits: Any = ogbench.make_env_and_datasets(
+                    name, dataset_path=str(path), dataset_only=True, cur_env=env
+                )
+                # Private, but nowhere else does an environment say it; a result row must.
+                timing = getattr(env.unwrapped, "_success_timing", None)
+            finally:
+                env.close()
+        files = (path, validation_path(path))
+        train, validation = (from_dict(arrays, source=str(file)) for arrays, file in zip(splits, files, strict=True))
+        info = describe(path, name, env_id, rows=len(train), success_timing=timing, metric=self.metric)
+        return OfflineDataset(train, validation, dataclasses.replace(info, val_rows=len(validation)))
+
+    def generate(self, name: str, request: Request) -> Path:
+        return generate_ogbench(name, request)
+
+    def download(self, name: str, request: Request) -> Path:
+        folder = request.data_dir / name / "published"
+        files = (f"{name}.npz", f"{name}-val.npz")
+        addresses = [tuple(f"{mirror.rstrip('/')}/{file}" for mirror in request.mirrors or _MIRRORS) for file in files]
+        obtain(folder, [Published(file, urls) for file, urls in zip(files, addresses, strict=True)], request.progress)
+        return folder / files[0]
+
+    def make_env(self, name: str, *, seed: int | None, render: bool) -> Environment:
+        return evaluation_env(split_name(name)[1], seed=seed, render=render)
+
+    def reference_scores(self, name: str) -> ReferenceScores | None:  # noqa: ARG002
+        return None
 
 
 def check_file(path: Path, env: Any, name: str) -> None:
-    """Refuses an npz that is not OGBench data of this environment; OGBench's own loader would fail obscurely.
-
-    Args:
-        path: the npz.
-        env: the single-task environment that it is meant for.
-        name: the name given to `load`, for messages.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the file, the key and the expected shape or dtype.
-    """
+    """Raise a ValueError unless an npz holds OGBench data of this environment; OGBench's loader fails obscurely."""
     if path.suffix != ".npz" or ".npz" in str(path.parent):
         # OGBench finds the validation file by replacing every ".npz" in the path.
         raise ValueError(f"{path}: expected a path that ends in .npz and has .npz nowhere else.")
@@ -100,7 +105,7 @@ def check_file(path: Path, env: Any, name: str) -> None:
     }
     if hasattr(inner, "_num_buttons"):
         widths["button_states"] = inner._num_buttons
-    arrays = _files.read_npz(path, required=("terminals", *widths))
+    arrays = read_npz(path, required=("terminals", *widths))
     rows = arrays["observations"].shape[0] if arrays["observations"].ndim else 0
     for key, width in widths.items():
         array = arrays[key]
@@ -119,22 +124,3 @@ def check_file(path: Path, env: Any, name: str) -> None:
     short = np.flatnonzero(np.flatnonzero(terminals) == starts)
     if short.size:
         raise ValueError(f"{path}: the trajectory at row {starts[short[0]]} has one row, expected at least 2.")
-
-
-def make_env(name: str, /, *, seed: int | None, render: bool) -> Environment:
-    """The environment of a single-task name; see `evaluation_env`."""
-    return evaluation_env(split_name(name)[1], seed=seed, render=render)
-
-
-SOURCES: dict[str, Source] = {
-    "ogbench": Source(
-        env_names=env_names(),
-        metric="success",
-        load=load,
-        make_env=make_env,
-        dataset_names=tuple(RECIPES),
-        generate=generate,
-        published_names=dataset_names(),
-        download=download,
-    )
-}

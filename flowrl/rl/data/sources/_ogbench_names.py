@@ -18,26 +18,19 @@ _FILE_ONLY = (
 )
 
 
-def dataset_names() -> tuple[str, ...]:
-    """Every data set that OGBench has published for single tasks on states."""
+def published_data() -> tuple[str, ...]:
+    """Return every data set that OGBench has published for single tasks on states."""
     return (*RECIPES, *_FILE_ONLY)
 
 
-def env_names() -> tuple[str, ...]:
-    """Every single-task name; "...-singletask-v0" is OGBench's default task, which is not always task 1."""
+def single_tasks() -> tuple[str, ...]:
+    """Return every single-task name; "...-singletask-v0" is OGBench's default task, which is not always task 1."""
     tasks = ("", *(f"-task{number}" for number in range(1, 6)))
-    return tuple(f"{name.removesuffix('-v0')}-singletask{task}-v0" for name in dataset_names() for task in tasks)
+    return tuple(f"{name.removesuffix('-v0')}-singletask{task}-v0" for name in published_data() for task in tasks)
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Takes a single-task name apart.
-
-    Args:
-        name: such as "puzzle-3x3-play-singletask-task1-v0".
-
-    Returns:
-        The data set ("puzzle-3x3-play-v0") and the environment's gymnasium id ("puzzle-3x3-singletask-task1-v0").
-    """
+    """Return the data set ("puzzle-3x3-play-v0") and the gymnasium id of a single-task name."""
     before, after = name.split("-singletask")
     env, _ = before.rsplit("-", 1)
     return f"{before}-v0", f"{env}-singletask{after}"

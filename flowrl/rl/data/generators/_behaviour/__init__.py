@@ -1,6 +1,6 @@
 """Small behaviour policies that ship with the library, and how to act with them.
 
-Each `.npz` beside this file is one snapshot of a soft actor-critic run (`examples/train_behaviour.py`): a tanh-Gaussian
+Each `.npz` beside this file is one snapshot of a soft actor-critic run (`flowrl behaviour`): a tanh-Gaussian
 policy of 40 kilobytes. `provenance.json` says which command made it, how well it does, and its SHA-256. Acting is plain
 NumPy: for one state at a time, dispatching a jitted call costs more than the arithmetic.
 """
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32
 
-from flowrl._io import _files
-from flowrl.rl.envs import Environment, quiet, render_mode, require, simulator_log_off
+from flowrl._io import read_npz, require, write_npz
+from flowrl.rl.envs import Environment, quiet, render_mode, simulator_log_off
 
 # Where the shipped snapshots and their provenance stand.
 FOLDER = Path(__file__).parent
@@ -57,15 +57,7 @@ class TanhGaussian:
     def __call__(
         self, observation: Float[np.ndarray, " obs"], rng: np.random.Generator | None = None
     ) -> Float32[np.ndarray, " act"]:
-        """Chooses an action.
-
-        Args:
-            observation: the state, (obs,).
-            rng: source of the Gaussian noise; None gives the mode, tanh(mean).
-
-        Returns:
-            The action, (act,), in [-1, 1].
-        """
+        """Return an action (act,) in [-1, 1]: drawn by `rng`, or without it the mode, tanh(mean)."""
         hidden = observation.astype(np.float32, copy=False)
         last = len(self.kernels) - 1
         for i, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
@@ -84,17 +76,7 @@ class TanhGaussian:
 def rollout(
     env: Environment, policy: TanhGaussian, seed: np.random.SeedSequence, *, stochastic: bool = True
 ) -> Episode:
-    """Runs one episode until the environment terminates or truncates it.
-
-    Args:
-        env: an environment with a time limit and actions in [-1, 1].
-        policy: the policy to follow.
-        seed: fixes the reset and the action noise; the episode depends on nothing else.
-        stochastic: sample from the policy; otherwise take its mode.
-
-    Returns:
-        The episode.
-    """
+    """Run one episode to its end; it depends on the seed alone. Without `stochastic` the policy acts by its mode."""
     reset_seed, noise_seed = seed.spawn(2)
     rng = np.random.default_rng(noise_seed) if stochastic else None
     observation, _ = env.reset(seed=int(reset_seed.generate_state(1)[0]))
@@ -112,21 +94,12 @@ def rollout(
     return Episode(stacked[:-1], np.stack(actions), stacked[1:], np.asarray(rewards, np.float32), masks, terminals)
 
 
-def make(env_id: str, *, seed: int | None = None, render: bool = False) -> Environment:
-    """Makes a MuJoCo environment whose observations are float32.
+def make_mujoco(env_id: str, *, seed: int | None = None, render: bool = False) -> Environment:
+    """Make a MuJoCo environment with float32 observations and gymnasium's own time limit.
 
-    Args:
-        env_id: gymnasium id, such as "HalfCheetah-v5".
-        seed: of the first `reset()` that is not given one; later resets go on from there. None: not reproducible.
-        render: whether it can draw itself.
-
-    Returns:
-        The environment, with gymnasium's own time limit.
-
-    Raises:
-        ImportError: naming the extra to install, if gymnasium or mujoco is missing.
+    `seed` is of the first `reset()` that is not given one; later resets go on from there. None: not reproducible.
     """
-    require("gymnasium", "mujoco")
+    require("gymnasium", "mujoco", extra="rl")
     import gymnasium
     from gymnasium.utils import seeding
 
@@ -142,33 +115,18 @@ def make(env_id: str, *, seed: int | None = None, render: bool = False) -> Envir
 
 
 def save_policy(path: Path, policy: TanhGaussian) -> None:
-    """Writes a policy as a float16 npz, atomically; the same weights give the same bytes.
+    """Write a policy as a float16 npz (half the size); the same weights give the same bytes.
 
-    float16 halves the file. Whoever reports a return must measure the policy that `load_policy` gives back.
-
-    Args:
-        path: where to write.
-        policy: what to write.
+    Whoever reports a return must measure the policy that `load_policy` gives back.
     """
     named = {f"kernel_{i}": kernel for i, kernel in enumerate(policy.kernels)}
     named |= {f"bias_{i}": bias for i, bias in enumerate(policy.biases)}
-    _files.write_npz(path, {name: array.astype(np.float16) for name, array in named.items()})
+    write_npz(path, {name: array.astype(np.float16) for name, array in named.items()})
 
 
 def load_policy(path: Path) -> TanhGaussian:
-    """Reads a policy that `save_policy` wrote.
-
-    Args:
-        path: an npz with kernel_0, bias_0, kernel_1, ...
-
-    Returns:
-        The policy, its weights float32.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the file and the array, if it is damaged or its layers do not fit each other.
-    """
-    arrays = _files.read_npz(path, required=("kernel_0", "bias_0"))
+    """Read a policy that `save_policy` wrote; a ValueError names the file and the array that does not fit."""
+    arrays = read_npz(path, required=("kernel_0", "bias_0"))
     layers = len(arrays) // 2
     expected = {f"{kind}_{i}" for kind in ("kernel", "bias") for i in range(layers)}
     if set(arrays) != expected:
@@ -187,13 +145,8 @@ def load_policy(path: Path) -> TanhGaussian:
 
 
 def provenance(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
-    """Reads what is known of a folder's weights.
+    """Read what is known of a folder's weights, by gymnasium id: command, seed, package versions, and "snapshots".
 
-    Args:
-        folder: where `provenance.json` stands.
-
-    Returns:
-        Per gymnasium id: the command, its seed, package versions, and under "snapshots", in order of training steps,
-        the file, steps, SHA-256 and measured returns of each.
+    The snapshots stand in order of training steps, each with file, steps, SHA-256 and measured returns.
     """
     return json.loads((folder / "provenance.json").read_text())

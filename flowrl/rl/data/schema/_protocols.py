@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flowrl.rl.data.schema import OfflineDataset, RewardTransform, Transitions
+from flowrl.rl.data.schema._rewards import RewardTransform
+from flowrl.rl.data.schema._schema import OfflineDataset, Transitions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,8 +16,8 @@ class RewardProtocol:
     """A named rule for rewards.
 
     Attributes:
-        equation: what becomes of a reward r.
-        source: who uses it, and where that can be read.
+        equation: what a reward r becomes.
+        source: who uses it, and where it is published.
         measure: the scale and the shift, from the training split.
     """
 
@@ -26,7 +27,7 @@ class RewardProtocol:
 
 
 def trajectory_returns(data: Transitions) -> Float[np.ndarray, " trajectories"]:
-    """The undiscounted sum of rewards of every trajectory, in order.
+    """Compute the undiscounted sum of rewards of every trajectory, in order.
 
     Args:
         data: transitions; `terminals` end the trajectories.
@@ -77,12 +78,12 @@ REWARD_PROTOCOLS: dict[str, RewardProtocol] = {
 """By name; `apply_protocol` accepts these and no others."""
 
 OBSERVATION_PROTOCOLS: dict[str, str] = {"none": "s", "standard": "(s - mean) / max(std, 0.001)"}
-"""Name to equation, for an observation s; "standard" per coordinate, as in TD3+BC (Fujimoto and Gu 2021,
-arXiv 2106.06860)."""
+"""Name to equation, for an observation s; `flowrl.rl.Standardizer.fit` accepts these and no others. "standard" is per
+coordinate, as in TD3+BC (Fujimoto and Gu 2021, arXiv 2106.06860)."""
 
 
 def reward_transform(protocol: str, data: Transitions) -> RewardTransform:
-    """Measures what a protocol needs.
+    """Measure the scale and the shift of a protocol.
 
     Args:
         protocol: one of `REWARD_PROTOCOLS`.
@@ -92,42 +93,37 @@ def reward_transform(protocol: str, data: Transitions) -> RewardTransform:
         The transform, for data and for rewards met online.
 
     Raises:
-        ValueError: if the name is unknown, or the protocol divides by a spread that is zero.
+        ValueError: the name is unknown, or the protocol divides by a spread that is zero.
     """
     if protocol not in REWARD_PROTOCOLS:
         raise ValueError(f"unknown reward protocol {protocol!r}, expected one of {', '.join(REWARD_PROTOCOLS)}.")
     return RewardTransform(protocol, *REWARD_PROTOCOLS[protocol].measure(data))
 
 
-def apply_protocol(dataset: OfflineDataset, *, rewards: str = "none", observations: str = "none") -> OfflineDataset:
-    """Transforms the rewards of both splits, and says in `info` how rewards and observations are treated.
+def apply_protocol(dataset: OfflineDataset, *, rewards: str) -> OfflineDataset:
+    """Transform the rewards of both splits, by a scale and a shift that are measured on the training split alone.
 
-    Rewards are measured on the training split alone. Observations stay as they are: a learner normalises them itself
-    (`flowrl.rl.Standardizer.fit(..., protocol=dataset.info.observation_protocol)`), because a policy needs that too.
+    Observations stay as they are: a policy has to normalise those that it meets, so `flowrl.rl.Standardizer` does it.
 
     Args:
         dataset: with the environment's own rewards.
         rewards: one of `REWARD_PROTOCOLS`.
-        observations: one of `OBSERVATION_PROTOCOLS`.
 
     Returns:
         Another data set; `info.reward_transform` is to be used on rewards met online too.
 
     Raises:
-        ValueError: if a name is unknown, a protocol was applied before, or the protocol divides by zero here.
+        ValueError: the name is unknown, a protocol was applied before, or the protocol divides by zero here.
     """
     before = dataset.info.reward_transform.protocol
     if before != "none":
         raise ValueError(f"the rewards already follow the protocol {before!r}; start from the data as loaded.")
-    if observations not in OBSERVATION_PROTOCOLS:
-        known = ", ".join(OBSERVATION_PROTOCOLS)
-        raise ValueError(f"unknown observation protocol {observations!r}, expected one of {known}.")
     transform = reward_transform(rewards, dataset.train)
 
     def changed(split: Transitions) -> Transitions:
         fields: dict[str, Any] = {field.name: getattr(split, field.name) for field in dataclasses.fields(split)}
         return Transitions(**{**fields, "rewards": transform(split.rewards)})
 
-    info = dataclasses.replace(dataset.info, reward_transform=transform, observation_protocol=observations)
+    info = dataclasses.replace(dataset.info, reward_transform=transform)
     validation = None if dataset.validation is None else changed(dataset.validation)
     return OfflineDataset(changed(dataset.train), validation, info)
