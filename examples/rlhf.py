@@ -30,7 +30,6 @@ TEXTS, TRAINING, UNSEEN = 6000, 4500, 200
 def main(options: argparse.Namespace) -> None:
     """Learn a reference and a reward model, transport samples, and compare the answers."""
     keys = jr.split(jr.key(options.seed), 6)
-
     # A prompt is the first four words of a text; texts after the first TRAINING give new prompts.
     rated = data.generated_ratings(TEXTS, seed=options.seed)
     words = data.WordTokenizer.fit(rated.texts)
@@ -88,18 +87,16 @@ def main(options: argparse.Namespace) -> None:
     # better than a sample of the reference, with a 95 % interval over prompts?
     judge = evaluation.RatingRegression.fit(rated)
     read = lambda rows, masks: [words.decode(row[kept].tolist()) for row, kept in zip(rows, masks, strict=True)]
-    others, _ = rlhf.sample(sampler, reference, batch, count=16, key=keys[5])
-    tokens, mask = np.asarray(others.tokens), np.asarray(others.mask)
-    against = np.stack([judge.predict(read(tokens[:, i], mask[:, i])) for i in range(16)], axis=1)
+    others = jax.tree.map(np.asarray, rlhf.sample(sampler, reference, batch, count=16, key=keys[5])[0])
+    against = np.stack([judge.predict(read(others.tokens[:, i], others.mask[:, i])) for i in range(16)], axis=1)
     table, texts = [], {name: read(*map(np.asarray, answer)) for name, answer in answers.items()}
-    print("wins against samples of the reference, %     reward  distinct-2")
+    print("wins against samples of the reference          reward  distinct-2")
     for name, (tokens, mask) in answers.items():
         wins = evaluation.win_rate(judge.predict(texts[name]), against)
         scored = float(jnp.mean(rlhf.score(reward, batch, tokens[:, None], mask[:, None])))
         variety = evaluation.distinct_n([text.split() for text in texts[name]], 2)
         table.append({"answers": name, **wins._asdict(), "reward": scored, "distinct_2": variety})
-        percent = "{:5.1f} [{:3.0f}, {:3.0f}]".format(*(100 * x for x in wins))
-        print(f"{name:28} {percent}  {scored:6.2f}  {variety:10.2f}")
+        print(f"{name:28} {wins.value:5.0%} [{wins.low:3.0%}, {wins.high:3.0%}] {scored:9.2f} {variety:11.2f}")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.csv").write_text(to_csv(table))
     (options.out / "texts.json").write_text(json.dumps({"prompts": prompts, **texts}, indent=1))
@@ -115,8 +112,9 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=4, help="steps L of the budget")
     parser.add_argument("--step-size", type=float, default=1.0, help="in units of one over the reward's spread")
     parser.add_argument("--updates", type=int, default=600, help="updates of each model")
+    options = parser.parse_args()
     try:
         require("sklearn", extra="rlhf,examples")
     except ImportError as missing:
         raise SystemExit(str(missing)) from None
-    main(parser.parse_args())
+    main(options)

@@ -195,7 +195,7 @@ def test_intervals_with_seeds_cover_the_mean_when_a_hard_prompt_is_hard_for_all(
     found = [
         mean_interval(rng.normal(size=50) + 0.3 * rng.normal(size=(5, 50)), resamples=400, seed=i) for i in range(200)
     ]
-    # Prompts drawn anew for each seed would give intervals too short by sqrt(5), and cover in about 65 %.
+    # Prompts drawn again for each seed would give intervals too short by sqrt(5), and cover in about 65 %.
     assert sum(x.low <= 0 <= x.high for x in found) >= 178
 
 

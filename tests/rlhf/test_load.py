@@ -13,12 +13,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from flowrl.rlhf import Sampler, pack_prompts
+from flowrl.rlhf import Sampler, load_language_model, load_reward_model, pack_prompts, smollm2
 from flowrl.rlhf.data import FileTokenizer
 from flowrl.rlhf.models import _smollm2
 from flowrl.rlhf.models._families import FAMILIES, read_config
-from flowrl.rlhf.models._load import load_language_model, load_reward_model
-from flowrl.rlhf.models._smollm2 import smollm2
 
 pytest.importorskip("safetensors")
 from safetensors.numpy import load_file, save_file

@@ -236,7 +236,7 @@ def test_tokens_come_as_often_as_their_probabilities_say(model, temperature, top
     enough = expected >= 5
     statistic = np.sum((seen[kept] - expected)[enough] ** 2 / expected[enough])
     freedom = enough.sum() - 1
-    assert statistic < freedom + 4 * np.sqrt(2 * freedom) + 4  # beyond the 0.999 quantile of the law
+    assert statistic < freedom + 4 * np.sqrt(2 * freedom) + 4  # beyond the 0.999 quantile of the distribution
     # The log-probabilities are those of the model as it is, whatever was drawn from.
     _close(drawn.log_probs[:, 0], (logits - np.log(np.exp(logits).sum()))[drawn.tokens[:, 0]])
 

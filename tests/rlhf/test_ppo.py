@@ -9,11 +9,19 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from flowrl.rlhf.learning._ppo import PPO, PPOState, Rollout, ValueModel, ppo_update
+from flowrl.rlhf import (
+    PPO,
+    AbstractReward,
+    LanguageModel,
+    PPOState,
+    Prompt,
+    Sampler,
+    TransformerConfig,
+    ValueModel,
+    ppo_update,
+)
+from flowrl.rlhf.learning._ppo import Rollout
 from flowrl.rlhf.learning._ppo_terms import clipped_error, clipped_surrogate, gae, whiten
-from flowrl.rlhf.models._model import AbstractReward, LanguageModel
-from flowrl.rlhf.models._sample import Prompt, Sampler
-from flowrl.rlhf.models._transformer import TransformerConfig
 from flowrl.runs import load_checkpoint, save_checkpoint
 
 VOCABULARY, END, PAD = 8, 1, 0
@@ -268,36 +276,36 @@ WORTH = np.array([4.0, 0.0, 0.3, 1.0, -0.5, 0.6, -1.0, 0.2], np.float32)  # the 
 
 @pytest.mark.slow
 def test_a_bandit_ends_at_the_tilted_reference(key):
-    """Responses of one token: the optimum is μ exp(r/β)/Z, and the KL that is reported is that of the two laws."""
+    """Responses of one token: the optimum is μ exp(r/β)/Z, and the KL that is reported is that of the two distributions."""
     model, beta = language_model(key), 0.5
     sampler = Sampler(1, pad=PAD, forbidden=(PAD,))
     ppo = PPO(sampler, beta=beta, learning_rate=2e-2, value_learning_rate=2e-2, rollouts=256, epochs=2, minibatches=2)
     prompts, reward = Prompt(jnp.array([[2]], jnp.int32), jnp.ones((1, 1), bool)), Tally(WORTH)
 
     @eqx.filter_jit
-    def law(model):
+    def distribution(model):
         return jax.nn.softmax(model(jnp.array([2], jnp.int32))[0, 1:])
 
-    mu = np.asarray(law(model), np.float64)
+    mu = np.asarray(distribution(model), np.float64)
     exact = mu * np.exp(WORTH[1:] / beta)
     exact /= exact.sum()
     divergence = lambda p: np.sum(p * np.log(p / mu))
-    rows, laws = [], [mu]
+    rows, distributions = [], [mu]
 
     def report(state, row):
         rows.append(row)
-        laws.append(np.asarray(law(state.policy), np.float64))
+        distributions.append(np.asarray(distribution(state.policy), np.float64))
 
     state = ppo_update(ppo, ppo.start(model, key=key), model, reward, prompts, iterations=30, report=report)
     ppo = dataclasses.replace(ppo, learning_rate=2e-3)
     state = ppo_update(ppo, state, model, reward, prompts, iterations=50, report=report)
-    np.testing.assert_allclose([row["kl"] for row in rows], [divergence(p) for p in laws[:-1]], atol=1e-5)
-    entropies = [-np.sum(p * np.log(p)) for p in laws[:-1]]
+    np.testing.assert_allclose([row["kl"] for row in rows], [divergence(p) for p in distributions[:-1]], atol=1e-5)
+    entropies = [-np.sum(p * np.log(p)) for p in distributions[:-1]]
     np.testing.assert_allclose([row["entropy"] for row in rows], entropies, atol=1e-5)
     distance = lambda p: 0.5 * np.abs(p - exact).sum()
     assert distance(mu) > 0.3
-    assert distance(laws[-1]) < 0.03
-    assert abs(divergence(laws[-1]) - divergence(exact)) < 0.05
+    assert distance(distributions[-1]) < 0.03
+    assert abs(divergence(distributions[-1]) - divergence(exact)) < 0.05
 
 
 # Refusals
