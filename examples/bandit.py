@@ -6,6 +6,7 @@ acts with these two alone; what it chooses is judged by the true reward. Constan
 
 import argparse
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def log_data(key, noise):
 
 
 # --8<-- [end:problem]
-def fit(loss, model, key):
+def fit(loss, model: Any, key) -> Any:
     """Minimise `loss(model, key)` by Adam, its rate falling to 0 as a cosine."""
     optimiser = optax.adam(optax.cosine_decay_schedule(RATE, UPDATES))
 
@@ -120,65 +121,28 @@ def act(actions, rewards, models, key):
 
 
 # --8<-- [end:acting]
-def main(words=None):
-    """Compare all methods over seeds: a table, results.csv and bandit.png; return the rows."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--seeds", type=int, default=20, help="repetitions with their own data and networks, at least 2"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed from which all of them are made")
-    parser.add_argument("--noise", type=float, default=0.125, help="deviation of the noise on rewards / true peak")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/bandit"), help="folder for the files")
-    options = parser.parse_args(words)
-    if options.seeds < 2:
-        raise SystemExit(f"--seeds must be at least 2, since an interval needs two repetitions; got {options.seeds}.")
-    options.out.mkdir(parents=True, exist_ok=True)
-    flows = [(name, f"L = {steps}") for name in FLOWS for steps in STEPS]
-    flowql = [("FlowQL", f"weight {weight:g}") for weight in WEIGHTS]
-    methods = [("best logged action", ""), ("reference", "BC, best-of-N"), *flowql, *flows]
-    data_keys, learn_keys, act_keys = jr.split(jr.key(options.seed), (3, options.seeds))
-    actions, rewards = jax.jit(jax.vmap(lambda key: log_data(key, options.noise)))(data_keys)
-    models = jax.jit(jax.vmap(learn))(actions, rewards, learn_keys)
-    measures, offered, chosen = jax.jit(jax.vmap(act))(actions, rewards, models, act_keys)
-
-    one, best, distance = (np.asarray(x, np.float64).mean(axis=1) for x in measures)  # (seeds, methods)
-    student = scipy.stats.t.ppf(0.975, options.seeds - 1)
-    columns = {"one": one, "best": best, "best_minus_best_of_n": best - best[:, 1:2], "distance": distance}
-    table = {name: np.stack([x.mean(axis=0), student * scipy.stats.sem(x)]) for name, x in columns.items()}
-    rows = [dict(zip(("method", "setting"), method, strict=True)) for method in methods]
-    for name, (mean, ci) in table.items():
-        for row, *numbers in zip(rows, mean.tolist(), ci.tolist(), strict=True):
-            row |= dict(zip((name, f"{name}_ci95"), numbers, strict=True))
-    (options.out / "results.csv").write_text(to_csv(rows))
-    print(
-        f"True reward / peak, mean over {options.seeds} seeds and 95 % interval: one of N, best of N, minus best-of-N;"
-    )
-    print("and the distance of the best to the nearest logged action")
-    for row in rows:
-        numbers = (f"{row[name]:7.3f} ± {row[f'{name}_ci95']:.3f}" for name in table)
-        print(f"{row['method']:19}{row['setting']:14}", *numbers)
-
-    # The first decision of the first seed, and the true reward against the budget over all seeds.
+def draw(rows, actions, critic, offered, chosen):
+    """Draw the first decision of the first seed, and the true reward against the budget over all seeds."""
     figure = Figure(figsize=(14, 5), layout="constrained")
     true, learned, lines = figure.subplots(1, 3)
     grid = np.stack(np.meshgrid(np.linspace(-5.5, 5.5, 89), np.linspace(-4, 4, 65)), axis=-1).astype(np.float32)
-    critic = jax.tree.map(lambda x: x[0], models[1])
     for ax, reward in ((true, true_reward), (learned, lambda action: learned_reward(critic, action))):
         surface, levels = jax.vmap(jax.vmap(reward))(grid / BOX), np.linspace(-1, 1, 17)
         ax.contourf(*np.moveaxis(grid, -1, 0), surface, levels=levels, cmap="RdBu_r", extend="both")
-        ax.scatter(*BOX * np.asarray(actions[0]).T, s=3, color="grey")
+        ax.scatter(*BOX * actions.T, s=3, color="grey")
         ax.set(xlabel="$a_1$", ylabel="$a_2$", aspect="equal")
-    for number, name in enumerate(dict.fromkeys(name for name, _ in methods)):
-        mine, color = [i for i, (other, _) in enumerate(methods) if other == name], f"C{number}"
+    names = [row["method"] for row in rows]
+    for number, name in enumerate(dict.fromkeys(names)):
+        mine, color = [i for i, other in enumerate(names) if other == name], f"C{number}"
         if name.startswith("VGF"):
-            paths = BOX * np.asarray(offered)[0, 0, mine]
-            true.plot(*paths.transpose(2, 0, 1), color=color)
-            true.scatter(*paths[-1].T, s=15, color=color, label=f"{name}, ends at L = {STEPS[-1]}", zorder=3)
-        ends = BOX * np.asarray(chosen)[0, 0, mine if name == "FlowQL" else mine[-1:]]
-        learned.scatter(*ends.T, color=color, edgecolor="black", label=name, zorder=3)
+            true.plot(*BOX * offered[mine].transpose(2, 0, 1), color=color)
+            label = f"{name}, ends at L = {STEPS[-1]}"
+            true.scatter(*BOX * offered[mine[-1]].T, s=15, color=color, label=label, zorder=3)
+        shown = BOX * chosen[mine if name == "FlowQL" else mine[-1:]]
+        learned.scatter(*shown.T, color=color, edgecolor="black", label=name, zorder=3)
         for column, style in (("best", "-"), ("one", ":")):
-            mean, ci = table[column][:, mine]
-            if len(mine) != len(STEPS) or name == "FlowQL":  # a level; of FlowQL the best weight, in hindsight
+            mean, ci = (np.array([rows[i][key] for i in mine]) for key in (column, f"{column}_ci95"))
+            if name not in FLOWS:  # a level; of FlowQL the best weight, in hindsight
                 mean, ci = (np.full(len(STEPS), values[mean.argmax()]) for values in (mean, ci))
             lines.plot(STEPS, mean, style, color=color, label=name if style == "-" else None)
             lines.fill_between(STEPS, mean - ci, mean + ci, color=color, alpha=0.2)
@@ -187,8 +151,44 @@ def main(words=None):
     for ax, title in zip((true, learned, lines), titles, strict=True):
         ax.set_title(title)
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
-    figure.savefig(options.out / "bandit.png", dpi=90)
-    print(f"results.csv and bandit.png are in {options.out}")
+    return figure
+
+
+def main(words=None):
+    """Compare all methods over seeds: a table, results.csv and bandit.png; return the rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=20, help="repetitions, each with its own data and networks")
+    parser.add_argument("--seed", type=int, default=0, help="seed from which all of them are made")
+    parser.add_argument("--noise", type=float, default=0.125, help="deviation of the noise on rewards / true peak")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/bandit"), help="folder for the files")
+    options = parser.parse_args(words)
+    if options.seeds < 2:
+        raise SystemExit(f"--seeds must be at least 2, since an interval needs two repetitions; got {options.seeds}.")
+    data_keys, learn_keys, act_keys = jr.split(jr.key(options.seed), (3, options.seeds))
+    actions, rewards = jax.jit(jax.vmap(lambda key: log_data(key, options.noise)))(data_keys)
+    models = jax.jit(jax.vmap(learn))(actions, rewards, learn_keys)
+    measures, offered, chosen = jax.jit(jax.vmap(act))(actions, rewards, models, act_keys)
+
+    methods = [
+        ("best logged action", ""),
+        ("reference", "BC, best-of-N"),
+        *(("FlowQL", f"weight {w:g}") for w in WEIGHTS),
+    ]
+    methods += [(name, f"L = {steps}") for name in FLOWS for steps in STEPS]
+    one, best, distance = (np.asarray(x, np.float64).mean(axis=1) for x in measures)  # (seeds, methods)
+    columns = {"one": one, "best": best, "best_minus_best_of_n": best - best[:, 1:2], "distance": distance}
+    student, rows = scipy.stats.t.ppf(0.975, options.seeds - 1), []
+    print(f"mean over {options.seeds} seeds ± 95 % interval:", *columns, sep="; ")
+    for i, (name, setting) in enumerate(methods):
+        row: dict[str, Any] = {"method": name, "setting": setting}
+        for column, x in columns.items():
+            row |= {column: x[:, i].mean(), f"{column}_ci95": student * scipy.stats.sem(x[:, i])}
+        rows.append(row)
+        print(f"{name:19}{setting:14}", *(f"{row[c]:7.3f} ± {row[f'{c}_ci95']:.3f}" for c in columns))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "results.csv").write_text(to_csv(rows))
+    first = jax.tree.map(lambda x: np.asarray(x[0]), (actions, models[1], offered[:, 0], chosen[:, 0]))
+    draw(rows, *first).savefig(options.out / "bandit.png", dpi=90)
     return rows
 
 

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "custom_data.py"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "custom_data.py"
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess:
