@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "concepts" / "peers.md"
 
 
 def _claims():
-    """Give capability and cell of the column about this library, of the tables that have one."""
+    """Return capability and cell of the column about this library, of the tables that have one."""
     inside = False
     for line in PAGE.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]

@@ -72,7 +72,7 @@ class _Site:
         }
 
     def resolve(self, page, link):
-        """Give the file that a link of a page leads to, and the anchor; None for what is elsewhere."""
+        """Return the file that a link of a page leads to, and the anchor; None for what is elsewhere."""
         parts = urllib.parse.urlsplit(link)
         if parts.scheme or parts.netloc:
             return None, ""

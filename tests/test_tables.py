@@ -146,7 +146,7 @@ def test_the_tables_of_the_docs_are_those_of_the_code(name):
     page, table = TABLES[name]
     begin, end = _marked(name)
     written = page.read_text().split(begin)[1].split(end)[0]
-    assert written == table(), f"python tests/{pathlib.Path(__file__).name} writes the table of {name} anew"
+    assert written == table(), f"python tests/{pathlib.Path(__file__).name} writes the table of {name} again"
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from flowrl._custom_types import Particle, Particles, Scalar
-from flowrl._domain._base import AbstractDomain
+from flowrl._domain._bounded import AbstractBounded, Method, check_method
 from flowrl._domain._coordinate import fold
-from flowrl._domain._methods import MAPPING, RESTRICTING, Method, check_method
 from flowrl._misc import concrete, number, numbers_to_array
 
 
-class Ball(AbstractDomain):
+class Ball(AbstractBounded):
     r"""The Euclidean ball |x − c| <= R over all coordinates of a particle together.
 
     "project" moves particles outside to the nearest point of the sphere. "reflect" folds the distance to the centre at
@@ -61,21 +60,6 @@ class Ball(AbstractDomain):
         self.centre = jax.tree.map(jnp.asarray, centre)
         self.radius = number("the radius of Ball", radius, lambda value: 0 < value < np.inf, "one finite number > 0")
         self.by = by
-
-    @property
-    def restricts(self) -> bool:
-        """Whether particles are brought back after each step."""
-        return self.by in RESTRICTING
-
-    @property
-    def maps(self) -> bool:
-        """Whether the flow runs in other coordinates."""
-        return self.by in MAPPING
-
-    @property
-    def mirrors(self) -> bool:
-        """Whether ascent is mirror ascent."""
-        return self.by == "mirror"
 
     def contains(self, particles: Particles) -> Bool[Array, " n"]:
         def inside(particle: Particle) -> Array:

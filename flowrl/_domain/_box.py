@@ -9,13 +9,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from flowrl._custom_types import Particle, Particles, Scalar
-from flowrl._domain._base import AbstractDomain
+from flowrl._domain._bounded import AbstractBounded, Method, check_method
 from flowrl._domain._coordinate import constrain, fold, log_slope, unconstrain
-from flowrl._domain._methods import MAPPING, RESTRICTING, Method, check_method
 from flowrl._misc import concrete, numbers_to_array
 
 
-class Box(AbstractDomain):
+class Box(AbstractBounded):
     """The box low <= x <= high; each face may be infinite.
 
     | `by` | a coordinate with two finite faces | with a lower face (an upper one is its mirror image) | with none |
@@ -81,21 +80,6 @@ class Box(AbstractDomain):
             below, above = concrete(a), concrete(b)
             if below is not None and above is not None and not np.all(below < above):
                 raise ValueError(f"Box needs low < high in every coordinate, got low={np.asarray(a)}, high={b}.")
-
-    @property
-    def restricts(self) -> bool:
-        """Whether particles are brought back after each step."""
-        return self.by in RESTRICTING
-
-    @property
-    def maps(self) -> bool:
-        """Whether the flow runs in other coordinates."""
-        return self.by in MAPPING
-
-    @property
-    def mirrors(self) -> bool:
-        """Whether ascent is mirror ascent."""
-        return self.by == "mirror"
 
     def contains(self, particles: Particles) -> Bool[Array, " n"]:
         def inside(leaf: Array, low: Array, high: Array) -> Array:

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from flowrl._custom_types import Particle, Particles, Scalar
-from flowrl._domain._base import AbstractDomain
-from flowrl._domain._methods import MAPPING, Method, check_method
+from flowrl._domain._bounded import AbstractBounded, Method, check_method
 
 _SUM = 128
 """Sums may miss 1 by this many K ε: room for vectors that were normalised elsewhere."""
@@ -16,7 +15,7 @@ _FLOOR = 4
 """Mapped probabilities are at least this many times the smallest normal number, which may be flushed to zero."""
 
 
-class Simplex(AbstractDomain):
+class Simplex(AbstractBounded):
     r"""Probability vectors: the last axis of every leaf holds K >= 2 entries >= 0 that sum to 1.
 
     "mirror" and "bijector" run the flow in y with x = softmax(y), y = log x − mean(log x), and differ only for ascent:
@@ -67,21 +66,6 @@ class Simplex(AbstractDomain):
                 'Simplex cannot be kept by="reflect": it has no interior to be reflected into, since every vector sums '
                 'to 1. Use by="mirror", "bijector" or "project".'
             )
-
-    @property
-    def restricts(self) -> bool:
-        """Whether particles are brought back after each step."""
-        return self.by == "project"
-
-    @property
-    def maps(self) -> bool:
-        """Whether the flow runs in other coordinates."""
-        return self.by in MAPPING
-
-    @property
-    def mirrors(self) -> bool:
-        """Whether ascent is mirror ascent."""
-        return self.by == "mirror"
 
     def contains(self, particles: Particles) -> Bool[Array, " n"]:
         def inside(leaf: Array) -> Array:
