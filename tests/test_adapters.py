@@ -28,7 +28,7 @@ def _standard():
 
 # Distributions
 
-LAWS = {
+DISTRIBUTIONS = {
     "normal": (lambda: dist.Normal(0.5, 2.0), 1.3, stats.norm(0.5, 2).logpdf),
     "whole numbers": (lambda: dist.Gamma(3, 1), 1.3, stats.gamma(3).logpdf),
     "independent": (
@@ -51,10 +51,10 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_a_distribution_of_numpyro_is_a_density(name):
-    law, x, log_prob = LAWS[name]
-    target, x = flowrl.Density(law()), jnp.asarray(x, FLOAT)
+    distribution, x, log_prob = DISTRIBUTIONS[name]
+    target, x = flowrl.Density(distribution()), jnp.asarray(x, FLOAT)
     np.testing.assert_allclose(target.value(x), log_prob(np.asarray(x, np.float64)), rtol=tolerance(1e-9, 1e-4))
     gradient = target.gradient(x, ONE, key=None)
     assert gradient.dtype == FLOAT

@@ -24,7 +24,7 @@ def _rugged(x):
 RUGGED = flowrl.Boltzmann(_rugged)
 
 
-def _marched(solver, steps, particles, flow=FIXED):
+def _integrated(solver, steps, particles, flow=FIXED):
     """Where the same time ends in this many steps; one program for all numbers of steps."""
     temperature = None if flow.traits.temperature == "none" else 0.7
     budget = flowrl.Budget(jnp.asarray(steps), TIME / steps, temperature, max_steps=64, scale=0.8)
@@ -37,21 +37,21 @@ def _marched(solver, steps, particles, flow=FIXED):
 @pytest.mark.skipif(not X64, reason="the errors compared are below float32's")
 def test_euler_jko_and_tsit5_meet_at_their_orders():
     particles = draw(0, (6, 2))
-    exact = _marched(TIGHT, 8, particles)
+    exact = _integrated(TIGHT, 8, particles)
     constant = flowrl.Diffrax(diffrax.Tsit5(), diffrax.ConstantStepSize())
     for solver, counts in ((flowrl.Euler(), (16, 32, 64)), (constant, (4, 8, 16))):
-        errors = [distances(exact, _marched(solver, steps, particles)).max() for steps in counts]
+        errors = [distances(exact, _integrated(solver, steps, particles)).max() for steps in counts]
         rates = [np.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
         if solver is constant:
             assert min(rates) > 4.4
         else:
             assert rates == pytest.approx([1, 1], abs=0.2)
     # The proximal step is implicit Euler: first order too, with an error of the other sign.
-    exact = _marched(TIGHT, 8, particles, ASCENT)
-    errors = [np.asarray(_marched(ACCURATE, steps, particles, ASCENT) - exact) for steps in (16, 32, 64)]
+    exact = _integrated(TIGHT, 8, particles, ASCENT)
+    errors = [np.asarray(_integrated(ACCURATE, steps, particles, ASCENT) - exact) for steps in (16, 32, 64)]
     sizes = [np.abs(error).max() for error in errors]
     assert [np.log2(a / b) for a, b in zip(sizes, sizes[1:], strict=False)] == pytest.approx([1, 1], abs=0.2)
-    explicit = np.asarray(_marched(flowrl.Euler(), 64, particles, ASCENT) - exact)
+    explicit = np.asarray(_integrated(flowrl.Euler(), 64, particles, ASCENT) - exact)
     assert np.sum(explicit * errors[-1]) < 0
     np.testing.assert_allclose(errors[-1], -explicit, atol=0.3 * sizes[-1])
 
@@ -79,7 +79,7 @@ def test_langevin_by_diffrax_has_the_moments_of_ornstein_and_uhlenbeck(solver, k
 
 
 def test_aldi_by_diffrax_keeps_a_gaussian_law(key):
-    # From the target's own law, in Itô's sense, the variance stays; a Stratonovich reading would raise it.
+    # From the target's own distribution, in Itô's sense, the variance stays; a Stratonovich reading would raise it.
     scales = jnp.asarray([[1.0, 0.05]], FLOAT)
     target = flowrl.Density(lambda x: -0.5 * jnp.sum((x / scales[0]) ** 2))
     method = flowrl.Diffrax(diffrax.Euler(), diffrax.ConstantStepSize())
@@ -90,7 +90,7 @@ def test_aldi_by_diffrax_keeps_a_gaussian_law(key):
     assert sample.var(axis=0) == pytest.approx([1, 1], abs=5 * np.sqrt(2 / 3000) + 0.02)
 
 
-def test_what_diffrax_cannot_march_is_refused_with_the_reason():
+def test_what_diffrax_cannot_integrate_is_refused_with_the_reason():
     ito, stratonovich, ordinary = (
         flowrl.Diffrax(solver, diffrax.ConstantStepSize())
         for solver in (diffrax.Euler(), diffrax.ShARK(), diffrax.Tsit5())

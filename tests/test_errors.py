@@ -1,4 +1,4 @@
-"""Misuse is refused at the door, in words that say what was got, what was expected and how to mend it.
+"""Misuse is refused before anything runs, in words that say what was got, what was expected and how to mend it.
 
 The calls run in one process without the type checker of these tests, so the errors are those a user sees.
 """
@@ -519,6 +519,17 @@ CASES = {
         "flowrl.Stepper(normal, budget, flowrl.Transport(solver=Adaptive()))",
         TypeError,
         ["Adaptive", "step by step", "Euler()"],
+    ),
+    # Policies
+    "a number for a policy's budget": (
+        "__import__('flowrl.rl').rl.Policy('VGF', 8, 3)",
+        TypeError,
+        ["VGF: budget must be a flowrl.Budget or None, got 3", "Budget(3, step_size)"],
+    ),
+    "a name for a policy's budget": (
+        "__import__('flowrl.rl').rl.Policy('VGF', 8, 'L=3')",
+        TypeError,
+        ["VGF: budget must be a flowrl.Budget or None, got 'L=3'."],
     ),
     # Selection
     "values of other shape": ("flowrl.best_of_n(x, jnp.ones(3))", ValueError, ["(3,)", "(4,)"]),

@@ -240,7 +240,7 @@ FIXED = flowrl.SVGD(flowrl.RBF(flowrl.FixedBandwidth(1.0)))
 TIME, BOUND = 1.6, 64
 
 
-def _marched(solver, steps, particles):
+def _integrated(solver, steps, particles):
     """Where the same time ends in this many steps; one program for all numbers of steps."""
     budget = flowrl.Budget(jnp.asarray(steps), TIME / steps, 0.7, max_steps=BOUND, scale=0.8)
     return flowrl.transport(RUGGED, particles, budget, flow=FIXED, solver=solver)
@@ -249,13 +249,13 @@ def _marched(solver, steps, particles):
 @pytest.mark.skipif(not X64, reason="the errors compared are below float32's")
 def test_euler_and_heun_converge_to_diffrax_at_their_orders():
     particles = draw(2, (6, 2))
-    exact = _marched(Integrator(), 8, particles)
+    exact = _integrated(Integrator(), 8, particles)
     assert float(exact.stats["time"]) == pytest.approx(TIME)
     assert int(exact.stats["steps"]) > 8
     assert exact.result == flowrl.RESULTS.successful
     for solver, order in ((flowrl.Euler(), 1), (Heun(), 2)):
         errors = [
-            distances(exact.particles, _marched(solver, steps, particles).particles).max() for steps in (16, 32, 64)
+            distances(exact.particles, _integrated(solver, steps, particles).particles).max() for steps in (16, 32, 64)
         ]
         assert errors[-1] < (0.03 if order == 1 else 1e-3)
         for coarse, fine in zip(errors, errors[1:], strict=False):
@@ -378,7 +378,7 @@ def test_a_target_that_knows_only_its_gradient_gains_the_same_jacobian():
 
 
 class Minibatch(flowrl.AbstractTarget):
-    """A normal whose centre is estimated anew at every step from a few of its data."""
+    """A normal whose centre is estimated again at every step from a few of its data."""
 
     data: jax.Array
     knows: ClassVar[frozenset[flowrl.Knowledge]] = frozenset({"gradient"})

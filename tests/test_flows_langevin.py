@@ -117,8 +117,8 @@ def test_aldi_has_the_moments_of_its_euler_scheme_whatever_the_condition(d, n, k
 
 
 @pytest.mark.parametrize(
-    # Four particles in six dimensions keep their hull: they find the law in its three directions, and have in the three
-    # others what their mean had at the start, the variance 1/4.
+    # Four particles in six dimensions keep their hull: they find the distribution in its three directions, and have in
+    # the three others what their mean had at the start, the variance 1/4.
     ("n", "d", "second_moment"),
     [(8, 2, 1.0), (4, 6, (3 + 3 / 4) / 6)],
     ids=["few", "in-their-hull"],

@@ -64,7 +64,7 @@ def test_rates_are_those_of_the_definition(temperature):
     want[kept] = _naive_rates(x, lambda z: -0.5 * np.sum(z**2), temperature, 0.5)
     got = _rates(JUMPS, flowrl.Boltzmann(log_normal), temperature, particles.at[3].set(jnp.nan), alive)
     np.testing.assert_allclose(got, want, atol=tolerance(1e-12, 1e-5))
-    # A density is its own law at every temperature.
+    # A density is the same distribution at every temperature.
     at_one = _rates(JUMPS, flowrl.Boltzmann(log_normal), 1.0, particles, alive)
     assert_close(_rates(JUMPS, NORMAL, temperature, particles, alive), at_one, atol=tolerance(1e-12, 1e-5))
 
@@ -229,7 +229,7 @@ def test_half_a_diffusion_keeps_its_law_and_takes_twice_the_time(key):
     assert abs(half.var() / variance - 1) <= 4.5 * np.sqrt(2 / n)
     slow = _run(flowrl.Langevin(), start, flowrl.Budget(steps, epsilon / 2, alpha), target, key=key).particles
     assert_close(half, slow, rtol=tolerance(1e-9, 1e-4), atol=tolerance(1e-12, 1e-5))
-    # √w, not w: the law at rest is still α's, up to the scheme's own 1/(1 − wε/2).
+    # √w, not w: the stationary distribution is still α's, up to the scheme's own 1/(1 − wε/2).
     rest = np.asarray(
         _run(0.5 * flowrl.Langevin(), start, flowrl.Budget(80, epsilon, alpha), target, key=key).particles
     )
@@ -283,7 +283,7 @@ def test_a_sum_asks_what_its_parts_ask():
 
 
 class Shaken(flowrl.AbstractFlow):
-    """A velocity drawn anew at every step."""
+    """A velocity drawn again at every step."""
 
     traits: ClassVar[flowrl.Traits] = flowrl.Traits(temperature="none", entropic=False, random=True)
 

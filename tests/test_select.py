@@ -24,9 +24,9 @@ def _frequencies(select, key):
     return np.bincount(np.asarray(index), minlength=7) / DRAWS
 
 
-def _assert_law(frequencies, law):
+def _assert_frequencies(frequencies, expected):
     # 4.5 standard deviations of each frequency; entries of probability zero must never come out.
-    assert np.all(np.abs(frequencies - law) <= 4.5 * np.sqrt(law * (1 - law) / DRAWS))
+    assert np.all(np.abs(frequencies - expected) <= 4.5 * np.sqrt(expected * (1 - expected) / DRAWS))
 
 
 def test_best_of_n_takes_the_highest_finite_value_bit_for_bit():
@@ -45,16 +45,18 @@ def test_ties_go_to_the_first():
 def test_softmax_select_has_the_frequencies_of_the_softmax(temperature, key):
     particles, values = _particles(), jnp.asarray(VALUES, FLOAT)
     weights = np.exp(VALUES[FINITE] / temperature)
-    law = np.zeros(7)
-    law[FINITE] = weights / weights.sum()
-    _assert_law(_frequencies(lambda k: flowrl.softmax_select(particles, values, temperature, key=k), key), law)
+    expected = np.zeros(7)
+    expected[FINITE] = weights / weights.sum()
+    _assert_frequencies(
+        _frequencies(lambda k: flowrl.softmax_select(particles, values, temperature, key=k), key), expected
+    )
 
 
 def test_uniform_select_is_uniform_over_finite_values(key):
     particles, values = _particles(), jnp.asarray(VALUES, FLOAT)
-    law = np.zeros(7)
-    law[FINITE] = 1 / 4
-    _assert_law(_frequencies(lambda k: flowrl.uniform_select(particles, values, key=k), key), law)
+    expected = np.zeros(7)
+    expected[FINITE] = 1 / 4
+    _assert_frequencies(_frequencies(lambda k: flowrl.uniform_select(particles, values, key=k), key), expected)
 
 
 def test_a_cold_softmax_is_best_of_n_and_huge_values_do_not_overflow(key):

@@ -26,7 +26,7 @@ LAWS = {
 
 @pytest.mark.parametrize("name", LAWS)
 def test_particles_that_leave_the_support_are_frozen_and_counted(name, key):
-    # Autodiff of log x at x < 0 is finite, so without more ado particles would walk on, in a law that is not there.
+    # Autodiff of log x at x < 0 is finite, so particles would move on where the distribution has no mass.
     start = jnp.abs(draw(0, (200, 1))) + 0.1
     budget = flowrl.Budget(20, 0.05)
     free = flowrl.transport(LAWS[name], start, budget, flow=flowrl.Langevin(), key=key)

@@ -120,7 +120,7 @@ def test_density_and_boltzmann_agree_at_temperature_one_only():
     particles, flow = draw(2, (9, 2)), _svgd(flowrl.FixedBandwidth(0.7))
     value = flowrl.Boltzmann(log_normal)
     assert_close(_one_step(NORMAL, particles, 1.0, flow), _one_step(value, particles, 1.0, flow))
-    # Density scales with the temperature as a whole, so its law does not depend on it.
+    # Density scales with the temperature as a whole, so its distribution does not depend on it.
     assert_close(_one_step(NORMAL, particles, 3.0, flow), 3 * _one_step(NORMAL, particles, 1.0, flow), atol=1e-5)
     assert not np.allclose(_one_step(NORMAL, particles, 3.0, flow), _one_step(value, particles, 3.0, flow))
 

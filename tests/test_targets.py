@@ -54,7 +54,8 @@ REFERENCES = {
     "function": (lambda x: quadratic(CENTRE, x), True),
     "density": (flowrl.Density(quadratic, CENTRE), True),
     "score": (flowrl.Score(lambda x: CENTRE - x), False),
-    # Six copies of one datum and a prior around it: together the same law to the seventh power, hence the weight below.
+    # Six copies of one datum and a prior around it: together the same distribution to the seventh power, hence the weight
+    # below.
     "posterior": (
         flowrl.Posterior(
             lambda x: quadratic(CENTRE, x) / 7,
@@ -389,7 +390,7 @@ class Callable(Gaussian):
 
 
 class Conditional(eqx.Module):
-    """A law of a particle given a state."""
+    """A distribution of a particle given a state."""
 
     def log_prob(self, state, x):
         return -0.5 * jnp.sum((x - state) ** 2)

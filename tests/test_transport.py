@@ -415,7 +415,7 @@ def test_adam_with_svgd_moves_about_steps_times_step_size():
 
 
 def test_new_optimiser_moments_in_every_transport():
-    """Two transports of one step start anew in between, so they are not one transport of two steps."""
+    """Two transports of one step start again in between, so they are not one transport of two steps."""
     options = {"solver": flowrl.Optax(), "flow": FIXED}
     start = draw(15, (4, 3))
     once = flowrl.transport(NORMAL, start, flowrl.Budget(1, 0.1), **options).particles

@@ -18,8 +18,8 @@ class Crowd(flowrl.AbstractFlow):
     traits: ClassVar[flowrl.Traits] = flowrl.Traits(
         needs=frozenset({"gradient"}),  # of the target, by velocity()
         temperature="any",  # α ≥ 0 weighs the repulsion
-        entropic=False,  # it samples no law, so maps of a domain add no Jacobian
-        energy_needs=frozenset({"value"}),  # of the target, by energy(); None for a flow without one
+        entropic=False,  # it samples no distribution, so maps of a domain add no Jacobian
+        energy_needs=frozenset({"value"}),  # of the target, by energy(); left out for a flow without one
     )
 
     def velocity(self, view, positions, alive):
@@ -30,11 +30,6 @@ class Crowd(flowrl.AbstractFlow):
         # Two matrix products in the place of an array (n, n, d).
         repulsion = (jnp.sum(kernel, axis=1, keepdims=True) * centred - kernel @ centred) / width**2
         return gradient + view.temperature * repulsion / count, alive
-
-    def fitted(self, view, positions, alive):
-        """Nothing in it depends on data: a flow with a bandwidth rule would fix the bandwidth here."""
-        del view, positions, alive
-        return self
 
     def energy(self, view, positions, alive):
         """One number for the whole set."""

@@ -15,9 +15,9 @@ import flowrl
 class Smoothed(flowrl.AbstractTarget):
     """V_σ(x) = E[V(x + σu)], u standard normal: its gradient is E[u V(x + σu)] / σ, which asks for values alone."""
 
-    function: Callable = eqx.field(static=True)  # part of the program: another function compiles anew
+    function: Callable = eqx.field(static=True)  # part of the program: another function compiles again
     args: tuple  # of arrays: new ones do not
-    sigma: jax.Array = eqx.field(converter=jnp.asarray)  # an array, so that a new number does not compile anew
+    sigma: jax.Array = eqx.field(converter=jnp.asarray)  # an array, so that a new number does not compile again
     pairs: int = eqx.field(static=True, default=16)
 
     knows: ClassVar[frozenset] = frozenset({"value", "gradient"})
@@ -29,7 +29,7 @@ class Smoothed(flowrl.AbstractTarget):
         return self.function(*self.args, particle)
 
     def scaled_log_density(self, particle, temperature, *, key):
-        """U(x, α) = V, as for Boltzmann: the law is ∝ exp(V/α)."""
+        """U(x, α) = V, as for Boltzmann: the distribution is ∝ exp(V/α)."""
         del temperature, key
         return self.value(particle)
 
@@ -40,10 +40,6 @@ class Smoothed(flowrl.AbstractTarget):
         sigma = self.sigma.astype(particle.dtype)
         gains = jax.vmap(lambda u: self.value(particle + sigma * u) - self.value(particle - sigma * u))(noise)
         return jnp.tensordot(gains, noise, 1) / (2 * sigma * self.pairs)
-
-    def samples(self):
-        """It has none."""
-        raise TypeError("Smoothed has no samples; flows toward samples take Empirical(samples).")
 
 
 # --8<-- [end:target]
@@ -74,9 +70,9 @@ robust = flowrl.transport(flowrl.Density(log_prob, data), start, flowrl.Budget(5
 
 # --8<-- [start:density]
 class Robust(flowrl.AbstractValueTarget):
-    """The same law as a class; gradient, samples and two of the declarations are inherited."""
+    """The same distribution as a class; its gradient is inherited."""
 
-    data: jax.Array = eqx.field(converter=jnp.asarray)  # an array: new data do not compile anew
+    data: jax.Array = eqx.field(converter=jnp.asarray)  # an array: new data do not compile again
     needs_positive_temperature: ClassVar[bool] = True  # the scaled log density below is zero at α = 0
 
     def value(self, particle):
