@@ -165,7 +165,9 @@ def test_public_name_is_documented(module, name, defined):
         return
     if _takes_arguments(thing):
         init = inspect.getdoc(thing.__init__) or ""
-        assert _undocumented_arguments(thing, f"{doc}\n\n{init}") == set()
+        # Fields that several classes share are explained once, where the class that they derive from declares them.
+        shared = [inspect.getdoc(base) or "" for base in thing.__mro__]
+        assert _undocumented_arguments(thing, "\n\n".join([doc, init, *shared])) == set()
     for method, static, member in _methods(thing):
         doc = inspect.getdoc(member) or ""
         assert doc, f"{module}.{name}.{method} has no docstring"

@@ -19,12 +19,15 @@ from flowrl.rl.networks import AbstractAggregate
 
 
 class AbstractState(eqx.Module):
-    """Everything that training changes; with the data and the algorithm it determines the rest of the run."""
+    """Everything that training changes; with the data and the algorithm it determines the rest of the run.
+
+    Attributes:
+        step: updates so far, those of a pretraining not counted.
+        key: randomness to come.
+    """
 
     step: AbstractVar[Int[Array, ""]]
-    """Updates so far, those of a pretraining not counted."""
     key: AbstractVar[Key]
-    """Randomness to come."""
 
 
 S = TypeVar("S", bound=AbstractState)

@@ -36,12 +36,15 @@ def _transport() -> Transport:
 
 
 class AbstractActorCriticState(AbstractState):
-    """The state of a baseline with a critic."""
+    """The state of a baseline with a critic.
+
+    Attributes:
+        critic: Q.
+        target_critic: its Polyak average.
+    """
 
     critic: AbstractVar[Trainable[Critic]]
-    """Q."""
     target_critic: AbstractVar[Critic]
-    """Its Polyak average."""
 
 
 S = TypeVar("S", bound=AbstractActorCriticState)
@@ -54,25 +57,25 @@ class AbstractActorCritic(AbstractValueBased[S]):
     of Adam in the units of the action, within the box of actions: `flowrl.rl.presets.default` in test. So the test
     budget of a `Policy` asks of every baseline what a flow along its critic adds to it.
 
-    The fields below are those that all of them have; each has defaults of its own.
+    All of them have the fields below, each with defaults of its own.
+
+    Attributes:
+        target: makes the ensemble one number where others learn from its values: in the TD target, in V, in weights.
+        improvement: makes it the number along whose gradient proposals flow in test, and that an actor climbs.
+        selection: makes it the number by which candidates are ranked.
+        polyak: rate in (0, 1] at which the target networks follow.
+        learning_rate: Adam's rate.
+        batch_size: transitions per update.
+        hidden: widths of the hidden layers of all networks.
+        members: number of critics.
     """
 
     target: AbstractVar[AbstractAggregate]
-    """How the ensemble becomes one number where others learn from its values: in the TD target, in V, in weights."""
     improvement: AbstractVar[AbstractAggregate]
-    """How it becomes the number along whose gradient proposals flow in test, and that an actor climbs in training."""
-    selection: AbstractVar[AbstractAggregate]
-    """How it becomes the number by which candidates are ranked."""
     polyak: AbstractVar[float]
-    """Rate in (0, 1] at which the target networks follow."""
     learning_rate: AbstractVar[float]
-    """Adam's rate."""
-    batch_size: AbstractVar[int]
-    """Transitions per update."""
     hidden: AbstractVar[tuple[int, ...]]
-    """Widths of the hidden layers of all networks."""
     members: AbstractVar[int]
-    """Number of critics."""
 
     def improve(
         self, state: S, observation: Float[Array, " obs"], particles: Float[Array, "n act"], budget: Budget
