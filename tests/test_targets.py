@@ -54,8 +54,8 @@ REFERENCES = {
     "function": (lambda x: quadratic(CENTRE, x), True),
     "density": (flowrl.Density(quadratic, CENTRE), True),
     "score": (flowrl.Score(lambda x: CENTRE - x), False),
-    # Six copies of one datum and a prior around it: together the same distribution to the seventh power, hence the weight
-    # below.
+    # Six copies of one datum and a prior around it: together the same distribution to the seventh power, hence the
+    # weight below.
     "posterior": (
         flowrl.Posterior(
             lambda x: quadratic(CENTRE, x) / 7,
