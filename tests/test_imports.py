@@ -43,6 +43,11 @@ ROOMS = (
     "nn",
     "rl.networks",
     "rl.envs",
+    "rl.data.schema",
+    "rl.data.replay",
+    "rl.data.files",
+    "rl.data.generators",
+    "rl.data.sources",
     "rl.data",
     "rl.learning",
     "rl.acting",
@@ -59,6 +64,10 @@ ROOMS = (
 CORE = ROOMS[: ROOMS.index("_io")]
 # Rooms that do not know of each other, whatever their order in the list.
 STRANGERS = {("rl", "rlhf"), ("rlhf", "rl")}  # with all rooms inside them
+STRANGERS |= {(f"rl.data.{room}", "rl.data.replay") for room in ("files", "generators", "sources")}
+# A module imports modules of ours at its top. Only where the programs begin may it do so later: `--help`, and a word on
+# a missing package, must not wait for the program that is meant.
+BEGINNINGS = ("__init__.py", "_cli.py")
 # Programs may import what their extra brings; only their `__init__.py`, which names the extra, may not.
 # The optional packages the core may ask for, and where; inside functions, as everywhere.
 CORE_OPTIONAL = {"plot": {"matplotlib"}, "_numpyro": {"numpyro"}}
@@ -138,8 +147,9 @@ def _room(module, package=PACKAGE):
     parts = module.split(".")
     if len(parts) == 1:
         return "flowrl"
-    if ".".join(parts[1:3]) in ROOMS:
-        return ".".join(parts[1:3])
+    for length in (3, 2):
+        if ".".join(parts[1 : 1 + length]) in ROOMS:
+            return ".".join(parts[1 : 1 + length])
     first = parts[1]
     is_module = (package / first).is_dir() or (package / f"{first}.py").is_file()
     return first if is_module or first in ROOMS else "flowrl"
@@ -167,7 +177,7 @@ def _violations(package, runtime, optional):
                 root = name.split(".")[0]
                 if root == "flowrl":
                     other = _room(name, package)
-                    if (room.split(".")[0], other.split(".")[0]) in STRANGERS:
+                    if {(room, other), (room.split(".")[0], other.split(".")[0])} & STRANGERS:
                         found.append(f"{here}: {room} imports {other}; what both need belongs in nn or the core")
                     elif other in ROOMS and ROOMS.index(other) > ROOMS.index(room):
                         found.append(f"{here}: {room} imports {other}, which stands below it")
@@ -180,6 +190,36 @@ def _violations(package, runtime, optional):
                 elif room in CORE and root not in CORE_OPTIONAL.get(room, ()):
                     found.append(f"{here}: the core does not know {root}")
     return found
+
+
+def _late_imports(package):
+    """Where a module imports one of ours inside a function."""
+    found = []
+    for path, module, is_package in _modules(package):
+        if _room(module, package) == "scripts" and path.name in BEGINNINGS:
+            continue
+        for function in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                for statement in ast.walk(function):
+                    if isinstance(statement, ast.Import | ast.ImportFrom):
+                        names = _imported_modules(statement, module, is_package)
+                        where = f"{path.relative_to(package.parent)}:{statement.lineno}"
+                        found += [f"{where}: {name}" for name in names if name.split(".")[0] == "flowrl"]
+    return sorted(set(found))
+
+
+def test_no_function_imports_a_module_of_ours():
+    assert _late_imports(PACKAGE) == []
+
+
+def test_late_imports_are_found(tmp_path):
+    package = tmp_path / "flowrl"
+    (package / "scripts" / "rlx").mkdir(parents=True)
+    late = "def f():\n    def g():\n        from flowrl.rl import data\n        import numpy\n    return g\n"
+    for name in ("_budget.py", "scripts/_cli.py", "scripts/rlx/_program.py"):
+        (package / name).write_text(f"import flowrl\n{late}")
+    places = ("flowrl/_budget.py:4", "flowrl/scripts/rlx/_program.py:4")
+    assert _late_imports(package) == [f"{place}: flowrl.rl" for place in places]
 
 
 def test_imports_flow_down():
@@ -197,6 +237,10 @@ def test_imports_flow_down():
         ("rl/__init__.py", "import flowrl.rlhf", "rl imports rlhf"),
         ("rlhf/_model.py", "from flowrl import rl", "rlhf imports rl"),
         ("nn/_mlp.py", "from flowrl.rl import learner", "nn imports rl"),
+        ("rl/data/files/_x.py", "from flowrl.rl.data.sources import D4RL", "rl.data.files imports rl.data.sources"),
+        ("rl/data/sources/_x.py", "from flowrl.rl.data._load import make_env", "rl.data.sources imports rl.data,"),
+        ("rl/data/replay/_x.py", "from flowrl.rl.data import Transitions", "rl.data.replay imports rl.data,"),
+        ("rl/data/files/_x.py", "from flowrl.rl.data.replay import Replay", "rl.data.files imports rl.data.replay;"),
         ("rl/_data.py", "try:\n    import ogbench\nexcept ImportError:\n    pass", "inside the function"),
         ("rl/_data.py", "def f():\n    import torch", "declared neither"),
         ("_new.py", "", "give it its place"),

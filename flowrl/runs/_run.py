@@ -105,7 +105,7 @@ class RunDirectory:
 
     @property
     def checkpoint(self) -> Path:
-        """Where the state is kept."""
+        """Return the path of the last checkpoint."""
         return self.path / "checkpoint.npz"
 
     def save(self, state: Any, arrays: dict[str, np.ndarray] | None = None) -> None:

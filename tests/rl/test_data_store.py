@@ -4,7 +4,10 @@ import collections
 import errno
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 
@@ -13,6 +16,7 @@ import pytest
 
 from flowrl._io import _files
 from flowrl.rl.data.files import _store
+from flowrl.runs import require
 
 ARRAYS = {"b": np.arange(2000.0), "a": np.ones((3, 2), bool)}
 
@@ -208,3 +212,45 @@ def test_lock_excludes(tmp_path):
         assert not entered.wait(0.2)
     assert entered.wait(5)
     thread.join()
+
+
+def test_a_lock_is_refused_at_once_and_ends_with_its_holder(tmp_path):
+    hold = f"""
+import pathlib, time
+from flowrl._io import only_one
+with only_one(pathlib.Path({str(tmp_path / ".lock")!r})):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        message = rf"another process is writing to {re.escape(str(tmp_path))}\.$"
+        with pytest.raises(BlockingIOError, match=message) as caught, _files.only_one(tmp_path / ".lock"):
+            pass
+        assert caught.value.errno == errno.EAGAIN
+    finally:
+        holder.kill()  # SIGKILL: nothing of it can tidy up
+        holder.communicate()
+    with _files.only_one(tmp_path / ".lock"), pytest.raises(BlockingIOError), _files.only_one(tmp_path / ".lock"):
+        pass
+    assert (tmp_path / ".lock").exists()  # removing it would race with who waits for it
+
+
+def test_no_lock_outlives_its_holder_where_the_file_system_has_none(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    for lock in (_files.lock, _files.only_one):
+        with pytest.raises(OSError, match="no locks here"), lock(tmp_path / ".lock"):
+            pass
+
+
+def test_a_missing_package_is_named_with_the_command_that_brings_it():
+    with pytest.raises(ImportError, match=r"^nowhere is needed here .*pip install -e \"\.\[rl,examples\]\"") as caught:
+        require("json", "nowhere", extra="rl,examples")
+    assert caught.value.name == "nowhere"
+    require("json", extra="rl")
