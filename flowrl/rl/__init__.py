@@ -27,6 +27,9 @@ from flowrl.rl.acting import (
     select_by_acting as select_by_acting,
 )
 from flowrl.rl.data.replay import (
+    AbstractBatchSource as AbstractBatchSource,
+    AbstractBuffer as AbstractBuffer,
+    Batches as Batches,
     Buffer as Buffer,
     HostBuffer as HostBuffer,
     Replay as Replay,
@@ -46,7 +49,6 @@ from flowrl.rl.learning import (
     Progress as Progress,
     ReferenceLearner as ReferenceLearner,
     ReferenceState as ReferenceState,
-    Tracker as Tracker,
     Trainable as Trainable,
     VGFState as VGFState,
     baselines as baselines,

@@ -1,4 +1,4 @@
-"""What an evaluation showed: intervals, paired differences, a table, two plots."""
+"""What an evaluation showed: intervals, paired differences, rows of a table, plots."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -52,10 +52,10 @@ def summarise(
     baseline: str,
     reference: ReferenceScores | None = None,
 ) -> list[Row]:
-    """Give every policy's mean with its interval, and its paired difference to a baseline.
+    """Compute every policy's mean with its interval, and its paired difference to a baseline.
 
-    Intervals: Wilson's for success, Student's for returns and for paired differences (over episodes; one training run
-    says nothing about the spread over seeds).
+    Intervals are Wilson's for success, Student's for returns and for paired differences: over episodes, since one
+    training run says nothing about the spread over seeds.
 
     Args:
         policies: as evaluated.
@@ -65,7 +65,7 @@ def summarise(
         reference: as for `scores`.
 
     Returns:
-        One row a policy, in order.
+        One row per policy, in order.
     """
     score = evaluation.scores(metric, reference)
     base = score[[p.name for p in policies].index(baseline)]
@@ -91,19 +91,19 @@ def summarise(
 
 
 def wilson(successes: np.ndarray) -> tuple[float, float]:
-    """Give Wilson's 95 % interval of a rate, in percent.
+    """Compute Wilson's 95 % interval of a rate, in percent.
 
     Args:
-        successes: 0 or 1 an episode.
+        successes: 0 or 1 per episode.
     """
-    n, rate, z = successes.size, float(np.mean(successes)), 1.959964
-    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
-    return 100 * max(float(centre - half), 0.0), 100 * min(float(centre + half), 1.0)
+    from scipy.stats import binomtest  # here, since importing it takes a second
+
+    interval = binomtest(int(successes.sum()), successes.size).proportion_ci(method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
 
 
 def markdown(rows: list[Row], unit: str, length: str = "spreads") -> str:
-    """Give the rows as a Markdown table.
+    """Return the rows as a Markdown table.
 
     Args:
         rows: from `summarise`.
@@ -254,7 +254,7 @@ def plot_learning(
         title: of the figure.
         path: the PNG.
         phase: rows of which phase.
-        time: what their steps are.
+        time: what their steps count, for the axis.
     """
     rows = [row for row in rows if row["phase"] == phase]
     names = list(dict.fromkeys(key for row in rows for key in row if key.startswith("score/")))

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from rl.toys import ToyLanes, bandit
 
+from flowrl import Budget
 from flowrl.rl import (
     Agent,
     MeasuredBudget,
     Minimum,
     Policy,
+    ReferenceLearner,
     Standardizer,
+    baselines,
     choose_budget,
     fit,
     make_replay,
@@ -24,15 +27,15 @@ from flowrl.rl import (
 from flowrl.rl.learning import presets
 
 STEPS, SIZES = (1, 4), (0.2, 0.5)
+GRID = {"steps": (1,), "step_sizes": (0.1,)}
 
 
 @pytest.fixture(scope="module")
 def trained():
     vgf = presets.default(
         hidden=(32,),
-        reference_hidden=(32,),
+        reference=ReferenceLearner(hidden=(32,), updates=300),
         batch_size=128,
-        reference_updates=300,
         learning_rate=3e-3,
         improvement=Minimum(),
         selection=Minimum(),
@@ -45,14 +48,26 @@ def trained():
     return vgf, state, standardizer, held_out
 
 
+def grid(vgf, state, replay, **sizes):
+    return measure_budgets(vgf, state, replay, vgf.train_budget, states=200, key=jr.key(1), **sizes)
+
+
 @pytest.fixture(scope="module")
 def measured(trained):
     vgf, state, _, held_out = trained
-    return measure_budgets(vgf, state, held_out, steps=STEPS, step_sizes=SIZES, states=200, key=jr.key(1))
+    return measure_budgets(
+        vgf, state, held_out, vgf.train_budget, steps=STEPS, step_sizes=SIZES, states=200, key=jr.key(1)
+    )
 
 
 def test_each_budget_of_the_grid_is_measured_once(measured):
-    assert [(m.steps, m.step_size) for m in measured] == [(0, 0.0), (1, 0.2), (4, 0.2), (1, 0.5), (4, 0.5)]
+    assert [(m.budget.steps, round(float(m.budget.step_size), 6)) for m in measured][1:] == [
+        (1, 0.2),
+        (4, 0.2),
+        (1, 0.5),
+        (4, 0.5),
+    ]
+    assert measured[0].budget.steps == 0
     zero = measured[0]
     assert (zero.gain, zero.pessimistic_gain, zero.displacement) == (0, 0, 0)
     assert (zero.disagreement, zero.td_error) == (1, 1)
@@ -73,7 +88,7 @@ def test_the_numbers_are_those_of_a_plain_loop(trained, measured):
     @eqx.filter_jit
     def flowed(observation, key):
         start = jnp.stack([vgf.propose(state, observation, k) for k in jr.split(key, 8)])
-        end = vgf.improve(state, observation, start, 4, jnp.asarray(0.5, jnp.float32)).particles
+        end = vgf.improve(state, observation, start, vgf.train_budget.with_steps(4, 0.5)).particles
         return start, end, vgf.values(state, observation, start), vgf.values(state, observation, end)
 
     gains, lower, stds, unit, moves = [], [], [], [], []
@@ -98,16 +113,20 @@ def test_the_numbers_are_those_of_a_plain_loop(trained, measured):
 def test_the_td_error_follows_what_bootstrapping_would_change(trained):
     """With γ = 0 no budget changes the target; with γ > 0 the target rises with the budget."""
     vgf, state, standardizer, held_out = trained
-    same = measure_budgets(vgf, state, held_out, steps=(4,), step_sizes=(0.5,), states=200, key=jr.key(1))
+    same = measure_budgets(
+        vgf, state, held_out, vgf.train_budget, steps=(4,), step_sizes=(0.5,), states=200, key=jr.key(1)
+    )
     assert same[1].td_error == pytest.approx(1)
     going_on = dataclasses.replace(bandit(300, seed=1), masks=np.ones(300, np.float32))
     replay = make_replay(going_on, standardizer, discount=0.9)
-    other = measure_budgets(vgf, state, replay, steps=(4,), step_sizes=(0.5,), states=200, key=jr.key(1))
+    other = measure_budgets(
+        vgf, state, replay, vgf.train_budget, steps=(4,), step_sizes=(0.5,), states=200, key=jr.key(1)
+    )
     assert other[1].td_error != pytest.approx(1, abs=0.01)
 
 
 def budget(steps, size, gain, *, disagreement=1.0, error=0.01, moved=0.5, td_error=1.0):
-    return MeasuredBudget(steps, size, gain, gain, error, disagreement, moved, td_error)
+    return MeasuredBudget(Budget(steps, size), gain, gain, error, disagreement, moved, td_error)
 
 
 ZERO = budget(0, 0.0, 0.0, moved=0.0)
@@ -124,16 +143,16 @@ ZERO = budget(0, 0.0, 0.0, moved=0.0)
 def test_the_choice_is_the_largest_pessimistic_gain_within_the_limits(beyond, limit):
     small, large = budget(1, 0.3, 0.2), budget(5, 0.3, 0.9, **beyond)
     chosen = choose_budget((ZERO, small, large))
-    assert (chosen.steps, chosen.step_size) == (1, 0.3)
+    assert chosen.budget == small.budget
     assert "1 within all limits" in chosen.reason
     assert f"1 beyond {next(iter(limit))[4:].replace('td', 'TD').replace('_', ' ')}" in chosen.reason
-    assert choose_budget((ZERO, small, large), **limit).steps == 5
-    assert choose_budget((ZERO, large)).steps == 0
+    assert choose_budget((ZERO, small, large), **limit).budget.steps == 5
+    assert choose_budget((ZERO, large)).budget.steps == 0
 
 
 def test_a_gain_within_its_error_is_no_reason_to_move():
     noisy = choose_budget((ZERO, budget(1, 0.3, 0.2, error=0.2)))
-    assert noisy.steps == 0
+    assert noisy.budget.steps == 0
     assert "none of which gains" in noisy.reason
 
 
@@ -141,7 +160,17 @@ def test_bad_grids_and_bands_are_refused(trained):
     vgf, state, _, held_out = trained
     for changes in ({"steps": ()}, {"steps": (0,)}, {"step_sizes": (-1.0,)}, {"candidates": 0}, {"pessimism": -1.0}):
         with pytest.raises(ValueError, match="must be"):
-            measure_budgets(vgf, state, held_out, **{"steps": (1,), "step_sizes": (0.1,), "key": jr.key(0)} | changes)
+            measure_budgets(vgf, state, held_out, vgf.train_budget, **{**GRID, "key": jr.key(0), **changes})
+    for budget, message in (
+        (Budget(1, 0.1, scale=0.2), "leave the budget's scale out"),
+        (Budget(2, 0.1, jnp.asarray([0.1, 0.2])), r"temperature must be a number or have shape \(0,\)"),
+        (Budget(2, 0.1, tolerance=0.1, check_every=2), r"multiples of the budget's check_every \(2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measure_budgets(vgf, state, held_out, budget, **GRID, key=jr.key(0))
+    cloning = baselines.make("bc", hidden=(8,))
+    with pytest.raises(TypeError, match="BC has no values"):
+        measure_budgets(cloning, cloning.init(3, 2, key=jr.key(0)), held_out, Budget(1), **GRID, key=jr.key(0))
     for limit in ({"max_td_error": 0.9}, {"max_disagreement": 0.5}, {"max_displacement": 0.0}):
         with pytest.raises(ValueError, match="give measured budgets"):
             choose_budget((ZERO,), **limit)
@@ -152,7 +181,8 @@ def test_bad_grids_and_bands_are_refused(trained):
 def test_halving_finds_the_policy_that_acts_best(trained):
     vgf, state, standardizer, _ = trained
     agent = Agent(vgf, state, standardizer)
-    policies = tuple(Policy(f"L={n}" if n else "one proposal", 4, n, 0.5, select="uniform") for n in (0, 1, 2, 4))
+    budgets = {"one proposal": None} | {f"L={n}": vgf.train_budget.with_steps(n, 0.5) for n in (1, 2, 4)}
+    policies = tuple(Policy(name, 4, budget, select="uniform") for name, budget in budgets.items())
     seen = []
     found = select_by_acting(
         agent, policies, ToyLanes(8), episodes=32, metric="return", seed=0, progress=lambda *x: seen.append(x)

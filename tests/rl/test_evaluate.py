@@ -1,28 +1,41 @@
 """Evaluation is paired, and independent of lanes and of the order of policies."""
 
+import dataclasses
 import os
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
 from rl.toys import ToyLanes
 
-from flowrl.rl import Agent, Lanes, LanesError, Policy, PolicyTable, Standardizer, act, evaluate
-from flowrl.rl.learning import presets
+from flowrl import SVGD, Box, Budget, Optax, Transport
+from flowrl.rl import (
+    Agent,
+    Lanes,
+    LanesError,
+    Policy,
+    PolicyTable,
+    ReferenceLearner,
+    Standardizer,
+    act,
+    evaluate,
+)
+from flowrl.rl.learning import baselines, presets
 
 POLICIES = (
     Policy("bc", 4, select="uniform"),
     Policy("best", 4),
-    Policy("vgf", 4, 2, 0.3),
-    Policy("noise", 4, 2, 0.3, random_directions=True),
+    Policy("vgf", 4, Budget(2, 0.3)),
+    Policy("noise", 4, Budget(2, 0.3), random_directions=True),
     Policy("wide", 16),
 )
 
 
 @pytest.fixture(scope="module")
 def agent() -> Agent:
-    vgf = presets.default(hidden=(16,), reference_hidden=(16,))
+    vgf = presets.default(hidden=(16,), reference=ReferenceLearner(hidden=(16,)))
     state = vgf.init(3, 2, key=jr.key(0))
     return Agent(vgf, state, Standardizer(jnp.zeros(3, jnp.float32), jnp.ones(3, jnp.float32)))
 
@@ -89,10 +102,86 @@ def test_bad_policies(policies, message):
         PolicyTable(policies, 8)
 
 
-@pytest.mark.parametrize("wrong", [{"candidates": 0}, {"steps": -1}, {"step_size": float("nan")}])
-def test_bad_policy(wrong):
-    with pytest.raises(ValueError, match="a: "):
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"candidates": 0}, ValueError, "a: candidates must be >= 1"),
+        ({"budget": Budget(2, 0.0)}, ValueError, "a: a budget of 2 steps of size 0 moves nothing"),
+        ({"budget": Budget(2, 0.1, scale=0.5)}, ValueError, "a: leave the budget's scale out"),
+        ({"budget": Budget(jnp.asarray(2), 0.1, max_steps=3)}, TypeError, "a: the budget's steps must be a Python int"),
+        ({"budget": Budget(2, 0.1, tolerance=1.0, check_every=2), "band": 1.0}, ValueError, "a: band .* check_every=1"),
+    ],
+)
+def test_bad_policy(wrong, error, message):
+    with pytest.raises(error, match=message):
         Policy(**({"name": "a", "candidates": 4} | wrong))
+
+
+def test_a_policy_says_its_steps():
+    assert [Policy("a", 4, budget).steps for budget in (None, Budget(0, 0.0), Budget(3, 0.1))] == [0, 0, 3]
+
+
+def test_budgets_that_differ_in_numbers_share_a_program():
+    """Steps, and what a budget bounds, are another program; a budget of 0 steps is none."""
+    budgets = (
+        Budget(2, 0.3),
+        Budget(2, 0.1),
+        Budget(1, 0.3),
+        Budget(2, 0.3, max_displacement=0.1),
+        Budget(2, 0.3, max_displacement=0.2),
+        Budget(2, jnp.asarray([0.3, 0.1])),
+        Budget(0, 0.3),
+        None,
+    )
+    table = PolicyTable(tuple(Policy(f"{i}", 4, budget) for i, budget in enumerate(budgets)), 8)
+    assert [block.policies for block in table.blocks] == [(0, 1), (2,), (3, 4), (5,), (6, 7)]
+
+
+def test_all_that_a_budget_says_holds_in_acting(agent):
+    """A cap, the step sizes of each step, a temperature and a cap on the discrepancy reach the transport."""
+    svgd = dataclasses.replace(agent.algorithm, transport=Transport(SVGD(), Optax(), Box(-1, 1)))
+    agent = dataclasses.replace(agent, algorithm=svgd)
+    budgets = {
+        "free": Budget(3, 0.2, 0.1),
+        "less": Budget(3, 0.1, 0.1),
+        "capped": Budget(3, 0.2, 0.1, max_displacement=0.05),
+        "capped less": Budget(3, 0.2, 0.1, max_displacement=0.02),
+        "schedule": Budget(3, jnp.asarray([0.2, 0.0, 0.0]), 0.1),
+        "hot": Budget(3, 0.2, 5.0),
+        "near": Budget(3, 0.2, 0.1, max_mmd=1e-3, mmd_sigma=1.0),
+    }
+    policies = tuple(Policy(name, 4, budget) for name, budget in budgets.items())
+    table = PolicyTable(policies, 7)
+    order = [p for block in table.blocks for p in block.policies]
+    states, zero = jnp.broadcast_to(lane_arrays(1)[0], (7, 3)), jnp.zeros(7, jnp.int32)
+    acted = act(agent, table, jnp.asarray(order, jnp.int32), states, zero, zero, jr.key(0))
+    proposal_key = jr.split(jr.fold_in(jr.fold_in(jr.key(0), 0), 0), 3)[0]
+    start = jax.vmap(lambda i: svgd.propose(agent.state, states[0], jr.fold_in(proposal_key, i)))(jnp.arange(4))
+    moved = {}
+    for lane, policy in enumerate(order):
+        alone = svgd.improve(agent.state, states[0], start, policies[policy].budget).particles
+        distances = np.abs(np.asarray(alone) - np.asarray(acted.action[lane])).max(axis=1)
+        assert distances.min() < 1e-5, policies[policy].name
+        moved[policies[policy].name] = float(acted.displacement[lane])
+    assert moved["capped less"] < moved["capped"] < moved["less"] < moved["free"]
+    assert moved["schedule"] != moved["free"]
+    assert moved["near"] == 0  # sent back to the start
+    assert moved["hot"] != moved["free"]
+
+
+def test_candidates_without_values_are_taken_as_they_are_and_never_moved():
+    cloning = baselines.make("bc", hidden=(8,))
+    agent = Agent(cloning, cloning.init(3, 2, key=jr.key(0)), Standardizer.fit(np.ones((2, 3), np.float32)))
+    measured = evaluate(agent, (Policy("one", 1), Policy("some", 4, select="uniform")), ToyLanes(2), episodes=2, seed=0)
+    assert (measured.displacements == 0).all()
+    moved = Policy("moved", 4, Budget(1, 0.1))
+    lanes = ToyLanes(2)
+    with pytest.raises(ValueError, match="moved: BC has no values to move candidates along"):
+        evaluate(agent, (Policy("one", 1), moved), lanes, episodes=2, seed=0)
+    assert not lanes.rngs  # before an environment is reset
+    states, episode, time = lane_arrays(1)
+    with pytest.raises(ValueError, match="BC has no values to move candidates along"):
+        act(agent, PolicyTable((moved,), 1), episode, states, episode, time, jr.key(0))
 
 
 def test_too_few_lanes():
@@ -151,7 +240,7 @@ def loses(*calls):
 
 def test_an_episode_whose_environment_is_lost_is_played_again_and_counts(agent):
     unharmed = evaluate(agent, POLICIES[:2], ToyLanes(3), episodes=4, seed=3)
-    with pytest.warns(UserWarning, match=r"lane \d broke - the environments are made anew") as said:
+    with pytest.warns(UserWarning, match=r"lane \d broke - the environments are made again") as said:
         harmed = evaluate(agent, POLICIES[:2], loses(2, 9), episodes=4, seed=3)
     assert len(said) == 2
     for name in ("returns", "successes", "lengths", "displacements", "steps"):
@@ -160,7 +249,7 @@ def test_an_episode_whose_environment_is_lost_is_played_again_and_counts(agent):
     assert 3 < (harmed.attempts == 2).sum() < 8
 
 
-@pytest.mark.filterwarnings("ignore:.*are made anew")
+@pytest.mark.filterwarnings("ignore:.*are made again")
 def test_an_episode_that_loses_its_environment_twice_is_an_error(agent):
     with pytest.raises(LanesError, match="lane 0 broke"):
         evaluate(agent, POLICIES[:2], loses(2, 3), episodes=4, seed=3)
@@ -168,7 +257,7 @@ def test_an_episode_that_loses_its_environment_twice_is_an_error(agent):
 
 def test_environments_of_one_process_that_raise_in_turn_are_each_played_again(tmp_path, monkeypatch):
     """Lanes 0 and then 2 of one worker: no episode loses its own environment twice."""
-    vgf = presets.default(hidden=(16,), reference_hidden=(16,))
+    vgf = presets.default(hidden=(16,), reference=ReferenceLearner(hidden=(16,)))
     agent = Agent(vgf, vgf.init(7, 2, key=jr.key(0)), Standardizer.fit(np.ones((2, 7), np.float32)))
     monkeypatch.setenv("FLOWRL_FRAGILE", os.pathsep.join(str(tmp_path / seed) for seed in ("300000", "300002")))
     policies, words = (Policy("best", 4),), r"lane \d, seed 30000\d: ValueError: the simulator is unstable"
@@ -186,7 +275,7 @@ def test_environments_of_one_process_that_raise_in_turn_are_each_played_again(tm
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory):
     """Evaluates in environments that fail in their third step, so many times and in such a way."""
-    vgf = presets.default(hidden=(16,), reference_hidden=(16,))
+    vgf = presets.default(hidden=(16,), reference=ReferenceLearner(hidden=(16,)))
     agent = Agent(vgf, vgf.init(7, 2, key=jr.key(0)), Standardizer.fit(np.ones((2, 7), np.float32)))
 
     def run(how, times):
@@ -233,7 +322,7 @@ class Recording(ToyLanes):
 
 def test_a_chunk_is_carried_out_action_by_action():
     """The reference's samples of four coordinates are two actions each; a new one is asked for when they are done."""
-    vgf = presets.default(hidden=(16,), reference_hidden=(16,))
+    vgf = presets.default(hidden=(16,), reference=ReferenceLearner(hidden=(16,)))
     state = vgf.init(3, 4, key=jr.key(0))
     whole = Agent(vgf, state, Standardizer(jnp.zeros(3, jnp.float32), jnp.ones(3, jnp.float32)), chunk=2)
     policies, lanes = (Policy("best", 4),), Recording(1)

@@ -20,6 +20,7 @@ from flowrl.rl import (
     HostBuffer,
     Plan,
     Policy,
+    ReferenceLearner,
     Standardizer,
     StepResult,
     finetune,
@@ -30,7 +31,7 @@ from flowrl.rl.learning import baselines, presets
 from flowrl.runs import RunDirectory
 
 AS_IS = RewardTransform()
-L1 = Policy("L=1", 4, 1, 0.1)
+L1 = Policy("L=1", 4, Budget(1, 0.1))
 
 
 class Line(ToyLanes):
@@ -73,7 +74,7 @@ def setting(kind=Buffer, protocol="rlpd", algorithm="vgf", live=False, n_step=2,
     standardizer = Standardizer.fit(data.observations)
     replay = make_replay(data, standardizer, discount=0.9, n_step=n_step)
     if algorithm == "vgf":
-        learner = presets.default(hidden=(8,), reference_hidden=(8,), batch_size=8, reference_updates=2)
+        learner = presets.default(hidden=(8,), reference=ReferenceLearner(hidden=(8,), updates=2), batch_size=8)
         state = learner.init(3, 2, key=jr.key(0))
         state, prepared = learner.prepare(state, replay, key=jr.key(1))
         if live:
@@ -232,7 +233,7 @@ def test_an_environment_that_fails_loses_nothing(tmp_path, broken, message):
     def once(path, **settings):
         learner, *parts = setting()
         # Several steps of several updates: an action that was chosen again would be another one.
-        plan = lambda _: Plan(learner, Policy("L=3", 4, 3, 0.3))  # noqa: E731
+        plan = lambda _: Plan(learner, Policy("L=3", 4, Budget(3, 0.3)))  # noqa: E731
         go(tmp_path / path, interval=24, updates_per_step=4, plan=plan, parts=(learner, *parts), **settings)
 
     once("whole")
@@ -339,7 +340,8 @@ def test_caps_and_step_sizes_that_grow_compile_nothing_anew():
 
     def plan(step):
         budget = Budget(1, 0.1 + 0.001 * step, max_displacement=float(next(caps)))
-        return Plan(dataclasses.replace(learner, train_budget=budget), dataclasses.replace(L1, step_size=0.1 + step))
+        collecting = dataclasses.replace(L1, budget=budget.with_steps(1, 0.1 + step))
+        return Plan(dataclasses.replace(learner, train_budget=budget), collecting)
 
     from flowrl.rl.acting import _collect
     from flowrl.rl.learning import _train

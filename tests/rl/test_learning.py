@@ -239,5 +239,5 @@ def test_transports_that_fail_stop_the_training():
     narrow = flowrl.Transport(flowrl.Ascent(), flowrl.Optax(), flowrl.Box(-0.01, 0.01))
     vgf = presets.default(1, 0.1, transport=narrow, reference=dataclasses.replace(REFERENCE, updates=10), **SMALL)
     replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
-    with pytest.raises(FloatingPointError, match="transports an update failed"):
+    with pytest.raises(FloatingPointError, match="transports per update failed"):
         fit(vgf, replay, updates=10, interval=10, key=jr.key(0))

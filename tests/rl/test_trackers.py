@@ -7,8 +7,9 @@ import jax.random as jr
 import pytest
 from rl.toys import bandit
 
-from flowrl.rl import Standardizer, Tracker, fit, make_replay
+from flowrl.rl import Standardizer, fit, make_replay
 from flowrl.rl.learning import baselines
+from flowrl.runs import Tracker
 
 
 def test_tensorboard_files_hold_every_number(tmp_path):

@@ -6,7 +6,6 @@ once; whatever a budget of L steps does is read off after L steps.
 
 import dataclasses
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,13 +13,15 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from flowrl._budget import Budget
 from flowrl._custom_types import Key
 from flowrl._select import best_of_n
+from flowrl.rl.acting._policy import unit_of_length
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning import AbstractAlgorithm
+from flowrl.rl.learning import AbstractState, AbstractValueBased
 
+# Bounds the memory: at the paper's size the networks hold gigabytes for all states at once.
 _STATES_AT_ONCE = 512
-"""Bounds the memory: at the paper's size the networks hold gigabytes for all states at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,7 @@ class MeasuredBudget:
     value among N.
 
     Attributes:
-        steps: L.
-        step_size: ε, in the unit of length of the algorithm's state.
+        budget: what was measured, in the algorithm's unit of length.
         gain: value of the chosen candidate less that of best-of-N, in units of the spread (standard deviation) of the
             N proposals' values in a state; 0 for L = 0.
         pessimistic_gain: the same of value − κ·std.
@@ -44,8 +44,7 @@ class MeasuredBudget:
             that at L = 0: how far bootstrapping from here is from what the critic has learned.
     """
 
-    steps: int
-    step_size: float
+    budget: Budget
     gain: float
     pessimistic_gain: float
     gain_error: float
@@ -59,22 +58,21 @@ class ChosenBudget:
     """A budget with the reason for it.
 
     Attributes:
-        steps: L.
-        step_size: ε; where L = 0 it has no meaning.
+        budget: the choice, for a `Policy` or for training; of 0 steps where no transport is better than none.
         reason: one sentence for a report.
         measured: all candidates, the chosen one among them.
     """
 
-    steps: int
-    step_size: float
+    budget: Budget
     reason: str
     measured: tuple[MeasuredBudget, ...]
 
 
 def measure_budgets(
-    algorithm: AbstractAlgorithm,
-    state: Any,
+    algorithm: AbstractValueBased,
+    state: AbstractState,
     replay: Replay,
+    budget: Budget,
     *,
     steps: tuple[int, ...],
     step_sizes: tuple[float, ...],
@@ -86,15 +84,16 @@ def measure_budgets(
     """Measure every budget of a grid on held-out data, in one compiled call.
 
     Args:
-        algorithm: the algorithm.
+        algorithm: the algorithm, with values.
         state: its networks.
         replay: held-out transitions.
-        steps: all L >= 1 to measure; L = 0 always is.
-        step_sizes: all ε > 0, in the unit of length of the state.
-        candidates: N >= 1, proposals a state.
-        states: held-out transitions to average over; at most as many as there are. With few of them the TD error is too
-            noisy for the limit of `choose_budget`: over 512 states of HalfCheetah it was between 1.003 and 1.011 by the
-            draw, over 4096 between 1.008 and 1.011.
+        budget: what all budgets of the grid have in common, such as the train budget of a `VGF`: the grid is
+            `budget.with_steps(L, ε)`.
+        steps: all L >= 1 to measure, multiples of `budget.check_every`; L = 0 always is.
+        step_sizes: all ε > 0, in the algorithm's unit of length.
+        candidates: N >= 1, proposals per state.
+        states: held-out transitions to average over; at most as many as there are. Few of them make the TD error too
+            noisy for the limit of `choose_budget`.
         pessimism: κ >= 0.
         key: randomness of the rows and of the proposals, the same for all budgets.
 
@@ -102,21 +101,30 @@ def measure_budgets(
         The budget L = 0 first, then all pairs, by step size and then by steps.
 
     Raises:
-        ValueError: a number is out of range.
+        TypeError: the algorithm has no values.
+        ValueError: a number is out of range, or the budget has a schedule or a scale.
     """
+    if not isinstance(algorithm, AbstractValueBased):
+        raise TypeError(f"{type(algorithm).__name__} has no values by which budgets could be measured.")
+    if budget.scale is not None:
+        raise ValueError("leave the budget's scale out; the algorithm states its own unit of length.")
     if not steps or not step_sizes or min(steps) < 1 or not 0 < min(step_sizes) <= max(step_sizes) < float("inf"):
         raise ValueError(f"steps must be >= 1 and step sizes finite and > 0, got {steps} and {step_sizes}.")
     if candidates < 1 or states < 2 or not 0 <= pessimism < float("inf"):
         raise ValueError(
             f"candidates must be >= 1, states >= 2 and pessimism >= 0, got {candidates}, {states}, {pessimism}."
         )
+    if any(length % budget.check_every for length in steps):
+        # All budgets are read off one path, whose checks must be those of each.
+        raise ValueError(f"steps must be multiples of the budget's check_every ({budget.check_every}), got {steps}.")
+    grid = [(0, 0)] + [(i, length) for i in range(len(step_sizes)) for length in sorted(set(steps))]
+    budgets = [budget.with_steps(length, step_sizes[i]) if length else budget.with_steps(0) for i, length in grid]
     states = min(states, replay.actions.shape[0])
     numbers = jnp.asarray(step_sizes, jnp.float32), jnp.asarray(pessimism, jnp.float32)
-    measured = jax.device_get(_measure(algorithm, state, replay, max(steps), candidates, states, numbers, key))
-    grid = [(0, 0)] + [(i, length) for i in range(len(step_sizes)) for length in sorted(set(steps))]
+    measured = jax.device_get(_measure(algorithm, state, replay, budget, max(steps), candidates, states, numbers, key))
     return tuple(
-        MeasuredBudget(length, step_sizes[i] if length else 0.0, *(float(field[i, length]) for field in measured))
-        for i, length in grid
+        MeasuredBudget(at, *(float(field[i, length]) for field in measured))
+        for at, (i, length) in zip(budgets, grid, strict=True)
     )
 
 
@@ -158,7 +166,8 @@ def choose_budget(
             f"give measured budgets ({len(measured)}), max_td_error >= 1 ({max_td_error}), max_disagreement >= 1 "
             f"({max_disagreement}) and max_displacement > 0 ({max_displacement})."
         )
-    budgets = [m for m in measured if m.steps]
+    budgets = [m for m in measured if m.budget.bound]
+    nothing = measured[0].budget.with_steps(0)
     limits = {
         f"TD error {max_td_error:g}": [m.td_error <= max_td_error for m in budgets],
         f"disagreement {max_disagreement:g}": [m.disagreement <= max_disagreement for m in budgets],
@@ -169,27 +178,29 @@ def choose_budget(
     gaining = [m for m in known if m.pessimistic_gain > 2 * m.gain_error]
     found = f"of {len(budgets)} budgets {beyond}; {len(known)} within all limits"
     if not gaining:
-        return ChosenBudget(0, 0.0, f"L = 0: {found}, none of which gains pessimistically", measured)
+        return ChosenBudget(nothing, f"L = 0: {found}, none of which gains pessimistically", measured)
     best = max(gaining, key=lambda m: m.pessimistic_gain)
     reason = (
-        f"L = {best.steps}, step {best.step_size:g}: {found}; it has the largest pessimistic gain of those, "
-        f"{best.pessimistic_gain:+.2f} spreads of the proposals' values, and moves actions by {best.displacement:.2f}"
+        f"L = {best.budget.bound}, step {float(best.budget.step_size):g}: {found}; it has the largest pessimistic gain "
+        f"of those, {best.pessimistic_gain:+.2f} spreads of the proposals' values, and moves actions by "
+        f"{best.displacement:.2f}"
     )
-    return ChosenBudget(best.steps, best.step_size, reason, measured)
+    return ChosenBudget(best.budget, reason, measured)
 
 
 @eqx.filter_jit
 def _measure(
-    algorithm: AbstractAlgorithm,
-    state: Any,
+    algorithm: AbstractValueBased,
+    state: AbstractState,
     replay: Replay,
+    budget: Budget,
     most: int,
     candidates: int,
     states: int,
     numbers: tuple[Float[Array, " sizes"], Float[Array, ""]],
     key: Key,
 ) -> tuple[Float[Array, "sizes steps"], ...]:
-    """Give the fields of `MeasuredBudget` for every step size and L = 0, ..., `most`."""
+    """Compute the numbers of `MeasuredBudget` for every step size and L = 0, ..., `most`."""
     step_sizes, pessimism = numbers
     row_key, proposal_key = jr.split(key)
     rows = jr.choice(row_key, replay.actions.shape[0], (states,), replace=False)
@@ -202,14 +213,15 @@ def _measure(
 
     def one(step_size: Array, observation: Array, key: Key) -> tuple[Array, ...]:
         start = jax.vmap(lambda k: algorithm.propose(state, observation, k))(jr.split(key, candidates))
-        path = algorithm.improve(state, observation, start, most, step_size).trajectory
+        path = algorithm.improve(state, observation, start, budget.with_steps(most, step_size)).trajectory
         assert path is not None
         values = path_values(observation, path)  # (steps, members, n)
         ranked = jax.vmap(algorithm.selection)(values)
         index = jax.vmap(lambda v: best_of_n(v[:, None], v).index)(ranked)
         mean, std = jnp.mean(values, axis=1), jnp.std(values, axis=1)
         picked = jax.vmap(lambda x, i: x[i])
-        move = picked((path - start[None]) / state.scale[None, None], index)
+        unit = unit_of_length(algorithm, state, start)
+        move = picked((path - start[None]) / unit[None, None], index)
         return (
             picked(mean, index),
             picked(std, index),

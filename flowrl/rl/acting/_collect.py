@@ -21,7 +21,7 @@ from flowrl.rl.acting._policy import Agent, Decision, Policy, PolicyTable, act
 from flowrl.rl.data import RewardTransform
 from flowrl.rl.data.replay import Rows, Standardizer, Windows
 
-#: Folded into the key of a collector, so that it shares none with a training or an evaluation of the same seed.
+# Folded into the key of a collector, so that it shares none with a training or an evaluation of the same seed.
 _TAG = 0x636F6C6C
 
 
@@ -42,7 +42,7 @@ class FinishedEpisode:
 
 @dataclasses.dataclass(frozen=True)
 class PendingActions:
-    """What the environments were asked to do in one step.
+    """What the environments are to do in one step.
 
     Attributes:
         actions: (lanes, act).
@@ -57,7 +57,7 @@ class PendingActions:
 
 @dataclasses.dataclass
 class _Episode:
-    """What a lane is doing."""
+    """The open episode of a lane."""
 
     number: int
     observation: np.ndarray
@@ -85,7 +85,7 @@ class Collector:
         rewards: RewardTransform,
         seed: int = 0,
     ):
-        """Start. Nothing is reset before the first step.
+        """Make a collector. Nothing is reset before the first step.
 
         Args:
             lanes: environments, all of which are used.
@@ -106,7 +106,8 @@ class Collector:
         self._episodes: list[_Episode] = []
         self._next = 0
         self._table: tuple[Policy, PolicyTable] | None = None
-        self._asked: dict[str, np.ndarray] = {}
+        # What `start` sent to the environments and `finish` has not read; it outlives a failed step in a checkpoint.
+        self._pending: PendingActions | None = None
 
     def start(self, agent: Agent, policy: Policy, exploration: float = 0.0) -> PendingActions:
         """Choose an action in every lane and let the environments begin to step; `finish` must follow.
@@ -119,7 +120,7 @@ class Collector:
             exploration: standard deviation >= 0 of normal noise on the actions, which are clipped to [−1, 1].
 
         Returns:
-            What was asked for.
+            What the environments are to do.
 
         Raises:
             FloatingPointError: an action is not finite.
@@ -127,14 +128,15 @@ class Collector:
         """
         if not self._episodes:
             self._episodes = self._reset(range(self.lanes.size))
-        if not self._asked:
-            self._asked = self._choose(agent, policy, exploration)
-        self.lanes.start(dict(enumerate(self._asked["actions"])))
-        return PendingActions(**self._asked)
+        if self._pending is None:
+            self._pending = self._choose(agent, policy, exploration)
+        self.lanes.start(dict(enumerate(self._pending.actions)))
+        return self._pending
 
-    def _choose(self, agent: Agent, policy: Policy, exploration: float) -> dict[str, np.ndarray]:
+    def _choose(self, agent: Agent, policy: Policy, exploration: float) -> PendingActions:
         """Choose an action in every lane."""
         if self._table is None or self._table[0] != policy:
+            policy.check(agent.algorithm)
             self._table = policy, PolicyTable((policy,), self.lanes.size)
         acted = _explore(
             agent,
@@ -148,7 +150,7 @@ class Collector:
         actions = np.asarray(acted.action)
         if not np.isfinite(actions).all():
             raise FloatingPointError(f"{policy.name} gave a non-finite action: the networks have diverged.")
-        return {"actions": actions, "displacement": np.asarray(acted.displacement), "steps": np.asarray(acted.steps)}
+        return PendingActions(actions, np.asarray(acted.displacement), np.asarray(acted.steps))
 
     def finish(self) -> tuple[Rows | None, list[FinishedEpisode]]:
         """Wait for the environments, and begin new episodes where one ended.
@@ -160,9 +162,9 @@ class Collector:
             RuntimeError: an environment failed, or gave a number that is not finite or an observation of another
                 size. `arrays` then gives the moment before this step, with the actions that were asked for.
         """
-        if not self._asked:
+        if self._pending is None:
             raise RuntimeError("finish() without start(): no environment was asked to step.")
-        actions, stepped = self._asked["actions"], self.lanes.finish()
+        actions, stepped = self._pending.actions, self.lanes.finish()
         for lane, step in stepped.items():
             self._refuse_unusable(lane, step)
         over = [lane for lane, step in stepped.items() if step.done]
@@ -175,12 +177,13 @@ class Collector:
                 finished.append(FinishedEpisode(episode.total, float(step.success), len(episode.actions)))
         for lane, episode in zip(over, fresh, strict=True):
             self._episodes[lane] = episode
-        self.steps, self._asked = self.steps + len(stepped), {}
+        self.steps, self._pending = self.steps + len(stepped), None
         return self._windows.take(), finished
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Give what a checkpoint must hold to go on from here."""
+        """Return what a checkpoint must hold to go on from here."""
         lengths = [len(episode.actions) for episode in self._episodes]
+        pending = {} if self._pending is None else dataclasses.asdict(self._pending)
         taken = [action for episode in self._episodes for action in episode.actions]
         return {
             "collector/counters": np.asarray([self.steps, self._next]),
@@ -188,7 +191,7 @@ class Collector:
             "collector/lengths": np.asarray(lengths, np.int64),
             "collector/actions": np.stack(taken) if taken else np.zeros((0, 0), np.float32),
             "collector/observations": np.stack([e.observation for e in self._episodes] or [np.zeros(self._width)]),
-            **{f"collector/asked/{name}": x for name, x in self._asked.items()},
+            **{f"collector/asked/{name}": x for name, x in pending.items()},
         }
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
@@ -211,8 +214,9 @@ class Collector:
         if numbers.shape[0] not in (0, self.lanes.size):
             raise ValueError(f"the checkpoint is of {numbers.shape[0]} environments, here are {self.lanes.size}.")
         self.steps, self._next = (int(x) for x in counters)
-        asked = "collector/asked/"
-        self._asked = {name.removeprefix(asked): x for name, x in arrays.items() if name.startswith(asked)}
+        prefix = "collector/asked/"
+        pending = {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
+        self._pending = PendingActions(**pending) if pending else None
         if not numbers.size:
             return
         self._episodes = self._reset(range(self.lanes.size), [int(x) for x in numbers])
@@ -228,7 +232,7 @@ class Collector:
             if not np.array_equal(episode.observation, expected[lane]):
                 raise ValueError(
                     f"lane {lane} did not come back to where it was after {lengths[lane]} steps: the environment is "
-                    "not determined by its seed and the actions, and the run cannot go on exactly. Start it anew."
+                    "not determined by its seed and the actions, and the run cannot go on exactly. Start a new run."
                 )
 
     def _refuse_unusable(self, lane: int, step: StepResult) -> None:
@@ -237,7 +241,7 @@ class Collector:
         refuse_unusable(where, step.observation, step.reward, self._width)
 
     def _add(self, lane: int, episode: _Episode, action: np.ndarray, step: StepResult) -> None:
-        """Take note of a step."""
+        """Add a step to its episode and to the open windows."""
         self._windows.add(
             lane,
             episode.observation,

@@ -68,14 +68,14 @@ def evaluate(
     """Run every policy on the same episodes.
 
     If an environment raises, or its process dies or does not answer, a warning says so with the seeds; all environments
-    are made anew, and the episodes that were open are played again, with the same result as if nothing had happened. An
+    are made again, and open episodes are played again, with the same result as if nothing had happened. An
     episode that loses its environment twice is an error.
 
     Args:
         agent: networks and constants.
         policies: ways to act.
         lanes: environments; all are used.
-        episodes: number of episodes a policy, >= 1.
+        episodes: number of episodes per policy, >= 1.
         seed: of the evaluation; episode e resets to the seed `seed * 100_000 + e` for every policy.
         progress: called as `progress(done_episodes, total_episodes)`.
 
@@ -89,6 +89,8 @@ def evaluate(
     """
     if episodes < 1:
         raise ValueError(f"episodes must be >= 1, got {episodes}.")
+    for each in policies:
+        each.check(agent.algorithm)
     table = PolicyTable(policies, lanes.size)
     key = jr.key(seed)
     total = len(policies) * episodes
@@ -102,8 +104,8 @@ def evaluate(
     policy, episode, time = (np.zeros(lanes.size, np.int32) for _ in range(3))
     observations = np.zeros((lanes.size, size), np.float32)
     active = np.zeros(lanes.size, bool)
-    # What each lane is about to do: a chunk of actions, and how many of them are left.
-    plan = np.zeros((lanes.size, agent.chunk, agent.state.scale.shape[0] // agent.chunk))
+    # What each lane is about to do: a chunk of actions, by lane, and how many of them are left.
+    plan: dict[int, np.ndarray] = {}
     left, displacement, steps = np.zeros(lanes.size, int), np.zeros(lanes.size), np.zeros(lanes.size)
     done = 0
 
@@ -125,12 +127,13 @@ def evaluate(
         if planless.any():
             lane_arrays = (jnp.asarray(policy), jnp.asarray(observations), jnp.asarray(episode), jnp.asarray(time))
             acted = act(agent, table, *lane_arrays, key)
-            plan[planless] = np.asarray(acted.action).reshape(plan.shape)[planless]
+            chunks = np.asarray(acted.action).reshape(lanes.size, agent.chunk, -1)
+            plan.update((int(lane), chunks[lane]) for lane in np.flatnonzero(planless))
             displacement[planless] = np.asarray(acted.displacement)[planless]
             steps[planless] = np.asarray(acted.steps)[planless]
             left[planless] = agent.chunk
         running = [int(lane) for lane in np.flatnonzero(active)]
-        actions = {lane: plan[lane, agent.chunk - left[lane]].astype(np.float32) for lane in running}
+        actions = {lane: plan[lane][agent.chunk - left[lane]].astype(np.float32) for lane in running}
         left[running] -= 1
         broken = [lane for lane in running if not np.isfinite(actions[lane]).all()]
         if broken:
@@ -147,7 +150,7 @@ def evaluate(
         if (lost > 1).any():
             raise error
         reason = str(error).partition("\n")[0]  # what follows is the worker's traceback
-        warnings.warn(f"{reason} - the environments are made anew, and open episodes are played again.", stacklevel=3)
+        warnings.warn(f"{reason} - the environments are made again, and open episodes are played again.", stacklevel=3)
         lanes.restart()
         for lane in np.flatnonzero(active)[::-1]:  # so that the first lane gets its own episode back
             at = (int(policy[lane]), int(episode[lane]))

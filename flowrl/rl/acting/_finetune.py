@@ -1,6 +1,6 @@
 """From offline to online: acting and learning in turn, on the learner, the data and the evaluation of offline runs.
 
-A round, for k environments side by side and u updates an environment step:
+A round, for k environments side by side and u updates per environment step:
 
 1. an action is chosen in every environment, by the weights as they are;
 2. the environments step, in their own processes, while u·k updates are made here on the rows of earlier rounds;
@@ -14,24 +14,26 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key
 from flowrl._io import stops_wait
 from flowrl.rl.acting._collect import Collector, FinishedEpisode, PendingActions
 from flowrl.rl.acting._policy import Agent, Policy
-from flowrl.rl.data.replay import Buffer, HostBuffer, Rows
+from flowrl.rl.data.replay import AbstractBuffer, Rows
 from flowrl.rl.learning import AbstractAlgorithm, AbstractState, refuse_failures, train
 from flowrl.runs._run import RunDirectory
 
 #: Folded into the state's key for the samples of a reference: a split of that key gives no such child.
 _TAG = 0x726F7773
+
+S = TypeVar("S", bound=AbstractState)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Plan:
 
     Attributes:
         algorithm: learns. Its budget is that of training.
-        policy: collects: its steps are L_collect, its step size is that of the collection.
+        policy: collects; its budget is that of the collection.
         exploration: standard deviation >= 0 of normal noise on the collected actions.
     """
 
@@ -56,8 +58,8 @@ class Online:
     Attributes:
         done: environment steps so far.
         total: environment steps in all.
-        steps_per_second: environment steps a second in the last interval; compilation counts.
-        updates_per_second: updates a second in the last interval.
+        steps_per_second: environment steps per second in the last interval; compilation counts.
+        updates_per_second: updates per second in the last interval.
     """
 
     done: int
@@ -68,8 +70,8 @@ class Online:
 
 def finetune(
     plan: Callable[[int], Plan],
-    state: AbstractState,
-    buffer: Buffer | HostBuffer,
+    state: S,
+    buffer: AbstractBuffer,
     collector: Collector,
     *,
     steps: int,
@@ -77,11 +79,11 @@ def finetune(
     updates_per_step: float = 1.0,
     startup: int = 0,
     run: RunDirectory | None = None,
-    evaluate: Callable[[Any, int], dict[str, Any]] | None = None,
+    evaluate: Callable[[S, int], dict[str, Any]] | None = None,
     evaluate_at: tuple[int, ...] = (),
     progress: Callable[[Online], object] | None = None,
     log: Callable[[dict[str, Any], int], object] | None = None,
-) -> Any:
+) -> S:
     """Act and learn until `steps` environment steps were made, or go on with a run that did not get that far.
 
     After every interval the metrics are added to `run.rows`, and networks, optimisers, keys, the ring of the buffer and
@@ -90,14 +92,14 @@ def finetune(
     handles them, wait until a round is done and saved; a second one does not.
 
     Args:
-        plan: called as `plan(step)` before every round, with the environment steps so far; equal plans compile nothing
-            anew, nor do those that differ in arrays (a cap, a step size) alone.
+        plan: called as `plan(step)` before every round, with the environment steps so far; plans that differ in the
+            numbers of their budgets alone (a cap, a step size) compile nothing again.
         state: of the algorithm, after its offline training and `prepare`.
         buffer: the data of that training, prepared, with a ring.
         collector: acts.
         steps: environment steps over all lanes, a multiple of `interval`.
         interval: environment steps between two rows of metrics, a multiple of the lanes.
-        updates_per_step: updates for every environment step; times the lanes it is a whole number >= 1.
+        updates_per_step: updates per environment step; times the lanes it is a whole number >= 1.
         startup: environment steps before the first update, < `steps`.
         run: where to save; None trains in memory only.
         evaluate: called as `evaluate(state, step)` at the steps of `evaluate_at`; what it returns joins the metrics.
@@ -133,15 +135,15 @@ def finetune(
             f"a ring of {buffer.capacity} rows is too small: one step of {lanes} environments may give "
             f"{collector.most_rows}."
         )
-    tally, learned, begun = _Tally(), False, False
+    record, learned, begun = _IntervalRecord(), False, False
     if run is not None:
         loaded = run.load(state)
         if loaded is not None:
             if "online/learned" not in run.arrays:
-                raise ValueError(f"{run.checkpoint} is no checkpoint of a finetuning.")
+                raise ValueError(f"{run.checkpoint} is not a checkpoint of a finetuning.")
             # A round that learned and then lost its environments does not learn again.
             state, learned, begun = loaded, bool(run.arrays["online/learned"]), True
-            buffer, tally = buffer.restored(run.arrays), _Tally.restored(run.arrays)
+            buffer, record = buffer.restored(run.arrays), _IntervalRecord.restored(run.arrays)
             collector.restore(run.arrays)
             run.arrays = {}
     if not begun and evaluate is not None and 0 in evaluate_at:
@@ -149,12 +151,12 @@ def finetune(
 
     def save() -> None:
         if run is not None:
-            arrays = {**buffer.ring(), **collector.arrays(), **tally.arrays(), "online/learned": np.asarray(learned)}
+            arrays = {**buffer.ring(), **collector.arrays(), **record.arrays(), "online/learned": np.asarray(learned)}
             run.save(state, arrays)
 
     def save_unfinished() -> None:
         # A checkpoint of networks that diverged would take the place of a good one.
-        refuse_failures("online", collector.steps, tally.means(), state)
+        refuse_failures("online", collector.steps, record.means(), state)
         save()
 
     @contextlib.contextmanager
@@ -165,41 +167,41 @@ def finetune(
             save_unfinished()
             raise
 
-    while collector.steps < steps or tally.rounds:
+    while collector.steps < steps or record.rounds:
         clock, made, first = _Clock(), 0, collector.steps
-        while tally.rounds < interval // lanes:
+        while record.rounds < interval // lanes:
             with stops_wait() as stop:
                 now = plan(collector.steps)
                 clock.lap("other")
                 with saved_if_it_fails(RuntimeError):
                     agent = Agent(now.algorithm, state, collector.standardizer)
-                    asked = collector.start(agent, now.policy, now.exploration)
+                    taken = collector.start(agent, now.policy, now.exploration)
                 clock.lap("acting")
                 if collector.steps >= startup and not learned:
                     state, metrics = train(now.algorithm, state, buffer, updates)
-                    tally.learn(jax.device_get(metrics))
+                    record.add_metrics(jax.device_get(metrics))
                     made, learned = made + updates, True
                 clock.lap("updates")
                 with saved_if_it_fails(RuntimeError):
                     rows, finished = collector.finish()
                 clock.lap("waiting for environments")
                 learned = False
-                tally.act(asked, finished)
+                record.add_step(taken, finished)
                 if rows is not None:
                     buffer = buffer.insert(_completed(now.algorithm, state, rows, buffer, collector.steps))
                 clock.lap("inserting")
                 if stop():
                     save_unfinished()
-        means = tally.means()
+        means = record.means()
         refuse_failures("online", collector.steps, means, state)
-        row = {"phase": "online", "step": collector.steps, "updates": int(state.step), **tally.episodes(), **means}
+        row = {"phase": "online", "step": collector.steps, "updates": int(state.step), **record.episodes(), **means}
         clock.lap("other")
         if evaluate is not None and collector.steps in evaluate_at:
             with saved_if_it_fails(RuntimeError, KeyboardInterrupt):
                 row |= evaluate(state, collector.steps)
         clock.lap("evaluating")
         _record(row, run, log)
-        tally = _Tally()
+        record = _IntervalRecord()
         save()
         clock.lap("saving")
         done, seconds = collector.steps - first, clock.total()
@@ -211,8 +213,8 @@ def finetune(
     return state
 
 
-#: Where time goes. On a processor a training call returns when it is done; elsewhere it is waited for, so that these
-#: times say the same thing everywhere: the environments step meanwhile in their own processes.
+# The parts of a round's time. On the CPU a training call returns when it is done; elsewhere it is waited for, so that
+# the times say the same everywhere: the environments step meanwhile in their own processes.
 PHASES = ("acting", "updates", "waiting for environments", "inserting", "evaluating", "saving", "other")
 
 
@@ -224,7 +226,7 @@ def _record(row: dict[str, Any], run: RunDirectory | None, log: Callable[[dict[s
 
 
 def _completed(
-    algorithm: AbstractAlgorithm, state: AbstractState, rows: Rows, buffer: Buffer | HostBuffer, step: int
+    algorithm: AbstractAlgorithm, state: AbstractState, rows: Rows, buffer: AbstractBuffer, step: int
 ) -> Rows:
     """Draw the reference's samples that a frozen reference keeps for every row."""
     if not buffer.samples:
@@ -235,42 +237,44 @@ def _completed(
 
 
 @eqx.filter_jit
-def _propose(algorithm: AbstractAlgorithm, state: AbstractState, observations: Array, samples: int, key: Key) -> Array:
+def _propose(
+    algorithm: AbstractAlgorithm, state: AbstractState, observations: Float[Array, "rows obs"], samples: int, key: Key
+) -> Float[Array, "rows samples act"]:
     keys = jr.split(key, (observations.shape[0], samples))
     return jax.vmap(lambda s, ks: jax.vmap(lambda k: algorithm.propose(state, s, k))(ks))(observations, keys)
 
 
-class _Tally:
-    """What the rounds of an interval gave so far; a checkpoint in the middle of it takes it along."""
+class _IntervalRecord:
+    """The rounds of an interval so far; a checkpoint in the middle of it holds them."""
 
     def __init__(self) -> None:
-        self._metrics: list[dict[str, Any]] = []
-        self._asked: list[PendingActions] = []
+        self._metrics: list[dict[str, np.ndarray]] = []
+        self._taken: list[PendingActions] = []
         self._finished: list[FinishedEpisode] = []
 
     @classmethod
-    def restored(cls, arrays: dict[str, np.ndarray]) -> "_Tally":
-        """Read what `arrays` gave."""
-        tally, prefix = cls(), "tally/metric/"
+    def restored(cls, arrays: dict[str, np.ndarray]) -> "_IntervalRecord":
+        """Read what `arrays` returned."""
+        record, prefix = cls(), "tally/metric/"
         metrics = {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
-        tally._metrics = [dict(zip(metrics, row, strict=True)) for row in zip(*metrics.values(), strict=True)]
+        record._metrics = [dict(zip(metrics, row, strict=True)) for row in zip(*metrics.values(), strict=True)]
         moved, steps = arrays.get("tally/displacement", ()), arrays.get("tally/steps", ())
         # The actions were taken; their number is all that is left to be known of them.
-        tally._asked = [
+        record._taken = [
             PendingActions(np.zeros((x.size, 0), np.float32), x, n) for x, n in zip(moved, steps, strict=True)
         ]
-        tally._finished = [FinishedEpisode(float(a), float(b), int(c)) for a, b, c in arrays.get("tally/finished", ())]
-        return tally
+        record._finished = [FinishedEpisode(float(a), float(b), int(c)) for a, b, c in arrays.get("tally/finished", ())]
+        return record
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Give what a checkpoint must hold."""
-        if not self._metrics and not self._asked:
+        """Return what a checkpoint must hold."""
+        if not self._metrics and not self._taken:
             return {}
         names = self._metrics[0] if self._metrics else ()
         columns = {f"tally/metric/{name}": np.stack([row[name] for row in self._metrics]) for name in names}
-        if self._asked:
-            columns["tally/displacement"] = np.stack([asked.displacement for asked in self._asked])
-            columns["tally/steps"] = np.stack([asked.steps for asked in self._asked])
+        if self._taken:
+            columns["tally/displacement"] = np.stack([step.displacement for step in self._taken])
+            columns["tally/steps"] = np.stack([step.steps for step in self._taken])
         if self._finished:
             columns["tally/finished"] = np.asarray([[x.return_, x.success, x.length] for x in self._finished])
         return columns
@@ -278,29 +282,29 @@ class _Tally:
     @property
     def rounds(self) -> int:
         """Rounds so far."""
-        return len(self._asked)
+        return len(self._taken)
 
-    def learn(self, metrics: dict[str, Any]) -> None:
-        """Take note of the updates of a round."""
+    def add_metrics(self, metrics: dict[str, np.ndarray]) -> None:
+        """Add the metrics of a round's updates."""
         self._metrics.append(metrics)
 
-    def act(self, asked: PendingActions, finished: list[FinishedEpisode]) -> None:
-        """Take note of the environments' step."""
-        self._asked.append(asked)
+    def add_step(self, taken: PendingActions, finished: list[FinishedEpisode]) -> None:
+        """Add a step of all environments."""
+        self._taken.append(taken)
         self._finished += finished
 
     def means(self) -> dict[str, float]:
-        """Give the means of the learner's metrics."""
+        """Return the means of the learner's metrics."""
         names = self._metrics[0] if self._metrics else ()
         return {name: float(np.mean([row[name] for row in self._metrics], dtype=np.float64)) for name in names}
 
     def episodes(self) -> dict[str, float]:
-        """Say how the collection went; without an episode that ended, its columns stay empty."""
-        moved = np.concatenate([asked.displacement for asked in self._asked]).astype(np.float64)
+        """Return how the collection went; without an episode that ended, its columns stay empty."""
+        moved = np.concatenate([step.displacement for step in self._taken]).astype(np.float64)
         row = {
             "episodes": len(self._finished),
             "collected/displacement": float(np.sqrt(np.mean(moved**2))),
-            "collected/steps": float(np.mean([asked.steps for asked in self._asked])),
+            "collected/steps": float(np.mean([step.steps for step in self._taken])),
         }
         if self._finished:
             row["collected/return"] = float(np.mean([x.return_ for x in self._finished]))
@@ -310,7 +314,7 @@ class _Tally:
 
 
 class _Clock:
-    """Where the time goes."""
+    """Seconds per part of a round."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -323,5 +327,5 @@ class _Clock:
         self._last = now
 
     def total(self) -> float:
-        """Give the seconds since the beginning."""
+        """Return the seconds since the beginning."""
         return time.perf_counter() - self._begun

@@ -1,6 +1,6 @@
 """Environments in a few processes, stepped in lockstep.
 
-Not `gymnasium.vector`: its asynchronous form wants one process an environment (150 MB each for OGBench), and neither
+Not `gymnasium.vector`: its asynchronous form wants one process per environment (150 MB each for OGBench), and neither
 form can leave a finished lane alone, which here would cost as much as an unfinished one.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowrl.rl.data._load import make_env
+from flowrl.rl.data import make_env
 from flowrl.rl.envs import Worker
 
 
@@ -43,17 +43,7 @@ class StepResult(NamedTuple):
 
 
 def refuse_unusable(where: str, observation: np.ndarray, reward: float, width: int) -> None:
-    """Refuse what an environment gave, where nothing can be learned or said from it.
-
-    Args:
-        where: what it is called in messages.
-        observation: what should be (width,).
-        reward: of the step.
-        width: coordinates of an observation in the data.
-
-    Raises:
-        RuntimeError: another size, or a number that is not finite.
-    """
+    """Check that a step gave an observation of `width` coordinates and finite numbers; `where` is for the message."""
     if np.shape(observation) != (width,):
         raise RuntimeError(
             f"{where}: the environment gave an observation of shape {np.shape(observation)}, the data have ({width},)."
@@ -72,7 +62,7 @@ class LanesError(RuntimeError):
     """
 
     def __init__(self, message: str, lanes: tuple[int, ...]):
-        """Say what happened.
+        """Make the error.
 
         Args:
             message: which lanes, which seeds, and why.
@@ -121,13 +111,14 @@ class Lanes:
         self.restart()
 
     def restart(self) -> None:
-        """Make all environments anew, in new processes; every lane must be reset before it is stepped again."""
+        """Make all environments again, in new processes; every lane must be reset before it is stepped again."""
         self._end()
         workers = max(self._owner) + 1
         # Of each worker's next answer.
         self._timeouts = [self._start_timeout] * workers
         self._workers: list[Worker] = []
-        self._asked: tuple[str, dict[int, dict[int, Any]]] = "", {}
+        # The request whose answers were not received yet, by worker and lane.
+        self._pending: tuple[str, dict[int, dict[int, Any]]] = "", {}
         self._seeds: dict[int, int] = {}
         self._closed = ""
         with contextlib.ExitStack() as stack:
@@ -214,19 +205,19 @@ class Lanes:
         self._end()
 
     def _send(self, what: str, request: dict[int, Any]) -> None:
-        """Hands a request out to the lanes' processes."""
+        """Send each process the part of a request that its lanes answer."""
         if self._closed:
             raise RuntimeError(f"the environments {self._name} cannot be used any more: {self._closed}.")
         parts: dict[int, dict[int, Any]] = {}
         for lane, argument in request.items():
             parts.setdefault(self._owner[lane], {})[lane] = argument
-        self._asked = what, parts
+        self._pending = what, parts
         for number, part in parts.items():
             self._workers[number].send({"what": what, "request": part})
 
     def _receive(self) -> dict[int, Any]:
-        """Gathers the answers to the last request."""
-        (what, parts), self._asked = self._asked, ("", {})
+        """Receive the answers to the last request."""
+        (what, parts), self._pending = self._pending, ("", {})
         answer: dict[int, Any] = {}
         lost: tuple[int, ...] = ()
         try:
@@ -237,7 +228,9 @@ class Lanes:
                 given = self._workers[number].receive(label, timeout=self._timeouts[number])
                 if isinstance(given, LaneFailure):
                     lost = (given.lane,)
-                    raise RuntimeError(f"{label}: lane {given.lane}, seed {self._seeds.get(given.lane)}: {given.words}")
+                    raise RuntimeError(
+                        f"{label}: lane {given.lane}, seed {self._seeds.get(given.lane)}: {given.message}"
+                    )
                 answer |= given
                 self._timeouts[number] = self._timeout
         except BaseException as error:
@@ -251,27 +244,14 @@ class Lanes:
 
 
 class LaneFailure(NamedTuple):
-    """What a worker answers where an environment raised: the others of its lanes are not to blame.
-
-    Attributes:
-        lane: whose environment.
-        words: the exception, and its traceback from the next line on.
-    """
+    """What a worker answers where the environment of one lane raised: the exception, then its traceback."""
 
     lane: int
-    words: str
+    message: str
 
 
 def environments(env_name: str, lanes: list[int]) -> Callable[[str, dict[int, Any]], dict[int, Any] | LaneFailure]:
-    """Makes the environments of some lanes, in the worker process.
-
-    Args:
-        env_name: as for `Lanes`.
-        lanes: numbers of the lanes.
-
-    Returns:
-        A function of ("reset", lane -> seed) or ("step", lane -> action) that gives what `Lanes` does, or `LaneFailure`.
-    """
+    """Make the environments of some lanes, in the worker process, and return what answers its requests."""
     try:
         envs = {lane: make_env(env_name, seed=lane) for lane in lanes}
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The best of a few ways to act, found by acting: sequential halving over a number of episodes."""
+"""The best of a few policies, found by acting: sequential halving over a number of episodes."""
 
 import dataclasses
 import math

@@ -34,7 +34,7 @@ def record_video(
         env_name: as for `flowrl.rl.data.make_env`; it must be able to draw itself (MuJoCo without a screen:
             MUJOCO_GL=egl or osmesa in the environment of the process).
         path: the file, ending in .gif.
-        episodes: how many, one after the other.
+        episodes: number of episodes, one after the other.
         seed: of the evaluation.
         every: steps of the environment between two frames.
         frames_per_second: of the GIF, at most 50.
@@ -58,6 +58,7 @@ def record_video(
         message = f"videos need Pillow, which comes with matplotlib: {_distribution.install('plot')}"
         raise ImportError(message, name="PIL") from error
 
+    policy.check(agent.algorithm)
     table, key, zero = PolicyTable((policy,), 1), jr.key(seed), jnp.zeros(1, jnp.int32)
     env = make_env(env_name, render=True)
     frames = []

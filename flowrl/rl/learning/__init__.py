@@ -21,7 +21,6 @@ from flowrl.rl.learning._reference_learner import (
     sample_rows as sample_rows,
     sample_sets as sample_sets,
 )
-from flowrl.rl.learning._trackers import Tracker as Tracker
 from flowrl.rl.learning._train import (
     Trainable as Trainable,
     copied as copied,

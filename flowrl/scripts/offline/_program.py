@@ -30,7 +30,6 @@ from flowrl.rl import (
     Policy,
     Replay,
     Standardizer,
-    Tracker,
     choose_budget,
     data,
     evaluate,
@@ -42,7 +41,7 @@ from flowrl.rl import (
     select_by_acting,
     tasks,
 )
-from flowrl.runs import RunDirectory, to_csv
+from flowrl.runs import RunDirectory, Tracker, to_csv
 from flowrl.scripts._console import bar, progress, training_bar
 from flowrl.scripts.offline._groups import Data, Flow, Training
 from flowrl.scripts.offline._options import AUTO_STEP_SIZES, ELSEWHERE, FREE, Config, budgets, check, is_auto

@@ -32,14 +32,13 @@ from flowrl.rl import (
     Policy,
     Replay,
     Standardizer,
-    Tracker,
     check_rows_agree,
     data,
     evaluate,
     finetune,
     report,
 )
-from flowrl.runs import RunDirectory, load_checkpoint, to_csv
+from flowrl.runs import RunDirectory, Tracker, load_checkpoint, to_csv
 from flowrl.scripts._console import bar, online_bar, progress
 from flowrl.scripts.offline import _program as offline_program
 from flowrl.scripts.offline._options import Config as Offline

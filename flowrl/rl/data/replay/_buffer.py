@@ -4,6 +4,7 @@ Rows are complete when they enter (see `Windows`), so that nothing in the ring i
 costs O(k), whatever the capacity.
 """
 
+import abc
 from typing import Literal, get_args
 
 import equinox as eqx
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from flowrl._custom_types import Key
-from flowrl.rl.data.replay._replay import Replay
+from flowrl.rl.data.replay._replay import AbstractBatchSource, Batches, Replay, draw_batches, draw_uniformly
 from flowrl.rl.data.replay._windows import Rows
 
 Protocol = Literal["prefilled", "rlpd", "wsrl"]
@@ -24,24 +25,10 @@ STORED = ("observations", "actions", "returns", "next_observations", "discounts"
 
 
 def draw_rows(protocol: Protocol, data: int, filled: Int[Array, ""], size: int, key: Key) -> Int[Array, " size"]:
-    """Draw the rows of a batch, with replacement. While the ring is empty, all protocols draw from the data set.
-
-    Args:
-        protocol: "prefilled" draws from all rows alike; "rlpd" half a batch (rounded up) from the ring and half from
-            the data set; "wsrl" from the ring alone.
-        data: rows of the data set.
-        filled: rows of the ring that hold something.
-        size: rows, >= 1.
-        key: randomness.
-
-    ??? cite "Source"
-        Ball et al., *Efficient Online Reinforcement Learning with Offline Data*, ICML 2023 (arXiv 2302.02948), for
-        half and half; Zhou et al., *Efficient Online Reinforcement Learning Fine-Tuning Need Not Retain Offline Data*,
-        ICLR 2025 (arXiv 2412.07762), for the ring alone, there after 5000 steps without updates.
-    """
+    """Draw the rows of a batch, with replacement. While the ring is empty, all protocols draw from the data set."""
     all_key, data_key, ring_key = jr.split(key, 3)
     if protocol == "prefilled":
-        return jr.randint(all_key, (size,), 0, data + filled)
+        return draw_uniformly(data + filled, size, all_key)
     from_data = jr.randint(data_key, (size,), 0, data)
     from_ring = data + jr.randint(ring_key, (size,), 0, jnp.maximum(filled, 1))
     ours = size if protocol == "wsrl" else (size + 1) // 2
@@ -49,8 +36,51 @@ def draw_rows(protocol: Protocol, data: int, filled: Int[Array, ""], size: int, 
     return jnp.where(filled > 0, chosen, from_data)
 
 
-class Buffer(eqx.Module):
-    """Rows of a data set, which stay, and a ring behind them, in which new rows replace the oldest.
+class AbstractBuffer(AbstractBatchSource):
+    """Rows of a data set, which stay, and a ring behind them, in which new rows replace the oldest."""
+
+    @property
+    @abc.abstractmethod
+    def capacity(self) -> int:
+        """Rows of the ring."""
+
+    @property
+    @abc.abstractmethod
+    def samples(self) -> int:
+        """Cached particles per row; 0 where they are drawn in every update."""
+
+    @abc.abstractmethod
+    def insert(self, rows: Rows) -> "AbstractBuffer":
+        """Put rows into the ring, in their order, in the place of the oldest.
+
+        Args:
+            rows: at most as many, padding included, as the ring has.
+
+        Returns:
+            The next buffer, to be used in the place of this one.
+
+        Raises:
+            ValueError: more rows than the ring has, or particles on one side only.
+        """
+
+    @abc.abstractmethod
+    def ring(self) -> dict[str, np.ndarray]:
+        """Return what a checkpoint must hold of the ring: columns of its filled rows, and where the next one goes."""
+
+    @abc.abstractmethod
+    def restored(self, ring: dict[str, np.ndarray]) -> "AbstractBuffer":
+        """Return the buffer with the ring of a checkpoint, to be used in the place of this one.
+
+        Args:
+            ring: from `ring` of a buffer of the same data and capacity, on the device or on the host.
+
+        Raises:
+            ValueError: the ring does not fit.
+        """
+
+
+class Buffer(eqx.Module, AbstractBuffer):
+    """An `AbstractBuffer` on the device. What `insert` and `restored` return takes over the arrays of this one.
 
     Attributes:
         replay: all rows, (data + capacity); algorithms read it as any other.
@@ -72,11 +102,16 @@ class Buffer(eqx.Module):
         Args:
             replay: the data set; where it has cached particles, so must all rows that are inserted.
             capacity: rows of the ring, >= 1.
-            protocol: how batches are drawn: "prefilled" from all rows alike, "rlpd" half from the ring and half from
-                the data set, "wsrl" from the ring alone.
+            protocol: how batches are drawn: "prefilled" from all rows alike, "rlpd" half (rounded up) from the ring and
+                half from the data set, "wsrl" from the ring alone.
 
         Raises:
             ValueError: the capacity is below 1, or there is no such protocol.
+
+        ??? cite "Source"
+            Ball et al., *Efficient Online Reinforcement Learning with Offline Data*, ICML 2023 (arXiv 2302.02948), for
+            half and half; Zhou et al., *Efficient Online Reinforcement Learning Fine-Tuning Need Not Retain Offline
+            Data*, ICLR 2025 (arXiv 2412.07762), for the ring alone, there after 5000 steps without updates.
         """
         check_ring(capacity, protocol)
         self.protocol = protocol
@@ -99,12 +134,10 @@ class Buffer(eqx.Module):
 
     @property
     def capacity(self) -> int:
-        """Rows of the ring."""
         return self.replay.actions.shape[0] - self.data
 
     @property
     def samples(self) -> int:
-        """Cached particles of a row; 0 where they are drawn afresh."""
         return 0 if self.replay.particles is None else self.replay.particles.shape[1]
 
     def draw(self, size: int, key: Key) -> Int[Array, " size"]:
@@ -116,37 +149,21 @@ class Buffer(eqx.Module):
         """
         return draw_rows(self.protocol, self.data, self.filled, size, key)
 
+    def batches(self, size: int, updates: int, key: Key) -> Batches:
+        draw = eqx.Partial(draw_rows, self.protocol, self.data, self.filled, size)
+        return Batches(self.replay, draw_batches(draw, updates, key))
+
     def insert(self, rows: Rows) -> "Buffer":
-        """Put rows into the ring, in their order, in the place of the oldest.
-
-        Args:
-            rows: at most as many, padding included, as the ring has.
-
-        Returns:
-            The next buffer. The arrays of this one are given away.
-
-        Raises:
-            ValueError: more rows than the ring has, or particles on one side only.
-        """
         check_rows(rows, self.capacity, self.samples)
         return _insert(rows, self)
 
     def ring(self) -> dict[str, np.ndarray]:
-        """Give what the ring holds, for a checkpoint: columns of its filled rows, and where the next one goes."""
         columns = {name: getattr(self.replay, name) for name in STORED}
         # Cut on the host: on the device every length would be a program of its own.
         ring = {name: np.asarray(x[self.data :]) for name, x in columns.items() if x is not None}
         return ring_arrays({name: x[: int(self.filled)] for name, x in ring.items()}, int(self.head))
 
     def restored(self, ring: dict[str, np.ndarray]) -> "Buffer":
-        """Give the buffer with what `ring` gave. The arrays of this one are given away.
-
-        Args:
-            ring: from a buffer of the same data and capacity.
-
-        Raises:
-            ValueError: the ring does not fit.
-        """
         columns, filled, head = read_ring(ring, {name: getattr(self.replay, name) for name in STORED}, self.capacity)
         whole = {name: np.zeros((self.capacity, *x.shape[1:]), x.dtype) for name, x in columns.items()}
         for name, x in columns.items():
@@ -178,12 +195,7 @@ def _refill(ring: tuple[dict[str, Array], Array, Array], buffer: Buffer) -> Buff
 
 
 def check_ring(capacity: int, protocol: str) -> None:
-    """Refuse what is no ring.
-
-    Args:
-        capacity: rows of the ring.
-        protocol: how batches are drawn.
-    """
+    """Check the capacity and the protocol of a ring."""
     if capacity < 1:
         raise ValueError(f"capacity must be >= 1, got {capacity}.")
     if protocol not in PROTOCOLS:
@@ -191,13 +203,7 @@ def check_ring(capacity: int, protocol: str) -> None:
 
 
 def check_rows(rows: Rows, capacity: int, samples: int) -> None:
-    """Refuse rows that do not fit a ring.
-
-    Args:
-        rows: to be inserted.
-        capacity: rows of the ring.
-        samples: cached particles of a row of the buffer.
-    """
+    """Check that rows fit into a ring, with as many cached particles per row as the buffer has."""
     size = rows.actions.shape[0]
     if size > capacity:
         raise ValueError(f"{size} rows do not fit into a ring of {capacity}.")
@@ -206,28 +212,14 @@ def check_rows(rows: Rows, capacity: int, samples: int) -> None:
 
 
 def ring_arrays(columns: dict[str, np.ndarray], head: int) -> dict[str, np.ndarray]:
-    """Name the columns of a ring for a checkpoint.
-
-    Args:
-        columns: of the filled rows.
-        head: where the next row goes.
-    """
+    """Name the columns of the filled rows, and where the next row goes, for a checkpoint."""
     return {**{f"ring/{name}": np.asarray(x) for name, x in columns.items()}, "ring/head": np.asarray(head)}
 
 
 def read_ring(
     ring: dict[str, np.ndarray], into: dict[str, Array | np.ndarray | None], capacity: int
 ) -> tuple[dict[str, np.ndarray], int, int]:
-    """Read what `ring_arrays` named.
-
-    Args:
-        ring: the arrays.
-        into: the columns of the buffer.
-        capacity: rows of the ring.
-
-    Returns:
-        The columns, the number of filled rows, and where the next one goes.
-    """
+    """Read what `ring_arrays` named into columns, the number of filled rows, and where the next one goes."""
     there = {f"ring/{name}": x for name, x in into.items() if x is not None}
     found = {name: x for name, x in ring.items() if name.startswith("ring/") and name != "ring/head"}
     sizes = {x.shape[0] for x in found.values()}

@@ -5,40 +5,32 @@ either buffer is the same training.
 """
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Int
 
 from flowrl._custom_types import Key
-from flowrl.rl.data.replay._buffer import STORED, Protocol, check_ring, check_rows, draw_rows, read_ring, ring_arrays
-from flowrl.rl.data.replay._replay import Replay
+from flowrl.rl.data.replay._buffer import (
+    STORED,
+    AbstractBuffer,
+    Protocol,
+    check_ring,
+    check_rows,
+    draw_rows,
+    read_ring,
+    ring_arrays,
+)
+from flowrl.rl.data.replay._replay import Batches, Replay, draw_batches
 from flowrl.rl.data.replay._windows import Rows
 
 
-class Batches(eqx.Module):
-    """The batches of some updates, on the device.
-
-    Attributes:
-        replay: the rows that occur in them, and those that follow these.
-        rows: of each batch, (updates, batch).
-    """
-
-    replay: Replay
-    rows: Int[Array, "updates batch"]
-
-
-class HostBuffer:
-    """Rows of a data set, which stay, and a ring behind them, as NumPy arrays. `insert` changes it in place.
+class HostBuffer(AbstractBuffer):
+    """An `AbstractBuffer` of NumPy arrays. `insert` and `restored` change it in place.
 
     Attributes:
         protocol: how batches are drawn.
         data: rows of the data set, which come first.
-        capacity: rows of the ring.
         filled: rows of the ring that hold something.
         head: place in the ring of the next row.
-        samples: cached particles of a row; 0 where they are drawn afresh.
     """
 
     def __init__(self, replay: Replay, capacity: int, protocol: Protocol = "prefilled"):
@@ -54,9 +46,9 @@ class HostBuffer:
         """
         check_ring(capacity, protocol)
         self.protocol: Protocol = protocol
-        self.capacity = capacity
+        self._capacity = capacity
         self.data, self.filled, self.head = replay.actions.shape[0], 0, 0
-        self.samples = 0 if replay.particles is None else replay.particles.shape[1]
+        self._samples = 0 if replay.particles is None else replay.particles.shape[1]
         self._columns: dict[str, np.ndarray] = {}
         for name in STORED:
             column = getattr(replay, name)
@@ -68,18 +60,15 @@ class HostBuffer:
         self._bootstrap = np.concatenate([np.asarray(replay.bootstrap), ring])
         self._following = np.concatenate([np.asarray(replay.following), np.full_like(ring, -1)])
 
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    @property
+    def samples(self) -> int:
+        return self._samples
+
     def insert(self, rows: Rows) -> "HostBuffer":
-        """Put rows into the ring, in their order, in the place of the oldest.
-
-        Args:
-            rows: at most as many, padding included, as the ring has.
-
-        Returns:
-            This buffer.
-
-        Raises:
-            ValueError: more rows than the ring has, or particles on one side only.
-        """
         check_rows(rows, self.capacity, self.samples)
         count = int(rows.count)
         places = self.data + (self.head + np.arange(count)) % self.capacity
@@ -90,14 +79,8 @@ class HostBuffer:
         return self
 
     def batches(self, size: int, updates: int, key: Key) -> Batches:
-        """Bring the batches of the next updates to the device.
-
-        Args:
-            size: rows of a batch.
-            updates: number of batches.
-            key: that of the state before these updates.
-        """
-        rows = np.asarray(_draws(self.protocol, self.data, jnp.asarray(self.filled), size, updates, key))
+        draw = eqx.Partial(draw_rows, self.protocol, self.data, jnp.asarray(self.filled), size)
+        rows = np.asarray(draw_batches(draw, updates, key))
         taken, after = rows.reshape(-1), self._following[rows.reshape(-1)]
         # Behind the rows stand those that follow them, for algorithms that ask what the data did next.
         both = np.concatenate([taken, np.maximum(after, 0)])
@@ -113,29 +96,11 @@ class HostBuffer:
         return Batches(replay, jnp.asarray(own[: taken.size].reshape(rows.shape)))
 
     def ring(self) -> dict[str, np.ndarray]:
-        """Give what the ring holds, for a checkpoint: columns of its filled rows, and where the next one goes."""
         place = slice(self.data, self.data + self.filled)
         return ring_arrays({name: x[place] for name, x in self._columns.items()}, self.head)
 
     def restored(self, ring: dict[str, np.ndarray]) -> "HostBuffer":
-        """Fill the ring with what `ring` gave.
-
-        Args:
-            ring: from a buffer of the same data and capacity, on either side.
-
-        Raises:
-            ValueError: the ring does not fit.
-        """
         columns, self.filled, self.head = read_ring(ring, dict(self._columns), self.capacity)
         for name, x in columns.items():
             self._columns[name][self.data : self.data + self.filled] = x
         return self
-
-
-@eqx.filter_jit
-def _draws(protocol: Protocol, data: int, filled: Array, size: int, updates: int, key: Key) -> Array:
-    def one(key: Key, _: None) -> tuple[Key, Array]:
-        key, batch_key, _ = jr.split(key, 3)  # as `train` does
-        return key, draw_rows(protocol, data, filled, size, batch_key)
-
-    return jax.lax.scan(one, key, None, length=updates)[1]

@@ -1,59 +1,63 @@
-"""Offline data on the device, ready for n-step targets."""
+"""Offline data on the device, ready for n-step targets, and the batches that updates read."""
+
+import abc
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
-from flowrl.rl.data import OBSERVATION_PROTOCOLS, Transitions, episode_ends
+from flowrl.rl.data.replay._n_step import n_step_rows
+from flowrl.rl.data.replay._standardizer import Standardizer
+from flowrl.rl.data.schema import Transitions, episode_ends
 
 
-class Standardizer(eqx.Module):
-    """Observations brought to mean 0 and standard deviation 1, with constants of the training data.
+class Batches(eqx.Module):
+    """The batches of some updates, on the device.
 
     Attributes:
-        mean: (obs,).
-        std: (obs,), at least 1e-3.
+        replay: the rows that occur in them, and those that follow these.
+        rows: of each batch, (updates, batch).
     """
 
-    mean: Float[Array, " obs"]
-    std: Float[Array, " obs"]
+    replay: "Replay"
+    rows: Int[Array, "updates batch"]
 
-    @classmethod
-    def fit(cls, observations: Float[np.ndarray | Array, "rows obs"], protocol: str = "standard") -> "Standardizer":
-        """Measure the constants.
 
-        Args:
-            observations: (rows, obs).
-            protocol: one of `flowrl.rl.data.OBSERVATION_PROTOCOLS`; "none" leaves observations as they are.
+class AbstractBatchSource(abc.ABC):
+    """Where training takes its batches from."""
 
-        Raises:
-            ValueError: the protocol is unknown.
-        """
-        if protocol not in OBSERVATION_PROTOCOLS:
-            known = ", ".join(OBSERVATION_PROTOCOLS)
-            raise ValueError(f"unknown observation protocol {protocol!r}, expected one of {known}.")
-        if protocol == "none":
-            width = observations.shape[1]
-            return cls(jnp.zeros(width, jnp.float32), jnp.ones(width, jnp.float32))
-        rows = np.asarray(observations, np.float64)
-        mean, std = rows.mean(axis=0), rows.std(axis=0)
-        return cls(jnp.asarray(mean, jnp.float32), jnp.asarray(np.maximum(std, 1e-3), jnp.float32))
-
-    def __call__(self, observations: Float[Array, "*batch obs"]) -> Float[Array, "*batch obs"]:
-        """Standardise.
+    @abc.abstractmethod
+    def batches(self, size: int, updates: int, key: Key) -> Batches:
+        """Draw the batches of the next updates.
 
         Args:
-            observations: raw observations.
+            size: rows per batch, >= 1.
+            updates: number of batches.
+            key: that of the state before these updates.
         """
-        return (observations - jnp.broadcast_to(self.mean, observations.shape)) / jnp.broadcast_to(
-            self.std, observations.shape
-        )
 
 
-class Replay(eqx.Module):
+@eqx.filter_jit
+def draw_batches(draw: eqx.Partial, updates: int, key: Key) -> Int[Array, "updates batch"]:
+    """Draw the rows of every batch by the keys that the updates will split off."""
+
+    def one(key: Key, _: None) -> tuple[Key, Array]:
+        key, batch_key, _ = jr.split(key, 3)  # as `train` does
+        return key, draw(batch_key)
+
+    return jax.lax.scan(one, key, None, length=updates)[1]
+
+
+def draw_uniformly(rows: int | Int[Array, ""], size: int, key: Key) -> Int[Array, " size"]:
+    """Draw some of the first `rows` rows, all alike, with replacement."""
+    return jr.randint(key, (size,), 0, rows)
+
+
+class Replay(eqx.Module, AbstractBatchSource):
     """A fixed set of n-step transitions on the device.
 
     Attributes:
@@ -65,7 +69,7 @@ class Replay(eqx.Module):
         following: the row whose action the data took in the bootstrap state, (rows,); −1 where the trajectory ends
             before it, or has too few steps left for a chunk.
         discounts: γ^m times the mask (0 where the task ended), (rows,).
-        particles: reference samples at every row's next state, (rows, M, act), or None while they are drawn afresh.
+        particles: reference samples at every row's next state, (rows, M, act); None where updates draw their own.
     """
 
     observations: Float[Array, "rows obs"]
@@ -84,7 +88,10 @@ class Replay(eqx.Module):
             size: rows, >= 1.
             key: randomness.
         """
-        return jr.randint(key, (size,), 0, self.actions.shape[0])
+        return draw_uniformly(self.actions.shape[0], size, key)
+
+    def batches(self, size: int, updates: int, key: Key) -> Batches:
+        return Batches(self, draw_batches(eqx.Partial(draw_uniformly, self.actions.shape[0], size), updates, key))
 
 
 def make_replay(
@@ -132,18 +139,9 @@ def make_replay(
     n_step = max(n_step, chunk)
     rewards = np.asarray(data.rewards, np.float64) * reward_scale
     rows = rewards.shape[0]
-    stops = (np.asarray(data.terminals) > 0) | (np.asarray(data.masks) == 0)
-    returns = np.zeros(rows)
-    discounts = np.ones(rows)
-    bootstrap = np.arange(rows)
-    running = np.ones(rows, bool)
-    for i in range(n_step):
-        at = np.minimum(np.arange(rows) + i, rows - 1)
-        returns += np.where(running, discounts * rewards[at], 0)
-        bootstrap = np.where(running, at, bootstrap)
-        discounts = np.where(running, discounts * discount, discounts)
-        running &= ~stops[at] & (np.arange(rows) + i + 1 < rows)
-    discounts *= np.asarray(data.masks)[bootstrap]
+    returns, discounts, bootstrap = n_step_rows(
+        rewards, np.asarray(data.masks), np.asarray(data.terminals) > 0, discount, n_step
+    )
     following = np.where(bootstrap < episode_ends(data.terminals)[bootstrap], bootstrap + 1, -1)
     observations, actions, next_observations = (
         np.asarray(x, np.float32) for x in (data.observations, data.actions, data.next_observations)

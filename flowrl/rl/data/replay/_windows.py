@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from flowrl.rl.data import RewardTransform, Transitions
-from flowrl.rl.data.replay._replay import Replay, Standardizer
+from flowrl.rl.data.replay._n_step import n_step_rows
+from flowrl.rl.data.replay._replay import Replay
+from flowrl.rl.data.replay._standardizer import Standardizer
+from flowrl.rl.data.schema import RewardTransform, Transitions
 
 
 class Rows(eqx.Module):
@@ -98,16 +100,21 @@ class Windows:
         steps = self._open[lane]
         steps.append((observation, action, self._rewards(reward)))
         over = terminated or truncated
-        while steps and (over or len(steps) == self._n_step):
-            total = sum(self._discount**i * r for i, (_, _, r) in enumerate(steps))
-            discount = 0.0 if terminated else self._discount ** len(steps)
-            first = steps.popleft()
-            self._closed.append((first[0], first[1], total, next_observation, discount))
+        if not over and len(steps) < self._n_step:
+            return
+        masks = np.ones(len(steps))
+        masks[-1] = not terminated
+        rewards = np.asarray([reward for _, _, reward in steps])
+        returns, discounts, _ = n_step_rows(rewards, masks, np.zeros(len(steps), bool), self._discount, self._n_step)
+        # At the end all open windows are closed, in between the oldest one.
+        for i in range(len(steps) if over else 1):
+            first, taken, _ = steps.popleft()
+            self._closed.append((first, taken, returns[i], next_observation, discounts[i]))
 
     def take(self) -> Rows | None:
-        """Give the rows closed since the last call, in the order in which they were closed; None if there are none.
+        """Return the rows closed since the last call, in the order in which they were closed; None if there are none.
 
-        They are padded to a row a lane or, where episodes ended, to a multiple of n rows a lane.
+        They are padded to one row per lane or, where episodes ended, to a multiple of n rows per lane.
         """
         closed, count = self._closed, len(self._closed)
         if not closed:
@@ -137,7 +144,7 @@ def check_rows_agree(
     rewards: RewardTransform,
     rows: int = 500,
 ) -> None:
-    """Assert that what acting adds is treated as the data were: the data, acted out, give the rows of their replay.
+    """Check that what acting adds is treated as the data were: the data, acted out, give the rows of their replay.
 
     Args:
         raw: the data set, with the environment's own rewards.

@@ -1,4 +1,4 @@
-"""Metrics to a dashboard as well: TensorBoard, Weights & Biases, trackio. The CSV of a run does not depend on them."""
+"""Metrics in a dashboard as well: TensorBoard, Weights & Biases, trackio. The CSV of a run does not depend on them."""
 
 import importlib
 import os
@@ -10,7 +10,7 @@ from flowrl import _distribution
 
 
 class Tracker:
-    """Sends rows of metrics to one tracker. A context manager.
+    """One tracker of a run, to which rows of metrics are sent. A context manager.
 
     Attributes:
         kind: which.
@@ -60,7 +60,7 @@ class Tracker:
             self._writer.finish()
 
     def log(self, row: dict[str, Any], step: int) -> None:
-        """Send the numbers of a row; what is no number is left out, and so is the row's own step, of one phase.
+        """Send the numbers of a row, apart from its step within the phase; other entries are left out.
 
         Args:
             row: metrics by name.
