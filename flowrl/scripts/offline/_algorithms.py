@@ -5,6 +5,7 @@ Each has its own options: VGF those of `VGFOptions`, every other one the plain f
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -13,16 +14,37 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from flowrl.rl import AbstractAggregate, AbstractAlgorithm, AbstractValueBased, tasks
+from flowrl.rl import (
+    AbstractAggregate,
+    AbstractAlgorithm,
+    AbstractReferenceModel,
+    AbstractValueBased,
+    Denoising,
+    FlowMatching,
+    Gaussian,
+    ReferenceLearner,
+    tasks,
+)
 from flowrl.rl.learning import baselines
+from flowrl.rl.learning.baselines import AggregatedValue
 from flowrl.scripts.offline._groups import Candidates, Data, Evaluation, Flow, Proposal, Run, Sample, Training
 from flowrl.scripts.offline._vgf import Aggregate, VGFOptions, aggregate
 
+_MODELS: dict[str, Any] = {"flow": FlowMatching, "gaussian": Gaussian, "denoising": Denoising}
+#: Names of options for fields of modules; others are FIELD-NAME.
+_NAMES = {
+    ("model",): "reference",
+    ("model", "steps"): "reference_steps",
+    ("reference", "model"): "reference",
+    ("reference", "model", "steps"): "reference_steps",
+    ("reference", "one_step"): "one_step",
+    ("actor_value", "normalise"): "normalise",
+}
 #: Values of this program for fields that algorithms share; where success is scored batches are half as large.
 _USUAL = {"hidden": (256, 256), "batch_size": 256, "learning_rate": 1e-3, "members": 2, "polyak": 0.01}
 
@@ -53,8 +75,9 @@ _ACTING: dict[str, type[Sample]] = {"bc": Sample, "td3_bc": Proposal, "rebrac": 
 NAMES = ("vgf", *baselines.ALGORITHMS)
 
 
+@functools.cache
 def entry(algorithm: str, paper: str | None = None) -> Entry:
-    """Look an algorithm up: a name, or MODULE:CLASS.
+    """Look an algorithm up: a name, or MODULE:CLASS. The same name always has the same types of options.
 
     Raises:
         ValueError: there is none of this name, or the class is not an algorithm.
@@ -139,8 +162,22 @@ def _imported(path: str) -> type[AbstractAlgorithm]:
     return kind
 
 
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    """A plain field of an algorithm, or of a module in it, that the command line can give."""
+
+    path: tuple[str, ...]
+    hint: Any
+    default: Any
+    about: str
+
+    @property
+    def name(self) -> str:
+        return _NAMES.get(self.path, "_".join(self.path))
+
+
 def _own_options(
-    algorithm: AbstractAlgorithm | type[AbstractAlgorithm],
+    algorithm: AbstractAlgorithm[Any] | type[AbstractAlgorithm[Any]],
     acting: type[Sample],
     usual: Mapping[str, Any],
     *,
@@ -153,38 +190,67 @@ def _own_options(
     """
     kind = algorithm if isinstance(algorithm, type) else type(algorithm)
     taken = {f.name for group in (Data, Training, acting, Evaluation, Run) for f in _fields(group)} | {"algorithm"}
-    about, hints, options, names, roles = _explained(kind), _hints(kind), [], {}, []
-    for field in _fields(kind):
-        default = field.default if algorithm is kind else getattr(algorithm, field.name)
-        if isinstance(default, AbstractAggregate):
-            roles.append(field.name)
-        if not field.init or not _plain(hints[field.name]):
-            if default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-                raise ValueError(f"{kind.__name__}: the field {field.name} cannot be given here; it needs a default.")
-            continue
-        names[field.name] = f"train_{field.name}" if field.name in taken else field.name
-        hint = Annotated[hints[field.name], tyro.conf.arg(help=about.get(field.name, ""))]
-        set_here = {} if default is dataclasses.MISSING else {"default": usual.get(field.name, default)}
-        if field.default_factory is not dataclasses.MISSING and not set_here:
-            set_here = {"default_factory": field.default_factory}
-        options.append((names[field.name], hint, dataclasses.field(kw_only=True, **set_here)))
+    found = {f"train_{o.name}" if o.name in taken else o.name: o for o in _options(kind, algorithm)}
+    made = [(name, o.hint, o.about, usual.get(o.name, o.default)) for name, o in found.items()]
+    roles = [name for name, value in _values(kind, algorithm).items() if isinstance(value, AbstractAggregate)]
     if roles:
         text = f"How critics become one number ({', '.join(roles)}): mean, minimum, or mean - std; default: its own."
-        hint = Annotated[Aggregate | None, tyro.conf.arg(help=text)]
-        options.append(("aggregate", hint, dataclasses.field(kw_only=True, default=None)))
+        made.append(("aggregate", Aggregate | None, text, None))
     if paper is not None:
-        text = "The task, at full size. Needs a GPU; its cost is printed."
-        hint = Annotated[str, tyro.conf.arg(help=text)]
-        options.append(("paper", hint, dataclasses.field(kw_only=True, default=paper)))
+        made.append(("paper", str, "The task, at full size. Needs a GPU; its cost is printed.", paper))
 
-    def learner(self: Any, candidates: int, *, dense: bool) -> AbstractAlgorithm:
+    def learner(self: Any, candidates: int, *, dense: bool) -> AbstractAlgorithm[Any]:
         del candidates, dense
-        values = {name: getattr(self, option) for name, option in names.items()}
+        given = {option.path: getattr(self, name) for name, option in found.items()}
         if roles and self.aggregate is not None:
-            values |= dict.fromkeys(roles, aggregate(self.aggregate))
-        return kind(**values) if isinstance(algorithm, type) else dataclasses.replace(algorithm, **values)
+            given |= {(role,): aggregate(self.aggregate) for role in roles}
+        return _with(algorithm, given)
 
-    return dataclasses.make_dataclass(kind.__name__, options, frozen=True, namespace={"learner": learner})
+    fields = [
+        (name, Annotated[hint, tyro.conf.arg(help=about)], dataclasses.field(default=default, kw_only=True))
+        for name, hint, about, default in made
+    ]
+    return dataclasses.make_dataclass(kind.__name__, fields, frozen=True, namespace={"learner": learner})
+
+
+def _options(kind: type, value: Any, path: tuple[str, ...] = ()) -> Iterator[_Option]:
+    """List what a command line can give of an algorithm (a class where it is not made yet), and of modules in it."""
+    about, hints = _explained(kind), _hints(kind)
+    for name, default in _values(kind, value).items():
+        here = (*path, name)
+        if isinstance(default, AbstractReferenceModel):
+            model = next(key for key, made in _MODELS.items() if isinstance(default, made))
+            yield _Option((*path, "model"), Literal["flow", "gaussian", "denoising"], model, "Generative model.")
+            steps = getattr(default, "steps", FlowMatching().steps)
+            yield _Option((*path, "model", "steps"), int, steps, "Its steps per sample (a Gaussian has none).")
+        elif _plain(hints[name]):
+            yield _Option(here, hints[name], default, about.get(name, ""))
+        elif isinstance(default, ReferenceLearner | AggregatedValue):
+            yield from _options(type(default), default, here)
+        elif default is dataclasses.MISSING:
+            raise ValueError(f"{kind.__name__}: the field {name} cannot be given here; it needs a default.")
+
+
+def _values(kind: type, value: Any) -> dict[str, Any]:
+    """Return the fields with their values, or with their defaults where `value` is the class itself."""
+    if not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in _fields(kind) if f.init}
+    factories = {f.name: f.default_factory for f in _fields(kind) if f.default_factory is not dataclasses.MISSING}
+    return {f.name: factories[f.name]() if f.name in factories else f.default for f in _fields(kind) if f.init}
+
+
+def _with(value: Any, given: Mapping[tuple[str, ...], Any]) -> Any:
+    """Make a module with the given fields; those of a class that are not given keep their defaults."""
+    kind = value if isinstance(value, type) else type(value)
+    mine = {path[0]: new for path, new in given.items() if len(path) == 1}
+    for name, old in _values(kind, value).items():
+        inside = {path[1:]: new for path, new in given.items() if path[0] == name and len(path) > 1}
+        if isinstance(old, AbstractReferenceModel):
+            made = _MODELS[given[("model",)]]
+            mine[name] = made() if made is Gaussian else made(given[("model", "steps")])
+        elif inside:
+            mine[name] = _with(old, inside)
+    return kind(**mine) if isinstance(value, type) else dataclasses.replace(value, **mine)
 
 
 def _fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:

@@ -4,7 +4,17 @@ import dataclasses
 from typing import Literal
 
 from flowrl import SVGD, Budget, Optax, Transport
-from flowrl.rl import VGF, AbstractAggregate, LowerConfidence, Mean, Minimum
+from flowrl.rl import (
+    VGF,
+    AbstractAggregate,
+    FlowMatching,
+    Gaussian,
+    LowerConfidence,
+    Maximum,
+    Mean,
+    Minimum,
+    ReferenceLearner,
+)
 from flowrl.rl.learning import presets
 
 Aggregate = Literal["mean", "min", "lower"]
@@ -58,7 +68,7 @@ class VGFOptions:
     """Particles per state in the TD target."""
     particle_aggregate: Literal["mean", "max"] = "mean"
     """The TD target is the mean over particles, or their maximum."""
-    amortized: Literal["no", "data", "particles"] = "no"
+    amortized: Literal["data", "particles"] | None = None
     """Let particles follow a network fitted to the critic's gradient at the actions of the data or at the particles."""
     relative: bool = True
     """Measure budgets in units of the reference's within-state spread; otherwise in those of the action."""
@@ -88,16 +98,17 @@ class VGFOptions:
             target=ensemble,
             improvement=ensemble,
             selection=ensemble,
-            over_particles=self.particle_aggregate,
+            particle_aggregate=Maximum() if self.particle_aggregate == "max" else Mean(),
             amortized=self.amortized,
             relative=self.relative,
-            reference=self.reference,
-            reference_updates=self.reference_updates,
-            reference_learning_rate=self.reference_learning_rate,
-            reference_hidden=self.reference_hidden or self.hidden,
-            reference_steps=self.reference_steps,
-            reference_average=self.reference_average,
-            one_step=self.one_step,
+            reference=ReferenceLearner(
+                model=Gaussian() if self.reference == "gaussian" else FlowMatching(self.reference_steps),
+                hidden=self.reference_hidden or self.hidden,
+                learning_rate=self.reference_learning_rate,
+                updates=self.reference_updates,
+                average=self.reference_average,
+                one_step=self.one_step,
+            ),
             frozen_reference=self.frozen_reference,
             advantage_temperature=self.advantage_temperature,
             hidden=self.hidden,
