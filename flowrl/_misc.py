@@ -8,7 +8,7 @@ import jax.core
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from flowrl._custom_types import Particles, Positions
 
@@ -50,6 +50,17 @@ def number(name: str, x: Any, ok: Callable[[np.ndarray], Any], expected: str) ->
     if np.shape(x) != ():
         raise ValueError(f"{name} must be one number, got shape {np.shape(x)}.")
     return real_array(name, x, ok, expected).astype(jnp.result_type(float))
+
+
+def number_field(
+    name: str, ok: Callable[[np.ndarray], Any], expected: str, dtype: Any = None
+) -> Callable[[ArrayLike], Array]:
+    """Return a converter of `eqx.field` for one real number; `dtype` None is that of a float."""
+
+    def convert(x: ArrayLike) -> Array:
+        return number(name, x, ok, expected).astype(dtype or jnp.result_type(float))
+
+    return convert
 
 
 def check_count(name: str, count: Any, least: int = 1) -> None:

@@ -276,7 +276,7 @@ WORTH = np.array([4.0, 0.0, 0.3, 1.0, -0.5, 0.6, -1.0, 0.2], np.float32)  # the 
 
 @pytest.mark.slow
 def test_a_bandit_ends_at_the_tilted_reference(key):
-    """Responses of one token: the optimum is μ exp(r/β)/Z, and the KL that is reported is that of the two distributions."""
+    """Responses of one token: the optimum is μ exp(r/β)/Z, and the reported KL is that of the two distributions."""
     model, beta = language_model(key), 0.5
     sampler = Sampler(1, pad=PAD, forbidden=(PAD,))
     ppo = PPO(sampler, beta=beta, learning_rate=2e-2, value_learning_rate=2e-2, rollouts=256, epochs=2, minibatches=2)

@@ -1,7 +1,5 @@
 """Losses on texts and on pairs of texts: supervised fine-tuning, Bradley-Terry, direct preference optimisation."""
 
-from functools import partial
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,7 @@ import jax.random as jr
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from flowrl._custom_types import Key
-from flowrl._misc import number
+from flowrl._misc import number_field
 from flowrl.rlhf.models import LanguageModel, Prompt, RewardEnsemble, RewardModel, log_probs
 
 
@@ -131,9 +129,7 @@ class DPO(eqx.Module):
         eq. 7.
     """
 
-    beta: ArrayLike = eqx.field(
-        converter=partial(number, "beta", ok=lambda beta: beta > 0, expected="> 0"), default=0.1
-    )
+    beta: ArrayLike = eqx.field(converter=number_field("beta", lambda beta: beta > 0, "> 0"), default=0.1)
 
     def __call__(self, model: LanguageModel, batch: ReferencePairs, key: Key | None) -> Float[Array, ""]:
         """Return the loss of the policy π, which starts as the reference."""

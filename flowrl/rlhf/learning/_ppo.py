@@ -1,7 +1,6 @@
 """Proximal policy optimisation of a language model, the baseline that trains: one iteration is one program."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,10 +8,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from flowrl._custom_types import Key
-from flowrl._misc import check_count, concrete, number
+from flowrl._misc import check_count, concrete, number_field
 from flowrl.rlhf.alignment import score
 from flowrl.rlhf.learning._ppo_terms import clipped_error, clipped_surrogate, gae, masked_mean, whiten
 from flowrl.rlhf.models import AbstractReward, Dense, LanguageModel, Prompt, Sampler, Transformer
@@ -78,12 +77,8 @@ class PPOState(eqx.Module):
     step: Int[Array, ""]
 
 
-def _float32(name: str, ok: Callable[[np.ndarray], Any], expected: str) -> Callable[[ArrayLike], Float[Array, ""]]:
-    return lambda x: number(name, x, ok, expected).astype(jnp.float32)
-
-
-_BETA = _float32("beta", lambda beta: (beta >= 0) & (beta < np.inf), ">= 0 and finite")
-_RATE = _float32("a learning rate", lambda rate: (rate > 0) & (rate < np.inf), "> 0")
+_BETA = number_field("beta", lambda beta: (beta >= 0) & (beta < np.inf), ">= 0 and finite", jnp.float32)
+_RATE = number_field("a learning rate", lambda rate: (rate > 0) & (rate < np.inf), "> 0", jnp.float32)
 
 
 class PPO(eqx.Module):

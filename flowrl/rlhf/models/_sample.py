@@ -1,7 +1,6 @@
 """Text from a language model: one compiled loop over the tokens, with keys and values kept."""
 
 from collections.abc import Callable
-from functools import partial
 
 import equinox as eqx
 import jax
@@ -10,11 +9,11 @@ import jax.random as jr
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from flowrl._custom_types import Key, Keys
-from flowrl._misc import check_count, number
+from flowrl._misc import check_count, number_field
 from flowrl.rlhf.models._model import LanguageModel
 
 _NEVER = -1e4
-_TEMPERATURE = partial(number, "temperature", ok=lambda t: t > 0, expected="> 0 (the most likely text is `greedy`)")
+_TEMPERATURE = number_field("temperature", lambda t: t > 0, "> 0 (the most likely text is `greedy`)")
 
 
 class Prompt(eqx.Module):

@@ -1,6 +1,5 @@
 """Logits of the reference as particles."""
 
-from functools import partial
 from typing import Literal
 
 import equinox as eqx
@@ -9,11 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from flowrl._custom_types import Key
-from flowrl._misc import number
+from flowrl._misc import number_field
 from flowrl.rlhf.models import LanguageModel, Prompt, Response, Sampler, response_logits
 from flowrl.rlhf.spaces._base import AbstractReferenceSpace, Table, finish, running
-
-_MARGIN = partial(number, "margin", ok=lambda margin: margin >= 0, expected=">= 0")
 
 
 class LogitSpace(AbstractReferenceSpace):
@@ -40,7 +37,7 @@ class LogitSpace(AbstractReferenceSpace):
 
     model: LanguageModel
     sampler: Sampler
-    margin: ArrayLike = eqx.field(converter=_MARGIN, default=1.0)
+    margin: ArrayLike = eqx.field(converter=number_field("margin", lambda margin: margin >= 0, ">= 0"), default=1.0)
     by: Literal["argmax", "reference"] = eqx.field(static=True, default="argmax")
 
     def __check_init__(self):

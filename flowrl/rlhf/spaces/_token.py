@@ -1,6 +1,5 @@
 """Token embeddings as particles."""
 
-from functools import partial
 from typing import Literal
 
 import equinox as eqx
@@ -10,11 +9,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from flowrl._custom_types import Key
 from flowrl._kernel import squared_distances
-from flowrl._misc import number
+from flowrl._misc import number_field
 from flowrl.rlhf.models import LanguageModel, Prompt, Response, Sampler
 from flowrl.rlhf.spaces._base import AbstractReferenceSpace, Table, finish, running
-
-_WIDTH = partial(number, "width", ok=lambda width: width > 0, expected="> 0")
 
 
 class TokenSpace(AbstractReferenceSpace):
@@ -35,7 +32,7 @@ class TokenSpace(AbstractReferenceSpace):
     model: LanguageModel
     sampler: Sampler
     by: Literal["nearest", "prior"] = eqx.field(static=True, default="nearest")
-    width: ArrayLike = eqx.field(converter=_WIDTH, default=0.1)
+    width: ArrayLike = eqx.field(converter=number_field("width", lambda width: width > 0, "> 0"), default=0.1)
 
     def __check_init__(self):
         if self.by not in ("nearest", "prior"):
