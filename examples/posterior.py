@@ -6,6 +6,7 @@ Both are measured against four long chains of NUTS. `flowrl posterior` has more 
 import argparse
 import pathlib
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,14 +50,8 @@ def transported(data, particles, steps, key):
 
 def nuts(data, warmup, draws, chains, key):
     """Run numpyro's NUTS, all its settings at their defaults; return the draws and the gradients spent."""
-    sampler = MCMC(
-        NUTS(model),
-        num_warmup=warmup,
-        num_samples=draws,
-        num_chains=chains,
-        chain_method="sequential",
-        progress_bar=False,
-    )
+    settings: Any = {"num_chains": chains, "chain_method": "sequential", "progress_bar": False}
+    sampler = MCMC(NUTS(model), num_warmup=warmup, num_samples=draws, **settings)
     warmup_key, run_key = jr.split(key)
     sampler.warmup(warmup_key, extra_fields=("num_steps",), collect_warmup=True, **data)
     spent = int(jnp.sum(sampler.get_extra_fields()["num_steps"]))
@@ -68,18 +63,15 @@ def nuts(data, warmup, draws, chains, key):
 # --8<-- [start:errors]
 def moments(particles):
     """Return the mean and the standard deviation of each coordinate, in float64."""
-    rows = np.concatenate(
-        [np.asarray(particles["bias"])[:, None], np.asarray(particles["weights"])], axis=1, dtype=float
-    )
+    rows = np.column_stack([particles["bias"], particles["weights"]]).astype(float)
     return rows.mean(axis=0), rows.std(axis=0, ddof=1)
 
 
 def errors(particles, reference):
     """Return the root mean square error of the mean, in sd, and of the log of the sd, over coordinates."""
     (mean, sd), (true_mean, true_sd) = moments(particles), reference
-    return float(np.sqrt(np.mean(((mean - true_mean) / true_sd) ** 2))), float(
-        np.sqrt(np.mean(np.log(sd / true_sd) ** 2))
-    )
+    squares = ((mean - true_mean) / true_sd) ** 2, np.log(sd / true_sd) ** 2
+    return tuple(float(np.sqrt(np.mean(square))) for square in squares)
 
 
 # --8<-- [end:errors]
@@ -105,12 +97,12 @@ def main(words=None):
         (f"NUTS, {options.draws} draws", lambda: nuts(data, options.draws // 2, options.draws, 1, nuts_key)),
     ):
         started = time.perf_counter()
-        sets[name], gradients = jax.block_until_ready(run())
-        rows.append({"method": name, "gradients": gradients, "seconds": time.perf_counter() - started})
+        sets[name], spent = jax.block_until_ready(run())
+        rows.append({"method": name, "gradients": spent, "seconds": time.perf_counter() - started})
     thinned = np.linspace(0, options.draws - 1, options.particles).round().astype(int)
     *_, chain = sets.values()
     sets[f"NUTS thinned to {options.particles}"] = jax.tree.map(lambda x: x[thinned], chain)
-    rows.append({**rows[-1], "method": list(sets)[-1]})
+    rows.append(rows[-1] | {"method": list(sets)[-1]})
     reference = moments(nuts(data, 500, max(options.draws, 1000), 4, reference_key)[0])
     print("errors over coordinates: of the mean in sd, of log sd; seconds include compilation")
     for row, particles in zip(rows, sets.values(), strict=True):

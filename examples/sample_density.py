@@ -23,22 +23,19 @@ except ImportError as missing:
     raise SystemExit(f'{missing.name} is missing: pip install -e ".[examples]"') from missing
 
 # --8<-- [start:densities]
-CENTRES = ((2.0, 2.0), (-2.0, 2.0), (2.0, -2.0), (-2.0, -2.0))
-rosenbrock = lambda x: (1 - x[0]) ** 2 + 10 * (x[1] - x[0] ** 2) ** 2
+MODES = np.array([(2.0, 2.0), (-2.0, 2.0), (2.0, -2.0), (-2.0, -2.0)])
+rosenbrock = lambda x: jnp.log((1 - x[0]) ** 2 + 10 * (x[1] - x[0] ** 2) ** 2 + 1e-6)
 DENSITIES = {  # their logs, up to a constant: four Gaussians, one bent along a parabola, a ring of radius 2, ...
-    "mixture": lambda x: jax.nn.logsumexp(
-        -0.5 * jnp.sum((x[None] - jnp.asarray(CENTRES, x.dtype)) ** 2, axis=1) / 0.36
-    ),
+    "mixture": lambda x: jax.nn.logsumexp(-0.5 * jnp.sum((x[None] - MODES.astype(x.dtype)) ** 2, axis=1) / 0.36),
     "banana": lambda x: -0.5 * (x[0] / 1.5) ** 2 - 0.5 * ((x[1] + 0.5 * x[0] ** 2 - 1) / 0.7) ** 2,
     "ring": lambda x: -0.5 * ((jnp.sqrt(jnp.sum(x**2) + 1e-12) - 2) / 0.4) ** 2,
     # ... one noisy observation of the log of Rosenbrock's function under a Gaussian prior, Neal's funnel lying down.
-    "double banana": lambda x: (
-        -0.5 * jnp.sum(x**2) - 0.5 * ((jnp.log(30.0) - jnp.log(rosenbrock(x) + 1e-6)) / 0.5) ** 2
-    ),
+    "double banana": lambda x: -0.5 * jnp.sum(x**2) - 0.5 * ((jnp.log(30.0) - rosenbrock(x)) / 0.5) ** 2,
     "funnel": lambda x: -0.5 * x[0] ** 2 - 0.5 * x[0] - 0.5 * x[1] ** 2 * jnp.exp(-x[0]),
 }
 # --8<-- [end:densities]
 # --8<-- [start:flows]
+JUMPS = flowrl.BirthDeath(flowrl.RBF(flowrl.FixedBandwidth(0.5)))
 FLOWS = {  # the flow, its steps, and their size
     "SVGD": (flowrl.SVGD(), 3000, 0.1),
     "SVGD, preconditioned": (flowrl.SVGD(flowrl.Preconditioned()), 3000, 0.1),
@@ -46,11 +43,7 @@ FLOWS = {  # the flow, its steps, and their size
     "KSDDescent": (flowrl.KSDDescent(), 1000, 0.02),
     "Langevin": (flowrl.Langevin(), 2000, 0.005),
     "ALDI": (flowrl.ALDI(), 3000, 0.002),
-    "Langevin + BirthDeath": (
-        flowrl.Langevin() + flowrl.BirthDeath(flowrl.RBF(flowrl.FixedBandwidth(0.5))),
-        2000,
-        0.005,
-    ),
+    "Langevin + BirthDeath": (flowrl.Langevin() + JUMPS, 2000, 0.005),
     "MMDFlow": (flowrl.MMDFlow(), 2000, 1.0),
     "SinkhornFlow": (flowrl.SinkhornFlow(), 40, 0.25),
     "Ascent": (flowrl.Ascent(), 500, 0.02),
@@ -88,9 +81,8 @@ def grid(log_prob, reach=20.0, points=801):
 def judge(density, n, rng):
     """Draw what stands for a density, n samples for the flows that ask for them, and the yardstick."""
     (nodes, mass), size = grid(DENSITIES[density]), TRUTH + n * (REPETITIONS + 1)
-    points = nodes[rng.choice(mass.size, size, p=mass)] + 0.05 * rng.uniform(
-        -0.5, 0.5, (size, 2)
-    )  # a place in its cell
+    # A node by its mass, and a place in the cell around it.
+    points = nodes[rng.choice(mass.size, size, p=mass)] + 0.05 * rng.uniform(-0.5, 0.5, (size, 2))
     truth, samples, others = map(jnp.asarray, np.split(points.astype(np.float32), [TRUTH, TRUTH + n]))
     level = jax.vmap(diagnostics.energy_distance, (0, None))(others.reshape(REPETITIONS, n, 2), truth)
     return truth, samples, np.asarray(level)  # distances of independent sets of n points
@@ -135,9 +127,8 @@ def main(words=None):
             flowrl.plot.particles(
                 solutions[flow], target, limits=((left, right), (bottom, top)), paths=options.paths, ax=ax
             )
-            ax.set(
-                xticks=[], yticks=[], xlabel=f"{row['ratio']:.1f}", ylabel="" if rows[0]["density"] != density else flow
-            )
+            label = flow if kind == "sampler" else f"{flow}\n({kind})"
+            ax.set(xticks=[], yticks=[], xlabel=f"{row['ratio']:.1f}", ylabel=label if density == densities[0] else "")
         column[0].set_title(density)
         if options.paths:
             flowrl.plot.value(solutions, target).figure.savefig(options.out / f"value_{density.replace(' ', '_')}.png")

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -74,8 +75,7 @@ def train_seeds(devices):
     ends = np.ones_like(rewards)  # every decision is the last one: no bootstrapping
     rows = data.Transitions(states, actions, rewards, states, 1 - ends, ends)
     replay = make_replay(rows, Standardizer.fit(states), discount=0.99)
-    reference = ReferenceLearner(hidden=(64, 64))
-    small = {"hidden": (64, 64), "batch_size": 64, "reference": reference}
+    small = {"hidden": (64, 64), "batch_size": 64, "reference": ReferenceLearner(hidden=(64, 64))}
     vgf = presets.default(1, 0.1, frozen_reference=False, relative=False, **small)
     start = eqx.filter_vmap(lambda key: vgf.init(4, 2, key=key))(jr.split(jr.key(0), options.seeds))
     arrays, rest = eqx.partition(start, eqx.is_array)
@@ -120,23 +120,13 @@ def start_processes():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         words = [sys.executable, __file__, *sys.argv[1:], "--address", f"127.0.0.1:{free.getsockname()[1]}"]
-    pipes = {
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-        "env": os.environ | {"JAX_PLATFORMS": "cpu"},
-    }
-    running = [subprocess.Popen([*words, "--process", str(n)], **pipes) for n in range(options.processes)]
-    try:
-        for number, process in enumerate(running):
-            out, error = process.communicate()
-            if process.returncode:
-                sys.exit(f"process {number} failed: {(error.strip().splitlines() or [process.returncode])[-1]}")
-            yield json.loads(out.splitlines()[-1])
-    finally:
-        for process in running:
-            process.kill()
-            process.communicate()
+    settings: Any = {"env": os.environ | {"JAX_PLATFORMS": "cpu"}, "capture_output": True, "text": True}
+    start = lambda number: subprocess.run([*words, "--process", str(number)], check=False, **settings)
+    with ThreadPoolExecutor(options.processes) as pool:
+        for number, done in enumerate(pool.map(start, range(options.processes))):
+            if done.returncode:
+                sys.exit(f"process {number} failed: {(done.stderr.strip().splitlines() or [done.returncode])[-1]}")
+            yield json.loads(done.stdout.splitlines()[-1])
 
 
 some = lambda count, axis: Mesh(np.array(jax.local_devices()[:count]), (axis,))  # `sharding.mesh` takes all of them

@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 import flowrl
+from flowrl import scripts
 from flowrl.scripts.posterior import Config, main
 from flowrl.scripts.posterior._measures import Judge, standard
 from flowrl.scripts.posterior._methods import DEFAULT_STEP, starts, step_sizes, transport_of
@@ -159,11 +160,11 @@ def test_the_whole_run(model, flow, bounds, tmp_path, capsys):
     assert (tmp_path / "posterior.png").stat().st_size > 10_000
 
 
-def test_without_its_extra_it_says_in_one_line_what_to_install(monkeypatch, tmp_path):
+def test_without_its_extra_the_command_says_in_one_line_what_to_install(monkeypatch, tmp_path):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numpyro" else found(name))
-    with pytest.raises(SystemExit, match=r'^numpyro is missing: pip install "flowrl-transport\[bayes,examples\]".*$'):
-        main(Config(out=tmp_path / "out"))
+    with pytest.raises(SystemExit, match=r'^flowrl posterior needs numpyro: pip install .*\[bayes,examples\]".*$'):
+        scripts.main(["posterior", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 

@@ -15,7 +15,7 @@ STEPS = 120
 
 
 def log_prob(x):
-    """Give the log density of a banana, up to a constant."""
+    """Return the log density of a banana, up to a constant."""
     return -0.5 * x[0] ** 2 - 3 * (x[1] - x[0] ** 2 + 1) ** 2
 
 

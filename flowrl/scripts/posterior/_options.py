@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sample a posterior by particles and by NUTS. Writes results.csv, moments.csv and posterior.png."""
+    """What is sampled, by what, and what it is compared with."""
 
     model: Literal["logistic", "eight-schools", "eight-schools-centred", "baseball", "network"] = "logistic"
     """The model and its data; the last is a small Bayesian neural network."""
