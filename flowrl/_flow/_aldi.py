@@ -1,10 +1,4 @@
-r"""Affine-invariant interacting Langevin dynamics.
-
-The diffusion of the whole set Z = (z_1, ..., z_n) has the block-diagonal matrix D(Z) = diag(C(Z), ..., C(Z)). It keeps
-the product of n targets if its drift is D ∇ log π + ∇·D. From ∂C_ab/∂z_ic = (δ_ac (z_i − m)_b + δ_bc (z_i − m)_a)/n,
-the mean's own share vanishing, block i of ∇·D is Σ_b ∂C_ab/∂z_ib = (d + 1)(z_i − m)_a/n. A set of n <= d particles
-never leaves its affine hull, and the same holds there with n − 1 in the place of d, hence min(d + 1, n)/n.
-"""
+"""Affine-invariant interacting Langevin dynamics."""
 
 from typing import ClassVar
 
@@ -43,6 +37,11 @@ class ALDI(AbstractStochasticFlow):
         gradient, alive = view.gradient(positions, alive)
         x, count = _deviations(positions, alive)
         n, d = x.shape
+        # The diffusion of the whole set Z has the matrix D(Z) = diag(C(Z), ..., C(Z)). It keeps the product of n
+        # targets if its drift is D ∇ log π + ∇·D. From ∂C_ab/∂z_ic = (δ_ac (z_i − m)_b + δ_bc (z_i − m)_a)/n, the
+        # mean's own share vanishing, block i of ∇·D is Σ_b ∂C_ab/∂z_ib = (d + 1)(z_i − m)_a/n. A set of n <= d
+        # particles never leaves its affine hull, where the same holds with n − 1 in the place of d, hence
+        # min(d + 1, n)/n.
         correction = jnp.minimum((d + 1) / count, 1)
         # The product of three matrices in the cheaper order: through d × d or through n × n.
         drift = gradient @ (x.T @ x) if d <= n else (gradient @ x.T) @ x

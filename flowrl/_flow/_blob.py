@@ -1,8 +1,4 @@
-r"""The blob method: the free energy with the density of the particles smoothed by a kernel.
-
-With ρ_i = Σ_j k(x_i, x_j), moving x_i changes Σ_l log ρ_l through its own term, by Σ_j ∇k(x_i, x_j)/ρ_i, and through
-all terms, by Σ_j ∇k(x_i, x_j)/ρ_j.
-"""
+"""The blob method: the free energy with the density of the particles smoothed by a kernel."""
 
 from typing import ClassVar
 
@@ -47,6 +43,8 @@ class Blob(AbstractFlow):
         x = centre(positions, alive)
         kernel, weight = self.kernel.fitted(x, alive), alive.astype(x.dtype)
         density = _density(kernel, x, alive)
+        # Moving x_i changes Σ_l log ρ_l through its own term, by Σ_j ∇k(x_i, x_j)/ρ_i, and through all terms, by
+        # Σ_j ∇k(x_i, x_j)/ρ_j.
         push = kernel.gradient(x, x, weight) / density[:, None] + kernel.gradient(x, x, weight / density)
         return jnp.where(alive[:, None], gradient - view.temperature * push, 0), alive
 

@@ -38,17 +38,6 @@ class Consensus(AbstractStochasticFlow):
     Raises:
         ValueError: a concrete number is negative, infinite or not a scalar.
 
-    Example:
-        ```python
-        import jax.numpy as jnp
-        import jax.random as jr
-        import flowrl
-
-        target = flowrl.Boltzmann(lambda x: jnp.sum(jnp.cos(2 * jnp.pi * x) - x**2))
-        particles, budget = 2.0 + jr.normal(jr.key(0), (100, 2)), flowrl.Budget(300, 0.05, temperature=0.02)
-        solution = flowrl.transport(target, particles, budget, flow=flowrl.Consensus(), key=jr.key(1))
-        ```
-
     ??? cite "Source"
         Pinnau, Totzeck, Tse and Martin, *A consensus-based model for global optimization and its mean-field limit*,
         M3AS 27, 2017. Carrillo, Jin, Li and Zhu, *A consensus-based global optimization method for high dimensional

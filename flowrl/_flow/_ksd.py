@@ -1,8 +1,4 @@
-r"""The flow of the squared kernel Stein discrepancy.
-
-E = ½ KSD² = (1/2n²) Σ_ij κ(x_i, s_i; x_j, s_j) with the Stein kernel κ and the scores s_i = s(x_i). By its symmetry
-n ∇_{x_i} E = (1/n) Σ_j [∂κ/∂x_i + (∂s/∂x_i)ᵀ ∂κ/∂s_i] with the first pair of arguments differentiated alone.
-"""
+"""The flow of the squared kernel Stein discrepancy."""
 
 from typing import ClassVar
 
@@ -54,6 +50,8 @@ class KSDDescent(AbstractFlow):
         def rows(block: tuple[Positions, Positions]) -> tuple[Positions, Positions]:
             return jax.grad(lambda b: jnp.sum(_columns(kernel, x, score, weight, b)))(block)
 
+        # With s_i = s(x_i), E = (1/2n²) Σ_ij κ(x_i, s_i; x_j, s_j). By the symmetry of the Stein kernel κ,
+        # n ∇_{x_i} E = (1/n) Σ_j [∂κ/∂x_i + (∂s/∂x_i)ᵀ ∂κ/∂s_i] with one pair of arguments differentiated alone.
         direct, through_score = by_rows(rows, (x, score), x.shape[0])
         # Rows of the pull-back belong to one particle each: what is not finite stays in its own.
         (pulled,) = pull_back(jnp.where(alive[:, None], through_score, 0))

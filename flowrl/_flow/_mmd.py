@@ -1,8 +1,4 @@
-r"""The flow of the squared maximum mean discrepancy to samples.
-
-E(q) = ½ MMD²(q, π) = ½ |∫ k(x, ·) d(q − π)|² in the kernel's Hilbert space. Its velocity is −∇f, where the witness is
-f(x) = (1/n) Σ_j k(x, x_j) − (1/m) Σ_l k(x, y_l).
-"""
+"""The flow of the squared maximum mean discrepancy to samples."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +14,7 @@ from flowrl._misc import number
 
 
 class MMDFlow(AbstractFlow):
-    r"""The gradient flow of half the squared maximum mean discrepancy to samples y of the target.
+    r"""The gradient flow of half the squared maximum mean discrepancy to samples y of the target, with witness f.
 
     $$v_i = -∇f(x_i + β u_i), \qquad f(x) = \frac{1}{n} \sum_j k(x, x_j) - \frac{1}{m} \sum_l k(x, y_l),
       \qquad u_i \sim N(0, I)$$

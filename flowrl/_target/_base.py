@@ -56,15 +56,12 @@ class AbstractTarget(eqx.Module):
                 raise TypeError(f"{name}.knows has {word!r}; then write {'() and '.join(missing)}().")
 
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
-        """Return ∇U(x, α) at one particle.
+        """Return ∇U(x, α) at one particle, with its structure and shapes.
 
         Args:
             particle: x, without the particle axis.
             temperature: α >= 0.
             key: randomness for stochastic targets, else None.
-
-        Returns:
-            The gradient, with the structure and shapes of `particle`.
 
         Raises:
             TypeError: the target does not know its gradient.

@@ -28,22 +28,10 @@ class AbstractValueTarget(AbstractTarget):
     knows: ClassVar[frozenset[Knowledge]] = frozenset({"value", "gradient"})
 
     @abc.abstractmethod
-    def value(self, particle: Particle) -> Float[Array, ""]:
-        """Return V(x), or log p(x).
-
-        Args:
-            particle: x, without the particle axis.
-        """
+    def value(self, particle: Particle) -> Float[Array, ""]: ...
 
     @abc.abstractmethod
-    def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
-        """Return U(x, α): the value itself, or α log p(x).
-
-        Args:
-            particle: x, without the particle axis.
-            temperature: α >= 0.
-            key: unused, the target is deterministic.
-        """
+    def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]: ...
 
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
         name = f"{type(self).__name__}.scaled_log_density"
@@ -88,9 +76,6 @@ class Boltzmann(AbstractValueTarget):
             value: function of `(*args, particle)` that returns one scalar, or a distribution with `log_prob`, whose
                 value is log p. Use a named function or a module: a new lambda for each call recompiles.
             args: leading arguments of `value`: states, prompts, masks; any PyTrees.
-
-        Raises:
-            TypeError: `value` is not a function.
         """
         self.function = as_function(value, "value")
         self.args = as_arguments(args)
@@ -131,9 +116,6 @@ class Density(AbstractValueTarget):
                 such a method, which is taken also if the object can be called. If it is a PyTree, as Equinox modules
                 and the distributions of numpyro are, new parameters do not recompile.
             args: leading arguments of `log_prob`: data, hyperparameters; any PyTrees.
-
-        Raises:
-            TypeError: `log_prob` is neither.
         """
         self.function = as_function(log_prob, "log_prob")
         self.args = as_arguments(args)
