@@ -96,9 +96,9 @@ def over_states(rows: Array) -> Array:
 class Sharded(AbstractKernel):
     """A scalar kernel whose Stein direction is summed with the particles divided over devices.
 
-    Every device keeps n / devices particles and visits the others in a ring, so it holds two blocks of particles and
-    one tile of the kernel matrix at a time: memory per device is O(n d / devices), and nothing is ever gathered. The
-    result is that of the kernel on one device, to rounding.
+    Every device keeps n / devices particles, which visit the other devices in a ring, so it holds two blocks of
+    particles and one tile of the kernel matrix at a time: memory per device is O(n d / devices), and nothing is ever
+    gathered. The result is that of the kernel on one device, to rounding.
 
     Attributes:
         kernel: k.
