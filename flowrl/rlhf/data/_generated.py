@@ -40,16 +40,12 @@ _MOST = 100_000
 def generated_ratings(rows: int, *, seed: int) -> RatedTexts:
     """Make up film opinions, each with a rating that follows from its words plus noise.
 
-    Two clauses of a subject, a verb, a degree and a quality, and a verdict. The rating is the mean of the clauses' (a
-    quality, scaled by its degree and turned round by "never"), plus the verdict's, plus Gaussian noise of standard
-    deviation 0.4, clipped to [-4, 4]. It shows that a learner works; it says nothing about real language.
+    Two clauses of a subject, a verb, a degree and a quality, and a verdict. It shows that a learner works; it says
+    nothing about real language.
 
     Args:
         rows: how many, all different; at most 100,000.
         seed: the same seed gives the same texts and ratings.
-
-    Raises:
-        ValueError: `rows` is out of range.
     """
     if not 1 <= rows <= _MOST:
         raise ValueError(f"rows must be in [1, {_MOST}], got {rows}.")
@@ -68,6 +64,7 @@ def _sentence(rng: np.random.Generator) -> tuple[str, float]:
     first, one = _clause(rng)
     second, two = _clause(rng)
     joint, verdict = _pick(rng, _JOINTS), _pick(rng, tuple(_VERDICTS))
+    # The mean of the clauses' (a quality, scaled by its degree and negated by "never"), the verdict's, and noise.
     rating = 0.5 * (one + two) + _VERDICTS[verdict] + _NOISE * rng.standard_normal()
     return (
         f"{first} {joint} {second}{verdict}{_pick(rng, _ENDS)}",

@@ -105,7 +105,6 @@ def read_prompts(
         ignore: fields that the lines may have besides and that are not read.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: no prompts, or a line without one; the message names file, line and field.
     """
     prompts = []

@@ -68,13 +68,8 @@ def rated_snippets(
 
     They come with the source distribution of vaderSentiment 3.3.2 (2.5 MB, MIT licence), which pip downloads once and
     whose SHA-256 is pinned: 10,603 sentences of film reviews ("movie"), 3,697 of product reviews ("amazon"), 5,119 of
-    newspaper editorials ("nyt") and 4,140 tweets ("tweets"). A text that is there twice (but for case and white space)
-    is kept once, with its first rating, so that no text stands on both sides of a split: these numbers are without the
-    repetitions. The texts are otherwise as they were published; the tweets contain HTML entities.
-
-    ??? cite "Source"
-        Hutto and Gilbert, *VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text*,
-        ICWSM 2014.
+    newspaper editorials ("nyt") and 4,140 tweets ("tweets"; they contain HTML entities). Of texts that are there twice
+    the first is kept, so that no text stands on both sides of a split.
 
     Args:
         data_dir: directory of the archive, or of a folder `vaderSentiment-3.3.2` with it; None means flowrl's cache.
@@ -85,6 +80,10 @@ def rated_snippets(
         FileNotFoundError: the archive is not there and `download` is False.
         OSError: it could not be downloaded; the message says how to get it by hand.
         ValueError: no or unknown sources, or the archive is not what it should be.
+
+    ??? cite "Source"
+        Hutto and Gilbert, *VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text*, ICWSM
+        2014.
     """
     unknown = [source for source in sources if source not in _MEMBERS]
     if unknown or not sources:

@@ -100,9 +100,6 @@ class WordTokenizer(AbstractTokenizer):
         Args:
             texts: at least one with a word.
             size: of the vocabulary, at most, with the three special tokens.
-
-        Raises:
-            ValueError: no words, or no room for any.
         """
         if size <= len(_SPECIAL):
             raise ValueError(f"size must be more than {len(_SPECIAL)}, the special tokens; got {size}.")
@@ -118,9 +115,6 @@ class WordTokenizer(AbstractTokenizer):
 
         Args:
             text: of the file.
-
-        Raises:
-            ValueError: it is something else.
         """
         try:
             content = json.loads(text)

@@ -112,9 +112,6 @@ def choose_steps(
         selected: texts of best-of-N over the same samples: the budget of zero steps.
         reference_nll: mean and standard deviation over texts of the reference's own samples.
         limits: what is allowed.
-
-    Raises:
-        ValueError: a number is not finite.
     """
     for texts in (*candidates, selected):
         if not np.all(np.isfinite(dataclasses.astuple(texts))):

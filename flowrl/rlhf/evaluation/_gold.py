@@ -13,19 +13,14 @@ class Gold:
     $$\text{gold}(x) = \frac{r(x) - \bar r}{s_r} + w \, \min\!\left(0, \frac{\ell(x) - \bar\ell}{s_\ell}\right)$$
 
     with the rating r, the mean log-probability per token ℓ under an independent judge, and the means and standard
-    deviations over samples of the reference. Without the second term a heap of "good great excellent" wins. It is
-    clipped because a text that is likelier than the reference's own is not better language but more repetitive: only
-    what falls below the reference's mean costs something, and nothing is earned above it. The judge must share neither
-    weights nor training seed with the reference, or else what deceives one deceives the other.
+    deviations over samples of the reference. The judge must share neither weights nor training seed with the
+    reference, or else what deceives one deceives the other.
 
     Args:
         rating: texts to ratings (n,), such as `RatingRegression.predict`.
         reference_texts: samples of the reference, at least two.
         reference_log_probs: (n,) their mean log-probabilities per token under the judge.
         weight: w >= 0, of the fluency.
-
-    Raises:
-        ValueError: other lengths, what is not finite, or samples that are all alike.
     """
 
     def __init__(
@@ -55,11 +50,10 @@ class Gold:
         Args:
             texts: any number.
             log_probs: (n,) their mean log-probabilities per token under the same judge.
-
-        Raises:
-            ValueError: other lengths, or what is not finite.
         """
         ratings, given = self._measure(texts, log_probs)
+        # Without fluency a heap of "good great excellent" wins. It is clipped because a text that is likelier than the
+        # reference's own is not better language but more repetitive.
         return (
             (ratings - self._rating_mean) / self._rating_deviation,
             np.minimum(given - self._log_prob_mean, 0.0) / self._log_prob_deviation,

@@ -39,9 +39,6 @@ class AbstractJudge(abc.ABC):
             first: (n,) answers.
             second: (n,) answers.
             seed: of the choice of the pairs that are shown the other way round.
-
-        Raises:
-            ValueError: lengths differ, or the judge gave something else than n probabilities.
         """
         count = len(prompts)
         if not count == len(first) == len(second):
@@ -61,16 +58,12 @@ class AbstractJudge(abc.ABC):
 
 
 class ScoreJudge(AbstractJudge):
-    """Prefers the answer with the higher score.
+    """A judge that prefers the answer with the higher score.
 
     Args:
-        score: (prompts, answers) to scores (n,).
-        scale: the difference of scores at which the better one is preferred with probability 0.73 (the logistic
-            function of the difference divided by `scale`); None means that the higher score always wins, and ties count
-            half.
-
-    Raises:
-        ValueError: `scale` is not > 0.
+        score: (prompts, answers) to scores (n,). scale: > 0; the better answer is preferred with the logistic
+        probability of the difference of scores over `scale`.
+            None means that the higher score always wins, and ties count half.
     """
 
     def __init__(self, score: Callable[[Sequence[str], Sequence[str]], np.ndarray], *, scale: float | None = None):
@@ -176,7 +169,7 @@ def judged_win_rate(
     resamples: int = 2000,
     confidence: float = 0.95,
 ) -> Estimate:
-    """Return the mean probability that a judge prefers an answer to the reference's, with its interval over prompts.
+    """Return the mean probability that a judge prefers an answer to the reference's, with its interval.
 
     Args:
         judge: any judge.
@@ -186,9 +179,6 @@ def judged_win_rate(
         seed: of the order in which the judge sees them, and of the resampling.
         resamples: bootstrap samples >= 1.
         confidence: in (0, 1).
-
-    Raises:
-        ValueError: no prompts, lengths differ, a number out of range, or the judge gave no probabilities.
     """
     preferred = judge.prefer(prompts, answers, references, seed=seed)
     return mean_interval(preferred, resamples=resamples, confidence=confidence, seed=seed)

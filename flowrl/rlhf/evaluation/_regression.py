@@ -13,14 +13,12 @@ from flowrl.rlhf.data import RatedTexts
 class RatingRegression:
     """Ridge regression of ratings on the TF-IDF of words and pairs of words.
 
-    It is fitted once without some of the texts, to learn how well it predicts ratings that it has not seen, and then on
-    all of them. Fitting has no randomness but the choice of the texts held out. A word counts if it is in two texts;
-    one that never was in a rated text says nothing, so a text of unknown words has about the mean rating.
+    A word counts if it is in two texts, so a text of unknown words has about the mean rating.
 
     Args:
         vectorizer: a fitted `sklearn.feature_extraction.text.TfidfVectorizer`.
         model: a fitted `sklearn.linear_model.Ridge`.
-        held_out_correlation: Pearson's, between predicted and given ratings of the texts held out.
+        held_out_correlation: Pearson's, between predicted and given ratings of texts held out.
     """
 
     def __init__(self, vectorizer: Any, model: Any, held_out_correlation: float):
@@ -32,16 +30,13 @@ class RatingRegression:
     def fit(
         cls, rated: RatedTexts, *, penalty: float = 1.0, held_out: float = 0.1, seed: int = 0
     ) -> "RatingRegression":
-        """Fit to rated texts.
+        """Fit without some of the texts, to learn how well ratings are predicted, and then to all of them.
 
         Args:
             rated: at least 10 texts.
             penalty: weight of the squared coefficients, > 0.
             held_out: share of the texts that are held out to measure `held_out_correlation`, in (0, 1).
-            seed: of the choice of these texts.
-
-        Raises:
-            ValueError: too few texts, a number out of range, or ratings that are all the same.
+            seed: of the choice of these texts; nothing else is random.
         """
         if penalty <= 0 or not 0 < held_out < 1:
             raise ValueError(f"penalty must be > 0 and held_out in (0, 1), got {penalty} and {held_out}.")

@@ -12,14 +12,11 @@ from flowrl._io import require
 def distinct_n(texts: Sequence[Sequence[Hashable]], n: int) -> float:
     """Return the share of different n-grams among all n-grams of all texts together.
 
-    1 if none is there twice. It falls with the amount of text, so compare the same number of texts of the same length.
+    It falls with the amount of text, so compare the same number of texts of the same length.
 
     Args:
         texts: the tokens of each, ids or words.
         n: tokens in a row, >= 1; no n-gram reaches over the end of a text.
-
-    Raises:
-        ValueError: n < 1, or no text has n tokens.
     """
     if n < 1:
         raise ValueError(f"n must be >= 1, got {n}.")
@@ -36,9 +33,6 @@ def fraction_changed(tokens: Any, reference_tokens: Any, mask: Any) -> float:
         tokens: (..., length) ids.
         reference_tokens: of the same shape.
         mask: of the same shape, True where a token counts (an answer's, not its prompt's or padding).
-
-    Raises:
-        ValueError: shapes differ, or nothing counts.
     """
     x, y, counts = np.asarray(tokens), np.asarray(reference_tokens), np.asarray(mask, bool)
     if not x.shape == y.shape == counts.shape:
@@ -53,9 +47,6 @@ def vader_scores(texts: Sequence[str]) -> Float[np.ndarray, " n"]:
 
     Args:
         texts: any number.
-
-    Raises:
-        ImportError: vaderSentiment is missing.
     """
     require("vaderSentiment.vaderSentiment", extra="rlhf")
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # pyright: ignore[reportMissingImports]

@@ -21,9 +21,6 @@ def win_rate(
         resamples: bootstrap samples >= 1.
         confidence: in (0, 1).
         seed: of the resampling.
-
-    Raises:
-        ValueError: shapes do not fit, what is not finite, or a number out of range.
     """
     x, reference = _finite(scores, "scores"), _finite(reference_scores, "reference_scores")
     if x.ndim not in (1, 2) or reference.ndim != 2 or x.shape[-1] != reference.shape[0]:
@@ -38,13 +35,9 @@ def win_rate(
 def mean_interval(values: Any, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0) -> Estimate:
     """Return the mean of something measured for each prompt, with its percentile bootstrap interval.
 
-    With several seeds whole rows and whole columns are resampled: the prompts are the same for all seeds, so a hard one
-    is hard for all of them, and resampling prompts for each seed by itself would give too short an interval. It is
-    then too long, by the square root of 3 at most, where neither seeds nor prompts differ and all is noise. Where seeds
-    differ much and are few it is too short: three draws cannot show more spread than three runs have.
-
-    ??? cite "Source"
-        Owen, *The pigeonhole bootstrap*, Annals of Applied Statistics 2007.
+    With several seeds whole rows and whole columns are resampled. The interval is too long, by the square root of 3 at
+    most, where neither seeds nor prompts differ and all is noise, and too short where seeds differ much and are few:
+    three draws cannot show more spread than three runs have.
 
     Args:
         values: (prompts,), or (seeds, prompts).
@@ -52,8 +45,8 @@ def mean_interval(values: Any, *, resamples: int = 2000, confidence: float = 0.9
         confidence: in (0, 1).
         seed: of the resampling.
 
-    Raises:
-        ValueError: another shape, what is not finite, or a number out of range.
+    ??? cite "Source"
+        Owen, *The pigeonhole bootstrap*, Annals of Applied Statistics 2007.
     """
     x = _finite(values, "values")
     if x.ndim not in (1, 2):
@@ -64,6 +57,8 @@ def mean_interval(values: Any, *, resamples: int = 2000, confidence: float = 0.9
         raise ValueError(f"resamples must be >= 1 and confidence in (0, 1), got {resamples} and {confidence}.")
     rng = np.random.default_rng(seed)
     seeds, prompts = x.shape
+    # The prompts are the same for all seeds, so a hard one is hard for all of them: resampling prompts for each seed by
+    # itself would give too short an interval.
     # How often each row and each column is drawn: the mean of a resampled table is then a bilinear form.
     rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
     columns = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples) / prompts

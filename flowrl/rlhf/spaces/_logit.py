@@ -14,20 +14,18 @@ from flowrl.rlhf.spaces._base import AbstractReferenceSpace, Table, finish, runn
 
 
 class LogitSpace(AbstractReferenceSpace):
-    r"""Mirror flow on token logits that start as the reference's own.
+    """Mirror flow on token logits that start as the reference's own.
 
     A particle is a matrix y of logits, (T, V): at first the reference's logits given the sampled tokens before, with
     the sampled token raised to `margin` above the largest. The reward model sees the mean embeddings softmax(y) E. The
-    pull-back is that of mirror ascent with the negative entropy, ∂R/∂p centred over the vocabulary: an Euler step
-    multiplies probabilities by exp(ε ∂R/∂p), exponentiated gradient, and tokens that the reference finds impossible
-    stay so. `flowrl.Simplex` does the same to probabilities under `Ascent`; on logits, kernels see distances of logits.
+    pull-back is that of mirror ascent with the negative entropy: an Euler step multiplies probabilities by exp(ε
+    ∂R/∂p), exponentiated gradient, and tokens that the reference finds impossible stay so.
 
     Attributes:
-        model: the reference language model.
-        sampler: how the responses were drawn.
-        margin: lead >= 0 of the sampled token, in nats: how far a particle moves before a token flips.
-        by: "argmax" of the logits; or "reference": the running reference decodes with the change of the logits as a
-            bias and the sample's own noise, so that later tokens follow earlier ones.
+        model: the reference language model. sampler: how the responses were drawn. margin: lead >= 0 of the sampled
+        token, in nats: how far a particle moves before a token flips. by: "argmax" of the logits; or "reference": the
+        running reference decodes with the change of the logits as a bias
+            and the sample's own noise, so that later tokens follow earlier ones.
 
     ??? cite "Source"
         Beck and Teboulle, *Mirror descent and nonlinear projected subgradient methods for convex optimization*,
@@ -69,6 +67,7 @@ class LogitSpace(AbstractReferenceSpace):
         return moved.tokens, moved.mask
 
 
+# `flowrl.Simplex` does the same to probabilities under `Ascent`; on logits, kernels see distances of logits.
 @jax.custom_vjp
 def _mirror(logits: Float[Array, "T V"], table: Table) -> Float[Array, "T d"]:
     """softmax(y) E; backwards, the centred gradient in the probabilities: the mirror map's own metric."""

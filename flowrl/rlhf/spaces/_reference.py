@@ -12,11 +12,9 @@ from flowrl.rlhf.spaces._base import AbstractReferenceSpace, Table
 class ReferenceSpace(AbstractReferenceSpace):
     r"""The noise from which the reference draws its text: every particle is decoded by the running reference.
 
-    A response is a function of Gumbel noise g, (T, V): $y_t = \mathrm{argmax}_v \log μ(v \mid y_{<t}) + g_{tv}$. The
-    noise is the particle, the latent of this sampler. Moving it steers the text while each token still depends on those
-    before. The reward model sees the tokens themselves. Their dependence on g is a step function, so the pull-back is
-    the straight-through one, ∂R/∂g = (∂R/∂e) Eᵀ: along the token's embedding, as if e moved linearly with g. Each step
-    costs a decoding.
+    A response is a function of Gumbel noise g, (T, V): $y_t = \mathrm{argmax}_v \log μ(v \mid y_{<t}) + g_{tv}$. Moving
+    the noise steers the text while each token still depends on those before. The reward model sees the tokens
+    themselves; the pull-back is the straight-through one, ∂R/∂g = (∂R/∂e) Eᵀ. Each step costs a decoding.
 
     Attributes:
         model: the reference language model.
@@ -48,6 +46,7 @@ class ReferenceSpace(AbstractReferenceSpace):
         return decoded.tokens, decoded.mask
 
 
+# The tokens depend on the noise by a step function; backwards it is as if each embedding moved linearly with the noise.
 @jax.custom_vjp
 def _straight_through(noise: Float[Array, "T V"], table: Table, tokens: Int[Array, " T"]) -> Float[Array, "T d"]:
     """E[tokens]; backwards as if it were noise E."""
