@@ -7,5 +7,6 @@ from flowrl._io import (
     save_checkpoint as save_checkpoint,
 )
 from flowrl.runs import statistics as statistics
+from flowrl.runs._progress import progress_line as progress_line
 from flowrl.runs._run import RunDirectory as RunDirectory, to_csv as to_csv
 from flowrl.runs._trackers import Tracker as Tracker

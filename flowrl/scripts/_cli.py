@@ -3,13 +3,12 @@
 import dataclasses
 import difflib
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from flowrl._distribution import install
+from flowrl._io import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,20 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         near = difflib.get_close_matches(name, COMMANDS, n=3) or COMMANDS
         sys.exit(f"flowrl: no command {name!r}; did you mean {', '.join(near)}? `flowrl --help` lists all.")
     command = COMMANDS[name]
-    missing = [module for module in command.needs if importlib.util.find_spec(module) is None]
-    if missing:
-        sys.exit(f"flowrl {name} needs {', '.join(missing)}: {install(command.extras)}")
+    try:
+        require(*command.needs, extra=command.extras)
+    except ImportError as error:
+        sys.exit(f"flowrl {name}: {error}")
     import tyro
 
     from flowrl.scripts._console import end_well
 
     program = importlib.import_module(f"flowrl.scripts.{name}")
-    title = f"flowrl {name}"
     try:
         if hasattr(program, "parse"):
             config = program.parse(options)
         else:
-            config = tyro.cli(program.Config, args=options, prog=title, description=program.__doc__)
+            config = tyro.cli(program.Config, args=options, prog=f"flowrl {name}")
     except ValueError as error:
         sys.exit(f"ValueError: {error}")
     end_well(lambda: program.main(config), [*_called(), name, *options], config.out, verb=command.verb)

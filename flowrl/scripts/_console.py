@@ -1,6 +1,5 @@
 """How programs show what they do, and how they end: progress bars, and one line when they are stopped."""
 
-import importlib.util
 import os
 import shlex
 import signal
@@ -57,8 +56,8 @@ def keep_programs() -> None:
 
     A directory that JAX has been told of (JAX_COMPILATION_CACHE_DIR) is left as it is.
     """
-    # JAX needs filelock for a cache that has a bound; without a bound, processes read what others are still writing.
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and importlib.util.find_spec("filelock") is not None:
+    # With a bound JAX locks the cache; without one, processes read what others are still writing.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(resolve_dir(None).parent / "programs"))
         jax.config.update("jax_compilation_cache_max_size", 2 * 1024**3)
 
