@@ -1,28 +1,18 @@
 """Value Gradient Flow on your own data: `python examples/custom_data.py --data mine.npz --env gym:Pendulum-v1`."""
 
-import dataclasses
+import argparse
 from pathlib import Path
-from typing import Any
 
-import gymnasium
 import jax.random as jr
 import numpy as np
-import tyro
 
-from flowrl.rl import Agent, Lanes, Policy, Standardizer, data, evaluate, fit, make_replay, report
-from flowrl.rl.learning import presets
+from flowrl import Budget, rl
+from flowrl.rl import Policy, data, report
 
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Train on an npz of observations, actions, rewards and flags (docs/tutorials/data.md), and act."""
-
-    data: Path | None = None
-    """The file; default: 100 episodes of a weak controller, recorded on the spot."""
-    env: str = "gym:Pendulum-v1"
-    """The environment: gym:ID, or factory:MODULE:FUNCTION for one of yours."""
-    updates: int = 4000
-    """Updates of the critic."""
+try:
+    import gymnasium
+except ImportError as missing:
+    raise SystemExit(f'{missing.name} is missing: pip install -e ".[rl]"') from missing
 
 
 def record(path: Path) -> None:
@@ -38,23 +28,30 @@ def record(path: Path) -> None:
             for column, entry in zip(columns.values(), (observation, action, *outcome), strict=True):
                 column.append(entry)
             observation, over = after, any(outcome[1:])
-    arrays: dict[str, Any] = {name: np.asarray(column, np.float32) for name, column in columns.items()}
-    np.savez(path, **arrays)
+    np.savez(path, allow_pickle=False, **{name: np.asarray(column, np.float32) for name, column in columns.items()})
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--data", type=Path, help="npz file (docs/tutorials/data.md); default: a weak controller's episodes"
+    )
+    parser.add_argument("--env", default="gym:Pendulum-v1", help="gym:ID, or factory:MODULE:FUNCTION for one of yours")
+    parser.add_argument("--updates", type=int, default=4000, help="of the critic")
+    config = parser.parse_args()
     path = config.data or Path("runs/pendulum.npz")
     if config.data is None:
         path.parent.mkdir(exist_ok=True)
         record(path)
-    dataset = data.apply_protocol(data.load_arrays(path, env=config.env), rewards="unit_std", observations="standard")
+    dataset = data.apply_protocol(data.load_arrays(path, env=config.env), rewards="unit_std")
     print(*dataset.info.notes, sep="\n")
-    standardizer = Standardizer.fit(dataset.train.observations)
-    replay = make_replay(dataset.train, standardizer, discount=0.97)
-    vgf = presets.default(1, 0.3, hidden=(128, 128), reference_hidden=(128, 128), reference_updates=2000)
-    state = fit(vgf, replay, updates=config.updates, interval=1000, key=jr.key(0))
-    policies = Policy("behaviour", 8, select="uniform"), Policy("best-of-8", 8), Policy("VGF L=3", 8, 3, 0.5)
-    with Lanes(dataset.info.name, 12) as lanes:
-        measured = evaluate(Agent(vgf, state, standardizer), policies, lanes, episodes=16, seed=0)
+    standardizer = rl.Standardizer.fit(dataset.train.observations)
+    replay = rl.make_replay(dataset.train, standardizer, discount=0.97)
+    reference = rl.ReferenceLearner(hidden=(128, 128), updates=2000)
+    vgf = rl.presets.default(1, 0.3, hidden=(128, 128), reference=reference)
+    state = rl.fit(vgf, replay, updates=config.updates, interval=1000, key=jr.key(0))
+    flowing = Policy("VGF L=3", 8, Budget(3, 0.5))
+    policies = Policy("behaviour", 8, select="uniform"), Policy("best-of-8", 8), flowing
+    with rl.Lanes(dataset.info.name, 12) as lanes:
+        measured = rl.evaluate(rl.Agent(vgf, state, standardizer), policies, lanes, episodes=16, seed=0)
     print(report.markdown(report.summarise(policies, measured, "return", baseline="best-of-8"), "return"))
