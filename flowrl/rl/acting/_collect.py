@@ -66,7 +66,7 @@ class _Episode:
 
 
 class Collector:
-    """Acts in lanes, and gives the n-step rows of what happened.
+    """Acting in lanes, for the n-step rows of what happens.
 
     Attributes:
         lanes: the environments.

@@ -172,8 +172,7 @@ class Lanes:
             Lane -> what the step gave.
 
         Raises:
-            LanesError: (a RuntimeError) a process died or did not answer, or an environment raised; the message says
-                which, with the seeds of their episodes, and why.
+            LanesError: as for `reset`.
         """
         self.start(actions)
         return self.finish()
@@ -194,8 +193,7 @@ class Lanes:
             Lane -> what the step gave.
 
         Raises:
-            LanesError: (a RuntimeError) a process died or did not answer, or an environment raised; the message says
-                which, with the seeds of their episodes, and why.
+            LanesError: as for `reset`.
         """
         return self._receive()
 

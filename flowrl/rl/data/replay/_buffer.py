@@ -102,8 +102,8 @@ class Buffer(eqx.Module, AbstractBuffer):
         Args:
             replay: the data set; where it has cached particles, so must all rows that are inserted.
             capacity: rows of the ring, >= 1.
-            protocol: how batches are drawn: "prefilled" from all rows alike, "rlpd" half (rounded up) from the ring and
-                half from the data set, "wsrl" from the ring alone.
+            protocol: how batches are drawn: "prefilled" from all rows alike, "rlpd" half (rounded up) from the ring
+                and half from the data set, "wsrl" from the ring alone.
 
         Raises:
             ValueError: the capacity is below 1, or there is no such protocol.
@@ -141,12 +141,7 @@ class Buffer(eqx.Module, AbstractBuffer):
         return 0 if self.replay.particles is None else self.replay.particles.shape[1]
 
     def draw(self, size: int, key: Key) -> Int[Array, " size"]:
-        """Draw the rows of a batch.
-
-        Args:
-            size: rows, >= 1.
-            key: randomness.
-        """
+        """Draw the `size` rows of a batch by its protocol."""
         return draw_rows(self.protocol, self.data, self.filled, size, key)
 
     def batches(self, size: int, updates: int, key: Key) -> Batches:

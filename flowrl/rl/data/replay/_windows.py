@@ -17,7 +17,7 @@ from flowrl.rl.data.schema import RewardTransform, Transitions
 
 
 class Rows(eqx.Module):
-    """Complete rows, ready for a buffer, and padding behind them, so that few shapes are compiled.
+    """Complete rows for a buffer, and padding behind them, so that few shapes are compiled.
 
     Attributes:
         count: rows that are to be kept; those behind them are padding.
@@ -39,10 +39,10 @@ class Rows(eqx.Module):
 
 
 class Windows:
-    """Closes the n-step windows of several environments that act side by side.
+    """The open n-step windows of several environments that act side by side.
 
-    The rows are those of `make_replay`: a window ends after n steps, at the end of the task (no bootstrapping) and at
-    the end of the episode (bootstrapping from its last state).
+    They close as in `make_replay`: after n steps, at the end of the task (no bootstrapping), and at the end of the
+    episode (bootstrapping from its last state).
     """
 
     def __init__(
@@ -57,14 +57,11 @@ class Windows:
         """Start with empty windows.
 
         Args:
-            lanes: environments.
+            lanes: number of environments, >= 1.
             standardizer: that of the data set.
             discount: γ in [0, 1].
             n_step: n >= 1.
             rewards: what was done to the rewards of the data set, `info.reward_transform`.
-
-        Raises:
-            ValueError: a number is out of range.
         """
         if lanes < 1 or n_step < 1 or not 0 <= discount <= 1:
             raise ValueError(
