@@ -3,6 +3,9 @@
 A training run is one draw; its episodes say how well *these* weights act, not how well the algorithm trains. Every
 interval here therefore says over what it is taken. Resampling uses an explicit seed, so a table can be made again.
 
+Every function raises a ValueError for scores that are empty or not finite, shapes that do not fit each other, and
+numbers out of range.
+
 ??? cite "Source"
     Agarwal et al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice*, NeurIPS 2021
     (arXiv 2108.13264).
@@ -53,9 +56,6 @@ def iqm(scores: np.ndarray, weights: np.ndarray | None = None) -> float:
     Args:
         scores: any shape, at least one.
         weights: how much each counts, >= 0, of the same shape; None for all alike.
-
-    Raises:
-        ValueError: no scores, not all are finite, or weights that do not fit.
     """
     x = _finite(scores, "scores").ravel()
     w = np.ones(x.size) if weights is None else _weights(weights, np.shape(scores)).ravel()
@@ -72,9 +72,6 @@ def mean(scores: np.ndarray, weights: np.ndarray | None = None) -> float:
     Args:
         scores: any shape, at least one.
         weights: how much each counts, >= 0, of the same shape; None for all alike.
-
-    Raises:
-        ValueError: no scores, not all are finite, or weights that do not fit.
     """
     x = _finite(scores, "scores")
     return float(np.average(x, weights=None if weights is None else _weights(weights, x.shape)))
@@ -104,9 +101,6 @@ def stratified_bootstrap(
         The statistic with its percentile interval. With few runs per task the interval is too short: three draws with
         replacement cannot show more spread than three runs have. A task with one run shows none, and the interval is
         infinite.
-
-    Raises:
-        ValueError: no tasks, a task without runs, or a number out of range.
     """
     tasks = _tasks(scores)
     rng = _generator(resamples, confidence, seed)
@@ -130,9 +124,6 @@ def bootstrap_mean(scores: np.ndarray, *, resamples: int = 2000, confidence: flo
         resamples: bootstrap samples >= 1.
         confidence: in (0, 1).
         seed: of the resampling.
-
-    Raises:
-        ValueError: not a non-empty matrix of finite numbers, or a number out of range.
     """
     x = _matrix(scores, "scores")
     rng = _generator(resamples, confidence, seed)
@@ -158,9 +149,6 @@ def paired_difference(
         resamples: bootstrap samples >= 1.
         confidence: of the interval over episodes, in (0, 1); that over seeds is always the 95 % one.
         seed: of the resampling.
-
-    Raises:
-        ValueError: shapes differ, are empty, or hold what is not finite, or a number is out of range.
     """
     x, y = _matrix(scores, "scores"), _matrix(baseline, "baseline")
     if x.shape != y.shape:
@@ -191,9 +179,6 @@ def performance_profile(
 
     Returns:
         The share, and the lower and the upper end of its interval, each (thresholds,); 0 and 1 if a task has one run.
-
-    Raises:
-        ValueError: no tasks, a task without runs, or a number out of range.
     """
     tasks = _tasks(scores)
     rng = _generator(resamples, confidence, seed)
@@ -227,9 +212,6 @@ def probability_of_improvement(
         resamples: bootstrap samples >= 1; runs are resampled within each task, for both.
         confidence: in (0, 1).
         seed: of the resampling.
-
-    Raises:
-        ValueError: other tasks, none, or a number out of range.
     """
     if len(scores) != len(baseline) or not scores:
         raise ValueError(f"both need the same tasks, at least one; got {len(scores)} and {len(baseline)}.")

@@ -1,8 +1,7 @@
 """What data sets made on this machine have in common: a folder, shards, a description afterwards.
 
-Each finished episode is a shard file; when all are there they are joined, in their
-own order, into two npz files. A generation that was killed goes on from its shards, and its files have the same bytes
-as those of one that was not.
+Each finished episode is a shard file; when all are there they are joined, in their own order, into two npz files. A
+generation that was killed goes on from its shards, and its files have the same bytes as those of one that was not.
 """
 
 import hashlib
