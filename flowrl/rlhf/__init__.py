@@ -1,20 +1,21 @@
 """Alignment of language models by particle flows: models, spaces, learning from preferences, evaluation."""
 
+from typing import TYPE_CHECKING
+
+from flowrl._renamed import old_names as _old_names
 from flowrl.rlhf import data as data, evaluation as evaluation
 from flowrl.rlhf.alignment import (
     Aligned as Aligned,
-    align as align,
-    check_tokens as check_tokens,
-    relaxed_reward as relaxed_reward,
-    score as score,
-    target as target,
-)
-from flowrl.rlhf.evaluation import (
     ChosenSteps as ChosenSteps,
     Limits as Limits,
     TextStatistics as TextStatistics,
+    align as align,
+    check_tokens as check_tokens,
     choose_steps as choose_steps,
     hacking_starts as hacking_starts,
+    relaxed_reward as relaxed_reward,
+    score as score,
+    target as target,
 )
 from flowrl.rlhf.learning import (
     DPO as DPO,
@@ -65,3 +66,6 @@ from flowrl.rlhf.spaces import (
     ReferenceSpace as ReferenceSpace,
     TokenSpace as TokenSpace,
 )
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+    __getattr__ = _old_names("flowrl.rlhf")

@@ -1,12 +1,5 @@
 """Evaluation by what the method has not seen: ratings, fluency, judges; with intervals."""
 
-from flowrl.rlhf.evaluation._choose_steps import (
-    ChosenSteps as ChosenSteps,
-    Limits as Limits,
-    TextStatistics as TextStatistics,
-    choose_steps as choose_steps,
-    hacking_starts as hacking_starts,
-)
 from flowrl.rlhf.evaluation._gold import Gold as Gold
 from flowrl.rlhf.evaluation._judge import (
     AbstractJudge as AbstractJudge,

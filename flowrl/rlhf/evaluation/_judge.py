@@ -61,8 +61,8 @@ class ScoreJudge(AbstractJudge):
     """A judge that prefers the answer with the higher score.
 
     Args:
-        score: (prompts, answers) to scores (n,). scale: > 0; the better answer is preferred with the logistic
-        probability of the difference of scores over `scale`.
+        score: (prompts, answers) to scores (n,).
+        scale: > 0; the better answer is preferred with the logistic probability of the difference of scores over it.
             None means that the higher score always wins, and ties count half.
     """
 

@@ -22,10 +22,11 @@ class LogitSpace(AbstractReferenceSpace):
     ∂R/∂p), exponentiated gradient, and tokens that the reference finds impossible stay so.
 
     Attributes:
-        model: the reference language model. sampler: how the responses were drawn. margin: lead >= 0 of the sampled
-        token, in nats: how far a particle moves before a token flips. by: "argmax" of the logits; or "reference": the
-        running reference decodes with the change of the logits as a bias
-            and the sample's own noise, so that later tokens follow earlier ones.
+        model: the reference language model.
+        sampler: how the responses were drawn.
+        margin: lead >= 0 of the sampled token, in nats: how far a particle moves before a token flips.
+        by: "argmax" of the logits; or "reference": the running reference decodes with the change of the logits as a
+            bias and the sample's own noise, so that later tokens follow earlier ones.
 
     ??? cite "Source"
         Beck and Teboulle, *Mirror descent and nonlinear projected subgradient methods for convex optimization*,
