@@ -1,6 +1,7 @@
 """flowrl: probabilistic inference by general particle flows, with a transport budget."""
 
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING
 
 from flowrl import _distribution
 
@@ -54,6 +55,7 @@ from flowrl._kernel import (
     SilvermanBandwidth as SilvermanBandwidth,
 )
 from flowrl._numpyro import NumpyroPosterior as NumpyroPosterior, from_numpyro as from_numpyro
+from flowrl._renamed import old_names as _old_names
 from flowrl._select import (
     Selected as Selected,
     best_of_n as best_of_n,
@@ -89,3 +91,6 @@ from flowrl._target import (
 from flowrl._transport import Transport as Transport, transport as transport
 
 __version__: str = _distribution.version()
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+    __getattr__ = _old_names("flowrl")

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "flowrl"
 # A module may import from its own room and from those above it in this list. A new room gets its line here.
 ROOMS = (
     "_distribution",
+    "_renamed",
     "_custom_types",
     "_misc",
     "_solution",

@@ -1,5 +1,8 @@
 """Reinforcement learning by value gradient flow: data, references, critics, training, evaluation."""
 
+from typing import TYPE_CHECKING
+
+from flowrl._renamed import old_names as _old_names
 from flowrl.rl import data as data, report as report, tasks as tasks
 from flowrl.rl.acting import (
     Agent as Agent,
@@ -82,3 +85,6 @@ from flowrl.rl.networks import (
     Minimum as Minimum,
     OneStepReference as OneStepReference,
 )
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+    __getattr__ = _old_names("flowrl.rl")

@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax.random as jr
 import numpy as np
 
 from flowrl import _distribution
+from flowrl._renamed import old_names as _old_names
 from flowrl.rl.acting import Evaluation, Policy
 from flowrl.rl.data import ReferenceScores
 from flowrl.rl.data.replay import Replay
@@ -281,3 +282,7 @@ def _figure(size: tuple[float, float]) -> Any:
         message = f"plots need matplotlib: {_distribution.install('plot')}"
         raise ImportError(message, name="matplotlib") from error
     return Figure(figsize=size, layout="constrained")
+
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+    __getattr__ = _old_names("flowrl.rl.report")

@@ -1,5 +1,8 @@
 """Offline data: made here, downloaded, or read from a file; checked, and with their origin written on them."""
 
+from typing import TYPE_CHECKING
+
+from flowrl._renamed import old_names as _old_names
 from flowrl.rl.data._arrays import from_arrays as from_arrays, load_arrays as load_arrays
 from flowrl.rl.data._load import (
     available as available,
@@ -32,3 +35,6 @@ from flowrl.rl.data.schema import (
 )
 from flowrl.rl.data.sources import EnvFactory as EnvFactory, name_of as name_of
 from flowrl.rl.envs import Environment as Environment
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+    __getattr__ = _old_names("flowrl.rl.data")

@@ -1,12 +1,14 @@
 """Named settings of `flowrl.rl.VGF`. A variant is another value, never another copy of the loop."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import optax
 
 from flowrl._budget import Budget
 from flowrl._domain import Box
 from flowrl._flow import SVGD, Ascent
+from flowrl._renamed import old_names as _old_names
 from flowrl._solver import Euler, Optax
 from flowrl._transport import Transport
 from flowrl.rl.learning._authors_svgd import AuthorsSVGD
@@ -136,3 +138,7 @@ def _changed(vgf: VGF, changes: dict[str, object]) -> VGF:
 def _actions() -> Box:
     """Return the box of standardised actions; a function, so that importing this module makes no array."""
     return Box(-1.0, 1.0)
+
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+    __getattr__ = _old_names("flowrl.rl.presets")

@@ -10,6 +10,9 @@ Best-of-N is no algorithm: it is any of these, or VGF, acted by a `Policy` of N 
 `Policy` transports the proposals of any of them along its own critic.
 """
 
+from typing import TYPE_CHECKING
+
+from flowrl._renamed import old_names as _old_names
 from flowrl.rl.learning.baselines._actor_critic import (
     AbstractActorCritic as AbstractActorCritic,
     AbstractActorCriticState as AbstractActorCriticState,
@@ -36,3 +39,6 @@ from flowrl.rl.learning.baselines._rebrac import (
     td3_bc as td3_bc,
 )
 from flowrl.rl.networks import DeterministicActor as DeterministicActor, GaussianActor as GaussianActor
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+    __getattr__ = _old_names("flowrl.rl.baselines")

@@ -1,0 +1,48 @@
+"""Public names of 0.1 that are called otherwise now: asking for one is an error that says the new name."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+#: Old name to new name, both with their module.
+RENAMED = {
+    "flowrl.Field": "flowrl.TargetView",
+    "flowrl.March": "flowrl.SolverOutput",
+    "flowrl.rl.Acted": "flowrl.rl.Decision",
+    "flowrl.rl.Asked": "flowrl.rl.PendingActions",
+    "flowrl.rl.Finished": "flowrl.rl.FinishedEpisode",
+    "flowrl.rl.Halved": "flowrl.rl.HalvingResult",
+    "flowrl.rl.Stepped": "flowrl.rl.StepResult",
+    "flowrl.rl.Tracker": "flowrl.runs.Tracker",
+    "flowrl.rl.baselines.DiffusionQL": "flowrl.rl.baselines.diffusion_ql",
+    "flowrl.rl.baselines.DiffusionPolicy": "flowrl.rl.DiffusionPolicy",
+    "flowrl.rl.baselines.DiffusionQLState": "flowrl.rl.baselines.GenerativeQLState",
+    "flowrl.rl.baselines.First": "flowrl.rl.First",
+    "flowrl.rl.baselines.FlowQL": "flowrl.rl.baselines.flow_ql",
+    "flowrl.rl.baselines.FlowQLState": "flowrl.rl.baselines.GenerativeQLState",
+    "flowrl.rl.baselines.TD3BC": "flowrl.rl.baselines.td3_bc",
+    "flowrl.rl.data.Reference": "flowrl.rl.data.ReferenceScores",
+    "flowrl.rl.data.reference": "flowrl.rl.data.reference_scores",
+    "flowrl.rl.presets.reference": "flowrl.rl.presets.authors",
+    "flowrl.rl.report.scores": "flowrl.rl.Evaluation.scores",
+    "flowrl.rlhf.optimise": "flowrl.rlhf.ppo_update",
+}
+
+
+def old_names(module: str) -> Callable[[str], NoReturn]:
+    """Create the `__getattr__` of a module that once had other names.
+
+    Args:
+        module: its public name, such as "flowrl.rl".
+    """
+
+    def refuse(name: str) -> NoReturn:
+        new = RENAMED.get(f"{module}.{name}")
+        if new is None:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        words = f"{module}.{name} is called {new} now; CHANGELOG.md lists all renamed names."
+        # `from flowrl import March` asks by hasattr first, and would drop the words of an AttributeError.
+        imported = sys._getframe(1).f_code.co_name == "_handle_fromlist"
+        raise (ImportError if imported else AttributeError)(words)
+
+    return refuse
