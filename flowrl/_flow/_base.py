@@ -68,10 +68,10 @@ class AbstractFlow(eqx.Module):
             TypeError: the flow has no energy on finite sets of particles (`traits.energy_needs` is None).
         """
         del view, positions, alive
-        # SVGD, Langevin, ALDI and birth-death descend KL(q|p), which is infinite for an empirical measure.
         raise TypeError(
-            f"{type(self).__name__} has no energy that is finite on particles. Use a flow with one (Ascent, Blob, "
-            "KSDDescent), or follow the value and the variance of its particles."
+            f"{type(self).__name__} has no energy on particles: it descends none, or one such as KL(q|p) that is infinite "
+            "for an empirical measure. Use a flow with an energy (Ascent, Blob, KSDDescent), or follow the value and the "
+            "variance of its particles."
         )
 
     def __add__(self, other: "AbstractFlow") -> "SumFlow":
