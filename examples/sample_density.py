@@ -35,6 +35,7 @@ DENSITIES = {  # their logs, up to a constant: four Gaussians, one bent along a 
 }
 # --8<-- [end:densities]
 # --8<-- [start:flows]
+ADAM = flowrl.Optax(optax.adam(1.0))  # made once: another one would be another program
 JUMPS = flowrl.BirthDeath(flowrl.RBF(flowrl.FixedBandwidth(0.5)))
 FLOWS = {  # the flow, its steps, and their size
     "SVGD": (flowrl.SVGD(), 3000, 0.1),
@@ -62,7 +63,7 @@ def move(name, target, start, key):
     # Steps grow to their full size over the first quarter: where particles start, the score can be very steep.
     growth, count = np.minimum(1, np.arange(1, steps + 1) / (steps / 4)), np.arange(SAVED)
     saved = (count + (steps - SAVED + 1) * (count / (SAVED - 1)) ** 2).astype(int).tolist()  # ever more rarely
-    solver = flowrl.Optax(optax.adam(1.0)) if name == "KSDDescent" else flowrl.Euler()
+    solver = ADAM if name == "KSDDescent" else flowrl.Euler()
     budget = flowrl.Budget(steps, size * growth, 0.02 if name == "Consensus" else None)
     return flowrl.transport(target, start, budget, flow=flow, solver=solver, key=key, save=tuple(saved), throw=False)
 
