@@ -69,9 +69,9 @@ class AbstractFlow(eqx.Module):
         """
         del view, positions, alive
         raise TypeError(
-            f"{type(self).__name__} has no energy on particles: it descends none, or one such as KL(q|p) that is infinite "
-            "for an empirical measure. Use a flow with an energy (Ascent, Blob, KSDDescent), or follow the value and the "
-            "variance of its particles."
+            f"{type(self).__name__} has no energy on particles: it descends none, or one such as KL(q|p) that is "
+            "infinite for an empirical measure. Use a flow with an energy (Ascent, Blob, KSDDescent), or follow the "
+            "value and the variance of its particles."
         )
 
     def __add__(self, other: "AbstractFlow") -> "SumFlow":
