@@ -415,5 +415,3 @@ def test_a_flow_of_two_lines_is_a_flow():
     particles = draw(9, (3, 2))
     solution = flowrl.transport(flowrl.Boltzmann(linear, jnp.ones(2, FLOAT)), particles, BUDGET, flow=Drift())
     assert_close(solution.particles, particles + 0.6, rtol=1e-6)
-    flow = Drift()
-    assert flow.fitted(None, particles, jnp.ones(3, bool)) is flow  # pyright: ignore

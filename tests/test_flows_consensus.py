@@ -231,5 +231,7 @@ def test_misuse_is_refused(key):
         flowrl.transport(VALUE, draw(0, (3, 2)), flowrl.Budget(1, 0.1, 0.0), flow=flowrl.Consensus(), key=key)
     with pytest.raises(ValueError, match="pass key"):
         flowrl.transport(VALUE, draw(0, (3, 2)), flowrl.Budget(1, 0.1), flow=flowrl.Consensus())
+    flow = flowrl.Consensus()
+    assert flow.fitted(_view(VALUE, 1.0), draw(0, (3, 2)), jnp.ones(3, bool)) is flow  # nothing of it depends on data
     with pytest.raises(TypeError, match="no energy"):
-        flowrl.Consensus().energy(_view(VALUE, 1.0), draw(0, (3, 2)), jnp.ones(3, bool))
+        flow.energy(_view(VALUE, 1.0), draw(0, (3, 2)), jnp.ones(3, bool))
