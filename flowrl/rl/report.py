@@ -3,15 +3,15 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax.random as jr
 import numpy as np
 
-from flowrl import _distribution
+from flowrl._io import require
 from flowrl._renamed import old_names as _old_names
 from flowrl.rl.acting import Evaluation, Policy
-from flowrl.rl.data import ReferenceScores
+from flowrl.rl.data import Metric, ReferenceScores
 from flowrl.rl.data.replay import Replay
 from flowrl.rl.learning import AbstractAlgorithm, AbstractPretrained, held_out
 from flowrl.runs.statistics import student
@@ -49,7 +49,7 @@ class Row:
 def summarise(
     policies: tuple[Policy, ...],
     evaluation: Evaluation,
-    metric: Literal["success", "return"],
+    metric: Metric,
     baseline: str,
     reference: ReferenceScores | None = None,
 ) -> list[Row]:
@@ -171,7 +171,7 @@ def episode_rows(policies: tuple[Policy, ...], evaluation: Evaluation) -> list[d
 def mean_scores(
     policies: tuple[Policy, ...],
     evaluation: Evaluation,
-    metric: Literal["success", "return"],
+    metric: Metric,
     reference: ReferenceScores | None = None,
 ) -> dict[str, float]:
     """Return the mean score of every policy as metrics named "score/<policy>", which `plot_learning` draws.
@@ -276,11 +276,9 @@ def plot_learning(
 
 
 def _figure(size: tuple[float, float]) -> Any:
-    try:
-        from matplotlib.figure import Figure  # not pyplot: the user's backend and figures stay as they are
-    except ImportError as error:
-        message = f"plots need matplotlib: {_distribution.install('plot')}"
-        raise ImportError(message, name="matplotlib") from error
+    require("matplotlib", extra="plot")
+    from matplotlib.figure import Figure  # not pyplot: the user's backend and figures stay as they are
+
     return Figure(figsize=size, layout="constrained")
 
 

@@ -19,6 +19,7 @@ import tyro
 import flowrl
 from flowrl import RBF, SVGD, Ascent, Budget, Euler, Optax, Transport
 from flowrl.rl import (
+    VGF,
     Agent,
     AuthorsSVGD,
     Lanes,
@@ -69,6 +70,7 @@ def loaded(run: Path):
     """Load a run's algorithm, state, standardizer, held-out data and configuration."""
     config = from_flat(json.loads((run / "config.json").read_text()), run)
     algorithm = config.learner()
+    assert isinstance(algorithm, VGF)
     dataset = treated(config.data, load_data(config.data, _unseen, config.run.workers))
     standardizer = Standardizer.fit(dataset.train.observations)
     template = algorithm.init(dataset.train.observations.shape[1], dataset.train.actions.shape[1], key=jr.key(0))

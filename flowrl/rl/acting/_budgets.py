@@ -77,6 +77,7 @@ def measure_budgets(
     steps: tuple[int, ...],
     step_sizes: tuple[float, ...],
     candidates: int = 8,
+    # The TD error of one budget on HalfCheetah was 1.003 to 1.011 by the draw of 512 states, 1.008 to 1.011 of 4096.
     states: int = 4096,
     pessimism: float = 1.0,
     key: Key,

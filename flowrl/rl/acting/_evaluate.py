@@ -16,7 +16,7 @@ import numpy as np
 
 from flowrl.rl.acting._lanes import Lanes, LanesError, refuse_unusable
 from flowrl.rl.acting._policy import Agent, Policy, PolicyTable, act
-from flowrl.rl.data.schema import Metric, ReferenceScores
+from flowrl.rl.data import Metric, ReferenceScores
 
 
 class Evaluation(NamedTuple):

@@ -3,13 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 
 from flowrl.rl.acting._evaluate import evaluate
 from flowrl.rl.acting._lanes import Lanes
 from flowrl.rl.acting._policy import Agent, Policy
+from flowrl.rl.data import Metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ def select_by_acting(
     lanes: Lanes,
     *,
     episodes: int,
-    metric: Literal["success", "return"],
+    metric: Metric,
     seed: int,
     progress: Callable[[int, int], object] | None = None,
 ) -> HalvingResult:

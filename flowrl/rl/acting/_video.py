@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from flowrl import _distribution
-from flowrl._io import atomic_write
+from flowrl._io import atomic_write, require
 from flowrl.rl.acting._policy import Agent, Policy, PolicyTable, act
 from flowrl.rl.data import make_env
 
@@ -52,11 +51,8 @@ def record_video(
         raise ValueError(f"the video's file must end in .gif, got {path.name}.")
     if min(episodes, every) < 1 or not 1 <= frames_per_second <= 50:
         raise ValueError("episodes and every must be >= 1, and frames_per_second in [1, 50].")
-    try:
-        from PIL import Image
-    except ImportError as error:
-        message = f"videos need Pillow, which comes with matplotlib: {_distribution.install('plot')}"
-        raise ImportError(message, name="PIL") from error
+    require("PIL", extra="plot")  # Pillow comes with matplotlib
+    from PIL import Image
 
     policy.check(agent.algorithm)
     table, key, zero = PolicyTable((policy,), 1), jr.key(seed), jnp.zeros(1, jnp.int32)
