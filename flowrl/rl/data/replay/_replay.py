@@ -15,23 +15,11 @@ from flowrl.rl.data.replay._standardizer import Standardizer
 from flowrl.rl.data.schema import Transitions, episode_ends
 
 
-class Batches(eqx.Module):
-    """The batches of some updates, on the device.
-
-    Attributes:
-        replay: the rows that occur in them, and those that follow these.
-        rows: of each batch, (updates, batch).
-    """
-
-    replay: "Replay"
-    rows: Int[Array, "updates batch"]
-
-
 class AbstractBatchSource(abc.ABC):
     """Where training takes its batches from."""
 
     @abc.abstractmethod
-    def batches(self, size: int, updates: int, key: Key) -> Batches:
+    def batches(self, size: int, updates: int, key: Key) -> "Batches":
         """Draw the batches of the next updates.
 
         Args:
@@ -90,8 +78,20 @@ class Replay(eqx.Module, AbstractBatchSource):
         """
         return draw_uniformly(self.actions.shape[0], size, key)
 
-    def batches(self, size: int, updates: int, key: Key) -> Batches:
+    def batches(self, size: int, updates: int, key: Key) -> "Batches":
         return Batches(self, draw_batches(eqx.Partial(draw_uniformly, self.actions.shape[0], size), updates, key))
+
+
+class Batches(eqx.Module):
+    """The batches of some updates, on the device.
+
+    Attributes:
+        replay: the rows that occur in them, and those that follow these.
+        rows: of each batch, (updates, batch).
+    """
+
+    replay: Replay
+    rows: Int[Array, "updates batch"]
 
 
 def make_replay(
