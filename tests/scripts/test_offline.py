@@ -1,20 +1,21 @@
-"""The main example as a user runs it, at a size of seconds: plumbing, resume after SIGKILL, and its messages."""
+"""`flowrl offline` as a user runs it, at a size of seconds: plumbing, resume after SIGKILL, own algorithms."""
 
 import csv
-import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from processes import kill_at_first_checkpoint
+from processes import PROGRAM, kill_at_first_checkpoint
 
 import flowrl
-from flowrl.rl import Mean
-from flowrl.scripts.offline import _program as offline_rl
+from flowrl.rl import Gaussian, Maximum, Mean
+from flowrl.scripts import offline
+from flowrl.scripts.offline import _options as options_of_runs
 
-EXAMPLE = Path(offline_rl.__file__)
+ROOT = Path(__file__).resolve().parents[2]
 ENV = "pointmaze-medium-navigate-singletask-task1-v0"
 TINY = {
     "--rows": "2000",
@@ -32,9 +33,12 @@ TINY = {
 }
 
 
-def arguments(**changes: str) -> list[str]:
-    options = TINY | {"--env": ENV} | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
-    return [word for name, value in options.items() for word in (name, *value.split(" "))]
+def arguments(algorithm: str = "vgf", **changes: str) -> list[str]:
+    """Words of a tiny run, without what the algorithm does not have."""
+    known = offline.parse([algorithm]).flat()
+    options = {name: value for name, value in TINY.items() if name[2:].replace("-", "_") in known}
+    options |= {"--env": ENV} | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+    return [algorithm, *(word for name, value in options.items() for word in (name, *value.split(" ")))]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +46,9 @@ def data_dir(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("data"))
 
 
-def run(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(EXAMPLE), *words], capture_output=True, text=True, check=False)
+def run(*words: str, **more) -> subprocess.CompletedProcess:
+    command = [*PROGRAM, "offline", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **more)
 
 
 @pytest.mark.slow
@@ -67,7 +72,7 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, data_dir, monk
     assert moved["BC (one random particle)"] == moved["best-of-8 (L=0)"] == moved["best-of-32"] == 0
     assert moved["VGF L=1"] > 0.1
 
-    kill_at_first_checkpoint(EXAMPLE, arguments(data_dir=data_dir, out=str(cut)), cut)
+    kill_at_first_checkpoint(["offline", *arguments(data_dir=data_dir, out=str(cut))], cut)
     done = run(*arguments(data_dir=data_dir, out=str(cut)), "--resume")
     assert done.returncode == 0, done.stderr
     for name in ("metrics.csv", "results.csv", "checkpoint.npz", "config.json"):
@@ -89,9 +94,8 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, data_dir, monk
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["bc", "td3_bc", "rebrac", "iql", "idql", "diffusion_ql", "flow_ql", "fql"])
 def test_every_rival_runs_to_the_end(tmp_path, data_dir, algorithm):
-    options = {"algorithm": algorithm, "curve_points": "1", "curve_episodes": "1", "n_step": "1"}
-    options |= {"reference_updates": "8000"} | ({"test_steps": "1 3 5", "chosen": "5"} if algorithm == "bc" else {})
-    done = run(*arguments(data_dir=data_dir, out=str(tmp_path / "run"), **options))
+    options = {"curve_points": "1", "curve_episodes": "1", "n_step": "1"}
+    done = run(*arguments(algorithm, data_dir=data_dir, out=str(tmp_path / "run"), **options))
     assert done.returncode == 0, done.stderr
     header, *rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert "held_out/" in header
@@ -101,8 +105,7 @@ def test_every_rival_runs_to_the_end(tmp_path, data_dir, algorithm):
 
 @pytest.mark.slow
 def test_rebrac_runs_with_chunks(tmp_path, data_dir):
-    options = {"algorithm": "rebrac", "reference_updates": "8000", "n_step": "1", "chunk": "3"}
-    done = run(*arguments(data_dir=data_dir, out=str(tmp_path / "run"), **options))
+    done = run(*arguments("rebrac", data_dir=data_dir, out=str(tmp_path / "run"), n_step="1", chunk="3"))
     assert done.returncode == 0, done.stderr
 
 
@@ -155,51 +158,219 @@ def test_a_budget_that_chooses_itself_says_why_and_resumes(tmp_path, data_dir):
         ({"bandit_episodes": "1"}, "--bandit-episodes must be 0, or 2 for 2 budgets, got 1"),
         ({"eval_episodes": "-1"}, "--eval-episodes"),
         ({"eval_episodes": "0", "video": "1"}, "--video needs an environment"),
-        ({"set": "alpha=3"}, "a field of VGF"),
-        ({"set": "members=3"}, "give --members itself"),
-        ({"algorithm": "iql", "reference_updates": "8000", "set": "expectile=x"}, "IQL refuses these values"),
-        ({"algorithm": "iql", "temperature": "0.1"}, "iql has no use for .*--temperature"),
-        ({"algorithm": "iql", "reference_updates": "8000", "particles": "3"}, "iql has no use for --particles"),
-        ({"algorithm": "bc", "reference_updates": "8000", "polyak": "0.3"}, "bc has no use for .*--polyak"),
         ({"steps": "0"}, "--steps must be at least 1"),
         ({"steps": "30"}, "multiple of --interval"),
         ({"chosen": "2"}, "--chosen 2 must be one of"),
         ({"test_steps": "-1", "chosen": "-1"}, "--test-steps must be different numbers >= 1"),
-        ({"test_step_size": "-0.1"}, "finite step_size >= 0"),
+        ({"test_step_size": "-0.1"}, "step_size must be >= 0"),
         ({"lanes": "2"}, "3 lanes or more"),
         ({"discount": "2"}, "--discount must be in"),
         ({"eval_seed": "-1"}, "--eval-seed"),
-        ({"test_step_size": "nan"}, "finite step_size"),
+        ({"test_step_size": "nan"}, "step_size must be"),
         ({"train_steps": "-1"}, "steps must be >= 0"),
         ({"train_step_size": "-0.5"}, "step_size must be >= 0"),
     ],
 )
 def test_bad_numbers_are_refused_before_anything_is_made(tmp_path, changes, message):
-    config = offline_rl.parse(arguments(data_dir=str(tmp_path / "data"), out=str(tmp_path / "out"), **changes))
+    config = offline.parse(arguments(data_dir=str(tmp_path / "data"), out=str(tmp_path / "out"), **changes))
     with pytest.raises(ValueError, match=message):
-        offline_rl.main(config)
+        offline.main(config)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "vgf --alpha 3",
+        "iql --train-steps 1",
+        "iql --particles 3",
+        "bc --polyak 0.3",
+        "bc --test-steps 1",
+        "td3_bc --band 1",
+        "--paper cube-double --steps 5000",
+        "--paper cube-double --rewards none",
+        "--paper cube-double --test-step-size 1",
+    ],
+)
+def test_an_option_that_nothing_would_read_cannot_be_written(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        offline.parse(words.split())
+    assert ended.value.code != 0
+    assert words.split()[-2] in capsys.readouterr().err
+
+
+def test_the_algorithm_is_a_subcommand_or_an_option():
+    assert offline.parse(["iql", "--seed", "3"]) == offline.parse(["--seed", "3", "--algorithm", "iql"])
+    assert offline.parse(["--steps", "100", "--interval", "50"]).algorithm == "vgf"
+    assert offline.parse(["iql", "--algorithm=iql"]).algorithm == "iql"
+    with pytest.raises(ValueError, match="both iql and --algorithm fql are given"):
+        offline.parse(["iql", "--algorithm", "fql"])
+    with pytest.raises(ValueError, match="did you mean iql"):
+        offline.parse(["iqll"])
+
+
+@pytest.mark.parametrize("words", [["vgf", "--hidden", "8"], ["bc"], ["flow_ql", "--normalise"], ["--paper", "scene"]])
+def test_options_are_read_back_from_the_configuration_of_a_run(words):
+    config = offline.parse(words)
+    flat = config.flat()
+    assert flat["algorithm"] == config.algorithm
+    assert options_of_runs.from_flat(json.loads(json.dumps(flat)), Path("config.json")) == config
+
+
 def test_a_task_of_the_paper_fixes_the_options_and_says_where_it_cannot_act():
-    with pytest.raises(ValueError, match="cube-double has no use for --hidden, --steps"):
-        offline_rl.main(offline_rl.parse(["--paper", "cube-double", "--steps", "5000", "--hidden", "3"]))
     with pytest.raises(ValueError, match="no environment here to act in. Give --eval-episodes 0"):
-        offline_rl.main(offline_rl.parse(["--paper", "antmaze-medium-play"]))
-    offline_rl.check(offline_rl.parse(["--paper", "antmaze-medium-play", "--eval-episodes", "0"]))
-    config = offline_rl.at_full_size(offline_rl.parse(["--paper", "cube-double"]))
-    assert (config.steps, config.eval_episodes, config.origin) == (1_000_000, 50, "published")
+        offline.main(offline.parse(["--paper", "antmaze-medium-play"]))
+    with pytest.raises(ValueError, match="did you mean cube-double"):
+        offline.parse(["--paper", "cube-doubel"])
+    options_of_runs.check(offline.parse(["--paper", "antmaze-medium-play", "--eval-episodes", "0"]))
+    config = offline.parse(["--paper", "cube-double", "--seed", "2"]).flat()
+    assert (config["steps"], config["eval_episodes"], config["origin"]) == (1_000_000, 50, "published")
+    assert config["seed"] == 2
 
 
 def test_fields_of_the_algorithm_can_be_set():
-    given = ["--algorithm", "fql", "--aggregate", "mean", "--set", "alpha=3.0", "normalise=True"]
-    learner = offline_rl.algorithm(offline_rl.parse(given))
+    learner = offline.parse(["fql", "--aggregate", "mean", "--alpha", "3", "--normalise"]).learner()
     assert (learner.alpha, learner.normalise) == (3.0, True)
     assert isinstance(learner.selection, Mean)
-    learner = offline_rl.algorithm(offline_rl.parse(["--temperature", "0.5", "--set", "over_particles=max"]))
+    words = "--temperature 0.5 --particle-aggregate max --reference gaussian --one-step --reference-average 0.9"
+    learner = offline.parse(words.split()).learner()
     assert isinstance(learner.transport.flow, flowrl.SVGD)
     assert learner.train_budget.temperature == 0.5
-    assert learner.over_particles == "max"
+    assert isinstance(learner.particle_aggregate, Maximum)
+    assert isinstance(learner.reference.model, Gaussian)
+    assert (learner.reference.one_step, learner.reference.average) == (True, 0.9)
+    assert offline.parse(["bc", "--reference-steps", "7"]).learner().model.steps == 7
+    assert isinstance(offline.parse(["bc", "--reference", "gaussian"]).learner().model, Gaussian)
+
+
+def test_what_training_has_acting_has():
+    config = offline.parse(["--temperature", "0.5"])
+    policy = next(p for p in config.policies(config.learner()) if p.name == "VGF L=1")
+    assert policy.budget.temperature == 0.5
+
+
+OWN = '''
+"""A user's own algorithms."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+
+from flowrl.rl import AbstractAlgorithm, AbstractState
+
+
+class State(AbstractState):
+    mean: Any
+    step: Any
+    key: Any
+
+
+class Constant(AbstractAlgorithm[State]):
+    """Acts by the mean action of the data.
+
+    Attributes:
+        rate: how fast the mean is followed.
+    """
+
+    batch_size: int = eqx.field(static=True, default=8)
+    rate: float = eqx.field(static=True, default=0.1)
+    particles: int = eqx.field(static=True, default=5)
+
+    def init(self, observation_size, action_size, *, key):
+        return State(jnp.zeros(action_size), jnp.zeros((), jnp.int32), key)
+
+    def update(self, state, replay, rows, key):
+        error = replay.actions[rows].mean(axis=0) - state.mean
+        state = State(state.mean + self.rate * error, state.step + 1, state.key)
+        return state, {"mean_loss": jnp.mean(error**2)}
+
+    def propose(self, state, observation, key):
+        return state.mean
+
+
+class Lacking(AbstractAlgorithm[State]):
+    batch_size: int = 8
+
+    def init(self, observation_size, action_size, *, key):
+        return None
+
+
+class Other:
+    pass
+
+
+class Needy(Constant):
+    table: dict = eqx.field(kw_only=True)
+
+
+class Asking(Constant):
+    width: int = eqx.field(static=True, kw_only=True)
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "hungry.py").write_text("import a_package_that_nobody_has")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("mine", "broken", "hungry"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    options_of_runs.entry.cache_clear()
+    return tmp_path
+
+
+@pytest.mark.usefixtures("own")
+def test_an_own_algorithm_has_its_fields_as_options(capsys):
+    config = offline.parse(["--algorithm", "mine:Constant", "--rate", "0.5", "--train-particles", "2"])
+    learner = config.learner()
+    assert (type(learner).__name__, learner.rate, learner.particles) == ("Constant", 0.5, 2)
+    assert [p.name for p in config.policies(learner)] == ["Constant (one sample)"]
+    flat = config.flat()
+    assert (flat["algorithm"], flat["rate"]) == ("mine:Constant", 0.5)
+    with pytest.raises(SystemExit):
+        offline.parse(["mine:Constant", "--help"])
+    assert "How fast the mean is followed" in capsys.readouterr().out
+    assert offline.parse(["mine:Asking", "--width", "4"]).learner().width == 4
+    with pytest.raises(SystemExit):
+        offline.parse(["mine:Asking"])
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("mien:Constant", "there is no module mien, neither installed nor in "),
+        ("mine:Constnat", "mine has no Constnat; did you mean Constant"),
+        ("mine:", "mine has no empty name; name a class"),
+        ("mine:Other", "Other is not a class derived from flowrl.rl.AbstractAlgorithm"),
+        ("mine:Lacking", "Lacking lacks propose, update of AbstractAlgorithm; define them"),
+        ("mine:Needy", "the field table cannot be given here; it needs a default"),
+        ("broken:Constant", "broken fails: ZeroDivisionError"),
+        ("hungry:Constant", "hungry needs a_package_that_nobody_has; install it"),
+    ],
+)
+@pytest.mark.usefixtures("own")
+def test_an_import_path_that_is_no_algorithm_is_refused(path, message):
+    with pytest.raises(ValueError, match=message):
+        offline.parse(["--algorithm", path])
+
+
+@pytest.mark.slow
+def test_an_own_algorithm_is_trained_resumed_and_reported_like_the_others(own, data_dir):
+    words = ["--algorithm", "mine:Constant", *arguments("bc", data_dir=data_dir, out="run", curve_points="1")[1:]]
+    words = [word for i, word in enumerate(words) if "--hidden" not in words[max(i - 1, 0) : i + 1]]
+    more = {"cwd": own, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    done = run(*words, "--rate", "0.3", **more)
+    assert done.returncode == 0, done.stderr
+    assert "Constant (one sample)" in (own / "run" / "results.md").read_text()
+    first = (own / "run" / "results.csv").read_bytes()
+    again = run(*words, "--rate", "0.3", "--resume", **more)
+    assert again.returncode == 0, again.stderr
+    assert (own / "run" / "results.csv").read_bytes() == first
+    assert "rate: 0.3 there, 0.4 here" in run(*words, "--rate", "0.4", "--resume", **more).stderr
 
 
 def test_unknown_environment_suggests_near_names():
@@ -211,7 +382,7 @@ def test_unknown_environment_suggests_near_names():
 
 def test_the_misspelt_beginning_of_a_name_suggests_whole_names():
     with pytest.raises(ValueError, match="did you mean puzzle-3x3"):
-        offline_rl.parse(["--env", "puzle-3x3"])
+        offline.parse(["--env", "puzle-3x3"])
 
 
 def test_a_typo_in_an_option_is_explained():
@@ -221,13 +392,15 @@ def test_a_typo_in_an_option_is_explained():
 
 
 def test_every_option_is_explained():
-    text = run("--help").stdout
-    for field in dataclasses.fields(offline_rl.Config):
-        assert f"--{field.name.replace('_', '-')}" in text
-    assert offline_rl.parse([]) == offline_rl.Config()
-    sparse = offline_rl.parse(["--env=puzzle-3x3-play-singletask-task1-v0"])
-    assert (sparse.batch_size, sparse.chosen) == (128, 5)
-    assert offline_rl.parse(["--env", "puzzle-3x3-play-singletask-task1-v0", "--n-step", "2"]).n_step == 2
+    for words in (["vgf"], ["fql"], ["bc"]):
+        text = run(*words, "--help").stdout
+        for name in offline.parse(words).flat().keys() - {"algorithm"}:
+            assert f"--{name.replace('_', '-')}" in text
+    assert offline.parse([]) == options_of_runs.defaults()
+    sparse = offline.parse(["--env=puzzle-3x3-play-singletask-task1-v0"]).flat()
+    assert (sparse["batch_size"], sparse["chosen"]) == (128, 5)
+    words = ["--env", "puzzle-3x3-play-singletask-task1-v0", "--n-step", "2"]
+    assert offline.parse(words).flat()["n_step"] == 2
 
 
 def test_a_damaged_data_file_is_named(tmp_path):
