@@ -486,6 +486,9 @@ def test_baselines_by_name():
         assert all(getattr(algorithm, option) == given for option, given in common.items() if option in fields)
         assert {"hidden", "batch_size", "learning_rate"} <= fields
     assert baselines.make("fql", alpha=3.0).alpha == 3
+    assert baselines.make("bc", **common).model == baselines.make("flow_ql", **common).model == FlowMatching(2)
+    assert baselines.make("diffusion_ql", **common).model == Denoising(2)
+    assert baselines.make("flow_ql", normalise=True).actor_value.normalise
     with pytest.raises(ValueError, match="no baseline is called 'sac'; there are bc, td3_bc"):
         baselines.make("sac")
     with pytest.raises(TypeError, match=r"iql has no fields \['alpha'\]"):
