@@ -531,6 +531,12 @@ CASES = {
         TypeError,
         ["VGF: budget must be a flowrl.Budget or None, got 'L=3'."],
     ),
+    "budgets of a clone": (
+        "__import__('flowrl.rl').rl.measure_budgets(flowrl.rl.baselines.make('bc'), None, None, Budget(1),"
+        " steps=(1,), step_sizes=(0.1,), key=None)",
+        TypeError,
+        ["BC has no values by which budgets could be measured"],
+    ),
     # Selection
     "values of other shape": ("flowrl.best_of_n(x, jnp.ones(3))", ValueError, ["(3,)", "(4,)"]),
     "values of many sets": ("flowrl.best_of_n(jnp.ones((2, 4, 3)), jnp.ones((2, 4)))", ValueError, ["(2, 4)", "vmap"]),

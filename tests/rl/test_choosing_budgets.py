@@ -17,7 +17,6 @@ from flowrl.rl import (
     Policy,
     ReferenceLearner,
     Standardizer,
-    baselines,
     choose_budget,
     fit,
     make_replay,
@@ -168,9 +167,6 @@ def test_bad_grids_and_bands_are_refused(trained):
     ):
         with pytest.raises(ValueError, match=message):
             measure_budgets(vgf, state, held_out, budget, **GRID, key=jr.key(0))
-    cloning = baselines.make("bc", hidden=(8,))
-    with pytest.raises(TypeError, match="BC has no values"):
-        measure_budgets(cloning, cloning.init(3, 2, key=jr.key(0)), held_out, Budget(1), **GRID, key=jr.key(0))
     for limit in ({"max_td_error": 0.9}, {"max_disagreement": 0.5}, {"max_displacement": 0.0}):
         with pytest.raises(ValueError, match="give measured budgets"):
             choose_budget((ZERO,), **limit)
