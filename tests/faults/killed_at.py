@@ -1,6 +1,7 @@
 """Runs a program that kills itself by SIGKILL at its n-th change of the file system.
 
     python killed_at.py COUNT_FILE N PROGRAM ARGUMENTS...
+    python killed_at.py COUNT_FILE N -m MODULE ARGUMENTS...
 
 The changes are what writing is made of: a file that is synced, renamed, linked or removed. N = 0 lets the program end,
 and writes the number of changes to COUNT_FILE, so that N can be drawn from a whole run.
@@ -15,7 +16,6 @@ import sys
 
 count_file, at = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 sys.argv = sys.argv[3:]
-sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
 changes = 0
 
 
@@ -37,4 +37,9 @@ def counted(function):
 for name in ("fsync", "replace", "link", "unlink"):
     setattr(os, name, counted(getattr(os, name)))
 atexit.register(lambda: count_file.write_text(str(changes)))
-runpy.run_path(sys.argv[0], run_name="__main__")
+if sys.argv[0] == "-m":
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+else:
+    sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
+    runpy.run_path(sys.argv[0], run_name="__main__")

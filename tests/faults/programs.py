@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES, HERE = ROOT / "examples", Path(__file__).parent
+HERE = Path(__file__).parent
 ENV, DATA = "pointmaze-medium-navigate-singletask-task1-v0", "pointmaze-medium-navigate-v0"
 #: Columns that hold times.
 CLOCKS = ("seconds", "train_seconds", "training_seconds", "acting_seconds")
@@ -72,20 +72,20 @@ class Program:
     """A program whose runs are killed.
 
     Attributes:
-        script: its file.
+        start: the words that start it: a file, or `-m` and a module with its subcommand.
         words: its arguments, given the directory of the run and that of the data.
         begun: says whether the directory of a run holds something to go on with by --resume.
         same: file patterns under the directory of the run whose content must be the same in the end.
     """
 
-    script: Path
+    start: tuple[str, ...]
     words: Callable[[Path, Path], list[str]]
     begun: Callable[[Path], bool]
     same: tuple[str, ...]
 
     def command(self, out: Path, data: Path) -> list[str]:
         """Start, or go on."""
-        words = [str(self.script), *self.words(out, data)]
+        words = [*self.start, *self.words(out, data)]
         return [*words, "--resume"] if self.begun(out) else words
 
 
@@ -124,14 +124,18 @@ def _experiments(out: Path, data: Path) -> list[str]:
     return ["run", "--out", str(out), "--envs", ENV, "--seeds", "1", "2", "--", *shared]
 
 
+def _command(name: str) -> tuple[str, ...]:
+    return ("-m", "flowrl.scripts", name)
+
+
 RUN = ("metrics.csv", "results.csv", "checkpoint.npz", "checkpoint.1.npz", "config.json", "data.json")
 PROGRAMS = {
-    "offline": Program(EXAMPLES / "offline_rl.py", _offline, _has_config, RUN),
-    "online": Program(EXAMPLES / "online_finetune.py", _online, _has_config, RUN),
-    "rlhf": Program(EXAMPLES / "rlhf.py", _rlhf, _has_config, ("metrics.csv", "results.csv", "config.json", "*.npz")),
-    "generate": Program(HERE / "generate.py", _generate, _never, ("*/*/*.npz", "*/*/manifest.json")),
+    "offline": Program(_command("offline"), _offline, _has_config, RUN),
+    "online": Program(_command("online"), _online, _has_config, RUN),
+    "rlhf": Program(_command("align"), _rlhf, _has_config, ("metrics.csv", "results.csv", "config.json", "*.npz")),
+    "generate": Program((str(HERE / "generate.py"),), _generate, _never, ("*/*/*.npz", "*/*/manifest.json")),
     "experiments": Program(
-        EXAMPLES / "experiments.py", _experiments, _never, ("rows.csv", *(f"cells/*/*/*/*/{name}" for name in RUN))
+        _command("experiments"), _experiments, _never, ("rows.csv", *(f"cells/*/*/*/*/{name}" for name in RUN))
     ),
 }
 
@@ -143,7 +147,7 @@ def environment(cache: Path) -> dict[str, str]:
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**30),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{EXAMPLES}",
+        "PYTHONPATH": str(ROOT),
         "COLUMNS": "200",
     }
 

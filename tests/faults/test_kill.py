@@ -1,4 +1,4 @@
-"""Real example processes are killed at random moments and go on; in the end nothing is lost, doubled or changed.
+"""Real programs are killed at random moments and go on; in the end nothing is lost, doubled or changed.
 
     pytest -m slow tests/faults/test_kill.py -s
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults.programs import EXAMPLES, HERE, PROGRAMS, differences, environment, finish, flat
+from faults.programs import HERE, PROGRAMS, differences, environment, finish, flat
 
 pytestmark = pytest.mark.usefixtures("ctrl_c")  # what the programs that are started here would inherit
 
@@ -32,7 +32,7 @@ def base(tmp_path_factory) -> Path:
     """A directory with the data and the offline run that the programs start from, and the programs they compile."""
     folder = tmp_path_factory.mktemp("faults")
     offline = PROGRAMS["offline"].words(folder / "data" / "offline", folder / "data")
-    finish([str(PROGRAMS["offline"].script), *offline], folder / "cache")
+    finish([*PROGRAMS["offline"].start, *offline], folder / "cache")
     return folder
 
 
@@ -140,8 +140,7 @@ def test_a_run_that_is_told_to_stop_says_how_to_go_on_and_does(base, name, statu
     assert "Traceback" not in said
     line = said.strip().splitlines()[-1]
     assert line.startswith("stopped; to go on: python ")
-    words = line.split()[5:]
-    finish([str(EXAMPLES / Path(words[0]).name), *words[1:]], base / "cache")
+    finish(line.split()[5:], base / "cache")
     victim.ended_well()
 
 
@@ -183,7 +182,7 @@ def test_the_same_seed_gives_the_same_bits_in_another_process_and_without_cached
 def test_training_a_behaviour_policy_says_that_it_starts_again(base, tmp_path):
     options = flat({"--env": "HalfCheetah-v5", "--steps": "45000", "--out": str(tmp_path)})
     process = subprocess.Popen(
-        [sys.executable, str(EXAMPLES / "train_behaviour.py"), *options],
+        [sys.executable, "-m", "flowrl.scripts", "behaviour", *options],
         env=environment(base / "cache"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

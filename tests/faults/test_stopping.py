@@ -1,4 +1,4 @@
-"""How an example ends: one line and the right exit status, whatever ends it."""
+"""How a program ends: one line and the right exit status, whatever ends it."""
 
 import os
 import signal
@@ -31,16 +31,15 @@ def send(number):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("begun", [True, False])
 @pytest.mark.parametrize("resumed", [True, False])
-def test_a_stopped_program_says_the_command_that_goes_on(tmp_path, monkeypatch, capsys, number, status, begun, resumed):
-    words = ["examples/x.py", "--out", "a b", *(["--resume"] if resumed else [])]
-    monkeypatch.setattr("sys.argv", words)
+def test_a_stopped_program_says_the_command_that_goes_on(tmp_path, capsys, number, status, begun, resumed):
+    words = ["flowrl", "offline", "--out", "a b", *(["--resume"] if resumed else [])]
     if begun:
         (tmp_path / "config.json").write_text("{}")
     with pytest.raises(SystemExit) as ended:
-        console.end_well(send(number), tmp_path)
+        console.end_well(send(number), words, tmp_path)
     assert ended.value.code == status
     tail = " --resume" if begun or resumed else ""
-    assert capsys.readouterr().err == f"stopped; to go on: python examples/x.py --out 'a b'{tail}\n"
+    assert capsys.readouterr().err == f"stopped; to go on: flowrl offline --out 'a b'{tail}\n"
 
 
 def test_what_nohup_ignores_stays_ignored():
@@ -51,7 +50,7 @@ def test_what_nohup_ignores_stays_ignored():
         return 3
 
     with pytest.raises(SystemExit) as ended:
-        console.end_well(main)
+        console.end_well(main, [])
     assert ended.value.code == 3
 
 
@@ -61,7 +60,7 @@ def fail():
 
 def test_errors_are_one_line():
     with pytest.raises(SystemExit, match=r"^FloatingPointError: diverged before update 7$"):
-        console.end_well(fail)
+        console.end_well(fail, [])
     with pytest.raises(SystemExit) as ended:
-        console.end_well(lambda: "rows")
+        console.end_well(lambda: "rows", [])
     assert ended.value.code == 0

@@ -5,14 +5,19 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from flowrl.scripts.experiments import _program as experiments, _report as experiment_report
+from flowrl.scripts import experiments
+from flowrl.scripts.experiments import _matrix, _report as experiment_report
+from flowrl.scripts.experiments._matrix import Matrix, cells
+from flowrl.scripts.experiments._rows import options_of
+from flowrl.scripts.experiments._run import run_matrix
 
-#: Stands in for offline_rl.py: writes what a run writes, and fails where it is told to.
+#: Stands in for `flowrl offline`: writes what a run writes, and fails where it is told to.
 FAKE = """
 import json, os, pathlib, signal, sys, time
 words = sys.argv[1:]
@@ -52,11 +57,11 @@ for p, name in enumerate(names):
 def fake(tmp_path, monkeypatch) -> Path:
     program = tmp_path / "fake.py"
     program.write_text(FAKE)
-    monkeypatch.setattr(experiments, "PROGRAM", program)
+    monkeypatch.setattr(_matrix, "PROGRAM", (sys.executable, str(program)))
     return tmp_path / "matrix"
 
 
-def matrix(out: Path, **changes) -> experiments.Run:
+def matrix(out: Path, **changes) -> Matrix:
     options = {
         "envs": ("gym:sparse", "gym:dense"),
         "algorithms": ("vgf", "iql"),
@@ -64,7 +69,7 @@ def matrix(out: Path, **changes) -> experiments.Run:
         "out": out,
         "jobs": 2,
     }
-    return experiments.Run(**options | changes)
+    return Matrix(**options | changes)
 
 
 def read(out: Path) -> list[dict[str, str]]:
@@ -72,14 +77,14 @@ def read(out: Path) -> list[dict[str, str]]:
 
 
 def test_one_seed_of_everything_comes_first_and_axes_multiply():
-    found = experiments.cells(
-        experiments.Run(variant=("base:", 'svgd: --temperature 0.1 --set "a=b c"'), vary=("train-steps=0,3",)),
+    found = cells(
+        Matrix(variant=("base:", 'svgd: --temperature 0.1 --dataset-path "a b"'), vary=("train-steps=0,3",)),
         ("--rows", "9"),
     )
     assert [cell.seed for cell in found] == [1] * 4 + [2] * 4 + [3] * 4
     names = [cell.variant for cell in found[:4]]
     assert names == ["train-steps=0", "train-steps=3", "svgd,train-steps=0", "svgd,train-steps=3"]
-    assert found[3].options == ("--rows", "9", "--temperature", "0.1", "--set", "a=b c", "--train-steps", "3")
+    assert found[3].options == ("--rows", "9", "--temperature", "0.1", "--dataset-path", "a b", "--train-steps", "3")
     assert found[0].name == "halfcheetah-medium-local-v0/vgf/train-steps=0/seed1"
 
 
@@ -100,17 +105,17 @@ def test_one_seed_of_everything_comes_first_and_axes_multiply():
 )
 def test_a_matrix_that_makes_no_sense_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        experiments.cells(matrix(Path("x"), **changes), ())
+        cells(matrix(Path("x"), **changes), ())
 
 
 def test_a_failed_cell_is_reported_and_continued_and_finished_ones_are_kept(fake, capsys):
-    assert experiments.run(matrix(fake), ("--discount", "0.5")) == 8
+    assert run_matrix(matrix(fake), ("--discount", "0.5")) == 8
     text = capsys.readouterr().err
     assert "the machine went away, see [/b] and flowrl-transport[rl]" in text
     assert "0 of 8 cells are done" in text
     assert read(fake) == []
-    assert experiments.run(matrix(fake), ("--discount", "0.5")) == 0
-    assert experiments.run(matrix(fake), ("--discount", "0.5")) == 0
+    assert run_matrix(matrix(fake), ("--discount", "0.5")) == 0
+    assert run_matrix(matrix(fake), ("--discount", "0.5")) == 0
     calls = (fake / "cells/gym:dense/iql/base/seed2/calls.txt").read_text().splitlines()
     assert ["--resume" in line for line in calls] == [False, True]
     assert "--workers 1" in calls[0]
@@ -118,18 +123,18 @@ def test_a_failed_cell_is_reported_and_continued_and_finished_ones_are_kept(fake
 
 def test_finished_cells_are_not_taken_for_ones_with_other_options(fake):
     small = {"envs": ("gym:sparse",), "algorithms": ("iql",), "seeds": (1,)}
-    experiments.run(matrix(fake, **small), ("--steps", "10"))
+    run_matrix(matrix(fake, **small), ("--steps", "10"))
     with pytest.raises(ValueError, match="finished with other options: gym:sparse/iql/base/seed1"):
-        experiments.run(matrix(fake, **small), ("--steps", "20"))
+        run_matrix(matrix(fake, **small), ("--steps", "20"))
     # Where things are may change, and how a number is written.
-    assert experiments.run(matrix(fake, **small), ("--data-dir", "elsewhere", "--steps=10", "--workers=3")) == 0
+    assert run_matrix(matrix(fake, **small), ("--data-dir", "elsewhere", "--steps=10", "--workers=3")) == 0
     calls = (fake / "cells/gym:sparse/iql/base/seed1/calls.txt").read_text().splitlines()
     assert len(calls) == 1
 
 
 def test_a_runner_that_is_told_to_end_ends_its_children(fake):
     with pytest.raises(KeyboardInterrupt):
-        experiments.run(matrix(fake, envs=("gym:endless",), algorithms=("vgf",), seeds=(1,)), ())
+        run_matrix(matrix(fake, envs=("gym:endless",), algorithms=("vgf",), seeds=(1,)), ())
     child = int((fake / "cells/gym:endless/vgf/base/seed1/pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
@@ -137,41 +142,41 @@ def test_a_runner_that_is_told_to_end_ends_its_children(fake):
 
 
 def test_a_dry_run_runs_nothing(fake, capsys):
-    assert experiments.run(matrix(fake, dry_run=True), ()) == 0
+    assert run_matrix(matrix(fake, dry_run=True), ()) == 0
     assert len(capsys.readouterr().out.splitlines()) == 8
     assert not fake.exists()
 
 
 def test_an_environment_may_have_slashes(fake):
-    assert experiments.run(matrix(fake, envs=("minari:a/b-v0",), algorithms=("iql",)), ()) == 0
+    assert run_matrix(matrix(fake, envs=("minari:a/b-v0",), algorithms=("iql",)), ()) == 0
     assert [row["env"] for row in read(fake)] == ["minari:a/b-v0"] * 2
     assert "minari:a/b-v0" in (fake / "curves.csv").read_text()
 
 
 def test_an_option_that_does_not_exist_is_told_before_anything_runs(fake, capsys):
     with pytest.raises(SystemExit):
-        experiments.run(matrix(fake), ("--discuont", "0.9"))
+        run_matrix(matrix(fake), ("--discuont", "0.9"))
     assert "--discount" in capsys.readouterr().err
     assert not fake.exists()
 
 
 def test_cells_that_others_have_run_are_not_run_again(fake, tmp_path, capsys):
-    experiments.run(matrix(fake, envs=("gym:sparse",)), ("--eval-episodes", "4"))
+    run_matrix(matrix(fake, envs=("gym:sparse",)), ("--eval-episodes", "4"))
     known = (fake / "rows.csv").rename(tmp_path / "known.csv")
     there = matrix(tmp_path / "there", known=(known,))
     with pytest.raises(ValueError, match=r"with other options: gym:sparse/vgf/base/seed1 \(discount\)"):
-        experiments.run(there, ("--eval-episodes", "4", "--discount", "0.9"))
-    assert experiments.run(dataclasses.replace(there, dry_run=True), ("--eval-episodes", "4")) == 0
+        run_matrix(there, ("--eval-episodes", "4", "--discount", "0.9"))
+    assert run_matrix(dataclasses.replace(there, dry_run=True), ("--eval-episodes", "4")) == 0
     states = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert states == ["known", "known", "new", "new"] * 2
-    experiments.run(there, ("--eval-episodes", "4"))
+    run_matrix(there, ("--eval-episodes", "4"))
     assert {row["env"] for row in read(tmp_path / "there")} == {"gym:dense"}
     both = experiment_report.read((known, tmp_path / "there" / "rows.csv"))
     assert list(both) == ["gym:dense", "gym:sparse"]
 
 
 def test_every_evaluation_is_a_row_and_both_files_say_the_same(fake):
-    experiments.run(matrix(fake), ())
+    run_matrix(matrix(fake), ())
     rows = read(fake)
     assert len(rows) == 2 * 2 * (3 + 1)
     row = next(r for r in rows if (r["env"], r["seed"], r["policy"]) == ("gym:sparse", "2", "VGF L=1"))
@@ -184,9 +189,10 @@ def test_every_evaluation_is_a_row_and_both_files_say_the_same(fake):
 
 
 def test_the_report_needs_the_rows_alone(fake, tmp_path):
-    experiments.run(matrix(fake), ())
+    run_matrix(matrix(fake), ())
     out = tmp_path / "report"
-    assert experiments.main(["report", str(fake / "rows.csv"), "--out", str(out), "--normalise", "bc"]) == 0
+    words = ["report", str(fake / "rows.csv"), "--out", str(out), "--normalise", "bc"]
+    assert experiments.main(experiments.parse(words)) == 0
     text = (out / "tables.md").read_text()
     assert "| vgf/base: VGF L=1 | 75.0 | 75, 75 | " in text
     # Paired, +1 of 4 episodes solved in every seed; the seeds agree, so their interval has no width.
@@ -207,13 +213,13 @@ def test_the_report_needs_the_rows_alone(fake, tmp_path):
 
 
 def test_what_was_logged_on_the_way_is_gathered_and_drawn(fake, tmp_path):
-    experiments.run(matrix(fake, envs=("gym:sparse",)), ())
+    run_matrix(matrix(fake, envs=("gym:sparse",)), ())
     rows = list(csv.DictReader((fake / "curves.csv").read_text().splitlines()))
     assert len(rows) == 4 * 5  # cells; one number of the reference, two twice of the rest
     mine = [row for row in rows if (row["algorithm"], row["seed"], row["what"]) == ("iql", "2", "td_loss")]
     assert [(row["phase"], row["step"], row["value"]) for row in mine] == [("main", "5", "0.4"), ("main", "10", "0.2")]
     words = ["report", str(fake / "rows.csv"), "--curves", str(fake / "curves.csv"), "--out", str(tmp_path)]
-    assert experiments.main(words) == 0
+    assert experiments.main(experiments.parse(words)) == 0
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     empty = tmp_path / "empty.csv"
     empty.write_text("env,phase\n")
@@ -222,7 +228,7 @@ def test_what_was_logged_on_the_way_is_gathered_and_drawn(fake, tmp_path):
 
 
 def test_rows_that_are_no_comparison_are_refused(fake, tmp_path):
-    experiments.run(matrix(fake), ())
+    run_matrix(matrix(fake), ())
     rows = (fake / "rows.csv").read_text()
     other = tmp_path / "other.csv"
     with pytest.raises(ValueError, match="seed 1 comes twice"):
@@ -247,9 +253,10 @@ def test_rows_that_are_no_comparison_are_refused(fake, tmp_path):
 
 def test_options_that_change_no_score_may_differ():
     def rows(algorithm, **options):
-        return [{"algorithm": algorithm, "options": json.dumps(o)} for o in ({name: 1 for name in options}, options)]
+        both = ({name: 1 for name in options}, options)
+        return [{"algorithm": algorithm, "options": json.dumps(o | {"set": []})} for o in both]
 
-    cell = experiments.Cell("gym:sparse", "iql", "base", 1, ("--curve-points", "3"))
+    cell = _matrix.Cell("gym:sparse", "iql", "base", 1, ("--curve-points", "3"))
     row = rows("iql", curve_points=2, train_steps=3, discount=0.99)[1]
     assert cell.differs(row | {"episodes": "16", "eval_seed": "1"}) == []
     assert cell.differs(row | {"episodes": "17", "eval_seed": "1"}) == ["eval_episodes"]
@@ -257,6 +264,19 @@ def test_options_that_change_no_score_may_differ():
         experiment_report._check_options("here", fine)
     with pytest.raises(ValueError, match=r"here: seeds were run with other options \(train_steps: 1 and 2\)"):
         experiment_report._check_options("here", rows("vgf", train_steps=2))
+
+
+def test_rows_from_before_algorithms_had_their_own_options_are_read_as_if_they_had():
+    there = {"discount": 0.99, "temperature": None, "train_steps": 1, "set": ["alpha=100", "amortised=particles"]}
+    found = {name: options_of({"algorithm": name, "options": json.dumps(there)}) for name in ("fql", "vgf")}
+    assert {k: v for k, v in found["fql"].items() if k != "set"} == {
+        "discount": 0.99,
+        "alpha": 100,
+        "amortized": "particles",
+    }
+    assert found["vgf"]["train_steps"] == 1
+    today = {"algorithm": "iql", "options": json.dumps({"temperature": 0.5})}
+    assert options_of(today) == {"temperature": 0.5}
 
 
 def results(scores, seeds=(1, 2)) -> experiment_report.Results:
@@ -310,7 +330,7 @@ def test_a_real_cell_runs_to_its_row(tmp_path):
     env = "pointmaze-medium-navigate-singletask-task1-v0"
     out = str(tmp_path / "matrix")
     given = ["run", "--out", out, "--envs", env, "--seeds", "1", "--variant", "one: --test-steps 1 --chosen 1"]
-    assert experiments.main([*given, "--", *words.split()]) == 0
+    assert experiments.main(experiments.parse([*given, "--", *words.split()])) == 0
     rows = read(tmp_path / "matrix")
     assert {row["flow_steps"] for row in rows} == {"0.0", "1.0"}
     assert json.loads(rows[0]["options"])["test_steps"] == [1]

@@ -276,7 +276,7 @@ class Constant(AbstractAlgorithm[State]):
 
     batch_size: int = eqx.field(static=True, default=8)
     rate: float = eqx.field(static=True, default=0.1)
-    particles: int = eqx.field(static=True, default=5)
+    steps: int = eqx.field(static=True, default=5)
 
     def init(self, observation_size, action_size, *, key):
         return State(jnp.zeros(action_size), jnp.zeros((), jnp.int32), key)
@@ -325,9 +325,9 @@ def own(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.usefixtures("own")
 def test_an_own_algorithm_has_its_fields_as_options(capsys):
-    config = offline.parse(["--algorithm", "mine:Constant", "--rate", "0.5", "--train-particles", "2"])
+    config = offline.parse(["--algorithm", "mine:Constant", "--rate", "0.5", "--train-steps", "2"])
     learner = config.learner()
-    assert (type(learner).__name__, learner.rate, learner.particles) == ("Constant", 0.5, 2)
+    assert (type(learner).__name__, learner.rate, learner.steps) == ("Constant", 0.5, 2)
     assert [p.name for p in config.policies(learner)] == ["Constant (one sample)"]
     flat = config.flat()
     assert (flat["algorithm"], flat["rate"]) == ("mine:Constant", 0.5)
@@ -349,7 +349,7 @@ def test_an_own_algorithm_has_its_fields_as_options(capsys):
         ("mine:Lacking", "Lacking lacks propose, update of AbstractAlgorithm; define them"),
         ("mine:Needy", "the field table cannot be given here; it needs a default"),
         ("broken:Constant", "broken fails: ZeroDivisionError"),
-        ("hungry:Constant", "hungry needs a_package_that_nobody_has; install it"),
+        ("hungry:Constant", "hungry needs a_package_that_nobody_has, which is not installed"),
     ],
 )
 @pytest.mark.usefixtures("own")

@@ -1,22 +1,19 @@
-"""The online example as a user runs it, at a size of seconds: plumbing, resume after SIGKILL, and its messages."""
+"""`flowrl online` as a user runs it, at a size of seconds: plumbing, resume after SIGKILL, and its messages."""
 
 import csv
-import dataclasses
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import kill_at_first_checkpoint
+from processes import PROGRAM, kill_at_first_checkpoint
 
 from flowrl.rl import VGF
-from flowrl.scripts.offline._options import Config as Offline, algorithm
-from flowrl.scripts.online import _options as online_config, _program as online_finetune
-from flowrl.scripts.online._options import Config
+from flowrl.scripts.offline._options import defaults
+from flowrl.scripts.online import _options as online
+from flowrl.scripts.online._options import make_config
 
-EXAMPLE = Path(online_finetune.__file__)
 ENV = "pointmaze-medium-navigate-singletask-task1-v0"
 TINY = {
     "--steps": "120",
@@ -45,14 +42,16 @@ def words(options: dict[str, str]) -> list[str]:
     return [word for name, value in options.items() for word in (name, *value.split(" "))]
 
 
-def run(program: Path, *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(program), *options], capture_output=True, text=True, check=False)
+def run(*options: str) -> subprocess.CompletedProcess:
+    return subprocess.run([*PROGRAM, *options], capture_output=True, text=True, check=False)
 
 
-def offline(folder: Path, **changes: str) -> Path:
-    options = OFFLINE | {"--env": ENV, "--out": str(folder / "offline"), "--data-dir": str(folder / "data")}
+def offline(folder: Path, algorithm: str = "vgf", **changes: str) -> Path:
+    known = defaults(algorithm).flat()
+    options = {name: value for name, value in OFFLINE.items() if name[2:].replace("-", "_") in known}
+    options |= {"--env": ENV, "--out": str(folder / "offline"), "--data-dir": str(folder / "data")}
     options |= {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
-    done = run(EXAMPLE.with_name("offline_rl.py"), *words(options))
+    done = run("offline", algorithm, *words(options))
     assert done.returncode == 0, done.stderr
     return folder / "offline"
 
@@ -71,7 +70,7 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, monkeypatch):
     offline(tmp_path)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     growing = {"collect_steps": "0:2", "exploration": "0.1", "protocol": "rlpd", "max_displacement": "0.05:0.1"}
-    done = run(EXAMPLE, *arguments(tmp_path, "whole", **growing))
+    done = run("online", *arguments(tmp_path, "whole", **growing))
     assert done.returncode == 0, done.stderr
     assert "environment steps/s" in done.stderr
     names = {path.name for path in whole.iterdir()} - {".lock"}
@@ -89,15 +88,15 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, monkeypatch):
     assert moved["online: VGF L=1"] <= 0.1 / 2**0.5 * 1.001 < moved["offline: VGF L=1"]
     assert json.loads((whole / "software.json").read_text())["protocol"].startswith("online-1/rlpd/last-checkpoint")
 
-    kill_at_first_checkpoint(EXAMPLE, arguments(tmp_path, "cut", **growing), cut)
-    done = run(EXAMPLE, *arguments(tmp_path, "cut", **growing), "--resume")
+    kill_at_first_checkpoint(["online", *arguments(tmp_path, "cut", **growing)], cut)
+    done = run("online", *arguments(tmp_path, "cut", **growing), "--resume")
     assert done.returncode == 0, done.stderr
     for name in ("metrics.csv", "results.csv", "checkpoint.npz", "config.json"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
 
-    again = run(EXAMPLE, *arguments(tmp_path, "whole", **growing))
+    again = run("online", *arguments(tmp_path, "whole", **growing))
     assert "holds a run already" in again.stderr
-    changed = run(EXAMPLE, *arguments(tmp_path, "whole", **(growing | {"exploration": "0.2"})), "--resume")
+    changed = run("online", *arguments(tmp_path, "whole", **(growing | {"exploration": "0.2"})), "--resume")
     assert "exploration: 0.1 there, 0.2 here" in changed.stderr
 
 
@@ -111,22 +110,21 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, monkeypatch):
     ],
 )
 def test_rivals_and_live_references_run_to_the_end(tmp_path, algorithm, options):
-    rival = {"reference_updates": "8000", "algorithm": algorithm} if algorithm != "vgf" else {}
-    offline(tmp_path, **rival)
-    done = run(EXAMPLE, *[word for word in arguments(tmp_path, "run", **options) if word])
+    offline(tmp_path, algorithm)
+    done = run("online", *[word for word in arguments(tmp_path, "run", **options) if word])
     assert done.returncode == 0, done.stderr
     last = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))[-1]
     assert np.isfinite(float(last["td_loss"]))
     assert any(name.startswith("score/") for name in last)
 
 
-def planned(config: Config, offline: Offline | None = None):
-    offline = offline or Offline(hidden=(8,))
-    return online_config.planned(config, offline, algorithm(offline))
+def planned(config, algorithm: str = "vgf"):
+    first = defaults(algorithm).changed(hidden=(8,))
+    return online.planned(config, first, first.learner())
 
 
 def test_budgets_grow_over_the_run():
-    config = Config(steps=1000, collect_steps="0:3", train_steps="0:2", max_displacement="0.5:1")
+    config = make_config(steps=1000, collect_steps="0:3", train_steps="0:2", max_displacement="0.5:1")
     plan = planned(config)
     found = []
     for step in (0, 499, 1000):
@@ -138,31 +136,37 @@ def test_budgets_grow_over_the_run():
     assert found[1] == (1, 1, pytest.approx(0.7495))
     assert found[2] == (3, 2, 1.0)
     # Nothing is changed unless it is asked for, so nothing is compiled anew.
-    plain = planned(Config())
+    plain = planned(make_config())
     assert plain(0) == plain(500)
     assert plain(0).policy.steps == 1
 
 
+def read(folder: Path):
+    """Read an offline run as a program does before it begins."""
+    there = online.read_offline(folder, make_config())
+    return there, online.offline_learner(there, folder)
+
+
 def test_an_offline_run_is_read_back_as_it_was(tmp_path):
-    first = dataclasses.replace(Offline(), hidden=(8, 8), set=("samples=16",), test_steps=(1, 2), steps=30)
+    first = defaults().changed(hidden=(8, 8), samples=16, test_steps=(1, 2), steps=30)
     skipped = ("out", "resume", "data_dir", "workers", "log")
-    options = {k: v for k, v in dataclasses.asdict(first).items() if k not in skipped}
+    options = {k: v for k, v in first.flat().items() if k not in skipped}
     (tmp_path / "config.json").write_text(json.dumps(options))
-    with pytest.raises(FileNotFoundError, match=r"no run of offline_rl\.py"):
-        online_config.read_offline(tmp_path, Config())
+    with pytest.raises(FileNotFoundError, match="is not a run of `flowrl offline`"):
+        read(tmp_path)
     (tmp_path / "checkpoint.npz").touch()
-    there = online_config.read_offline(tmp_path, Config(workers=first.workers))
+    there = online.read_offline(tmp_path, make_config(workers=first.run.workers))
     assert there == first
-    names = [policy.name for policy in online_config.shown(there)]
+    names = [policy.name for policy in online.shown(there, there.learner())]
     assert names == ["best-of-8 (L=0)", "VGF L=1", "VGF L=2"]
     for change, message in (
-        ({"algorithm": "bc"}, "bc has no critic"),
         ({"chunk": 5}, "acts in chunks of 5"),
         ({"disagreement": 1.0}, "another version: unknown disagreement"),
+        (defaults("bc").flat(), "bc has no critic"),
     ):
-        (tmp_path / "config.json").write_text(json.dumps(options | change))
+        (tmp_path / "config.json").write_text(json.dumps((options if "algorithm" not in change else {}) | change))
         with pytest.raises(ValueError, match=message):
-            online_config.read_offline(tmp_path, Config())
+            read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -173,12 +177,11 @@ def test_an_offline_run_is_read_back_as_it_was(tmp_path):
         ({"updates_per_step": 0.1}, "--updates-per-step times --lanes must be a whole number"),
         ({"exploration": -1.0}, "--exploration must be >= 0"),
         ({"eval_lanes": 0}, "--eval-lanes must be at least 1"),
-        ({"offline": Path("runs/x"), "algorithm": "fql"}, "--offline, a run that is there, has no use for --algorithm"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        online_config.check(Config(**changes))
+        online.check(make_config(**changes))
 
 
 @pytest.mark.parametrize(
@@ -188,11 +191,34 @@ def test_options_that_make_no_sense_are_refused(changes, message):
         ({"collect_steps": "0:1.5"}, "vgf", "steps are whole numbers"),
         ({"max_displacement": "-1"}, "vgf", "numbers must be >= 0"),
         ({"collect_select": "softmax"}, "vgf", "selection_temperature must be > 0"),
-        ({"train_steps": "1"}, "fql", "fql has no use for --train-steps"),
-        ({"reference": "live"}, "iql", "iql has no use for --reference"),
-        ({"collect_candidates": 4}, "iql", "iql has one proposal a state"),
+        ({"train_steps": "1"}, "fql", "fql has no options train_steps"),
+        ({"reference": "live"}, "iql", "iql has no options reference"),
+        ({"collect_candidates": 4}, "iql", "iql has no options collect_candidates"),
     ],
 )
 def test_plans_that_make_no_sense_are_refused(changes, name, message):
     with pytest.raises(ValueError, match=message):
-        planned(Config(**changes), Offline(hidden=(8,), algorithm=name))
+        planned(make_config(name, **changes), name)
+
+
+def test_options_are_those_of_the_algorithm_of_the_offline_run(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(defaults("iql").flat()))
+    (tmp_path / "checkpoint.npz").touch()
+    config = online.parse(["--offline", str(tmp_path), "--exploration", "0.1"])
+    assert (config.algorithm, config.collecting.exploration) == ("iql", 0.1)
+    assert online.parse(["--algorithm", "fql"]).collecting.collect_candidates == 1
+    assert online.parse([]) == make_config()
+    for words in (["--collect-candidates", "4"], ["--reference", "live"], ["--env", "x"]):
+        with pytest.raises(SystemExit):
+            online.parse(["--offline", str(tmp_path), *words])
+        assert words[0] in capsys.readouterr().err
+    with pytest.raises(ValueError, match="leave --algorithm out"):
+        online.parse(["--offline", str(tmp_path), "--algorithm", "fql"])
+
+
+def test_a_cap_is_that_of_every_budget():
+    config = make_config(steps=1000, max_displacement="0.5")
+    now = planned(config)(0)
+    assert now.policy.budget.max_displacement == 0.5
+    first = defaults().changed(hidden=(8,))
+    assert [p.budget.max_displacement for p in online.shown(first, now.algorithm) if p.steps] == [0.5, 0.5]
