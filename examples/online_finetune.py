@@ -20,8 +20,6 @@ from flowrl import rl
 from flowrl.rl import Plan, Policy, data, report
 from flowrl.runs import RunDirectory, progress_line, require, to_csv
 
-LANES = 4
-
 
 def main(options: argparse.Namespace) -> None:
     """Train offline, go on by acting in two ways, and compare."""
@@ -66,7 +64,7 @@ def main(options: argparse.Namespace) -> None:
     show = {phase: progress_line(f"offline, {phase} (updates)") for phase in ("reference", "main")}
     agents = {"offline": rl.Agent(vgf, learned_offline(), standardizer)}
     workers = os.cpu_count() or 1
-    with rl.Lanes(options.env, LANES, workers=1) as acting, rl.Lanes(options.env, 20, workers=workers) as lanes:
+    with rl.Lanes(options.env, 4, workers=1) as acting, rl.Lanes(options.env, 20, workers=workers) as lanes:
         for name, policy in collecting.items():
             # A state of its own: training takes over the arrays that it is given.
             state, replay = vgf.prepare(learned_offline(), training, key=jr.key(options.seed))
@@ -78,7 +76,7 @@ def main(options: argparse.Namespace) -> None:
                     rl.Buffer(replay, options.steps, "prefilled"),
                     rl.Collector(acting, standardizer, **returns, seed=options.seed),
                     steps=options.steps,
-                    interval=LANES * math.gcd(options.steps // LANES, 250),
+                    interval=4 * math.gcd(options.steps // 4, 250),
                     run=run,
                     progress=lambda now, advance=advance: advance(now.done, now.total),
                 )
@@ -99,8 +97,8 @@ def main(options: argparse.Namespace) -> None:
 
 def _directory(options: argparse.Namespace, name: str) -> RunDirectory:
     """Open the directory of a part of the run, and go on with what is there."""
-    path, what = options.out / name, ("env", "seed", "offline_steps", "steps")
-    identity = {name: getattr(options, name) for name in what}
+    path = options.out / name
+    identity = {key: getattr(options, key) for key in ("env", "seed", "offline_steps", "steps")}
     return RunDirectory(path, identity, resume=(path / "config.json").exists())
 
 
