@@ -64,7 +64,7 @@ def main(options: argparse.Namespace) -> None:
     with lanes, RunDirectory(options.out, identity, resume=options.resume, free=["episodes"]) as run:
         dataset = data.load(options.env, rows=100_000, val_rows=10_000, progress=progress_line("data (episodes)"))
         # Dense rewards are brought to unit scale; 0/-1 rewards already are.
-        dataset = data.apply_protocol(dataset, rewards="none" if sparse else "unit_std", observations="standard")
+        dataset = data.apply_protocol(dataset, rewards="none" if sparse else "unit_std")
         standardizer = rl.Standardizer.fit(dataset.train.observations)
         splits = [split for split in (dataset.train, dataset.validation) if split is not None]
         training, *held_out = (rl.make_replay(split, standardizer, discount=0.99, n_step=5) for split in splits)

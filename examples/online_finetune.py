@@ -42,7 +42,7 @@ def main(options: argparse.Namespace) -> None:
     dataset = data.load(options.env, rows=100_000, val_rows=10_000, progress=progress_line("data (episodes)"))
     metric, reference = dataset.info.metric, dataset.info.reference
     rewards = "none" if metric == "success" else "unit_std"
-    dataset = data.apply_protocol(dataset, rewards=rewards, observations="standard")
+    dataset = data.apply_protocol(dataset, rewards=rewards)
     standardizer = rl.Standardizer.fit(dataset.train.observations)
     training = rl.make_replay(dataset.train, standardizer, discount=0.99, n_step=5)
     # Experience is treated as the data are.

@@ -88,7 +88,8 @@ class _Program:
         self.learner = config.learner()
         self.policies = config.policies(self.learner)
         info = dataset.info
-        self.metric, self.reference, self.unit = info.metric, info.reference, score_unit(info)
+        self.metric: data.Metric = data.metric(config.data.env)
+        self.reference, self.unit = info.reference, score_unit(info)
         self.length = length_unit(self.learner)
         self.title = f"{config.data.env}, {info.label} data, {info.rows:,} rows"
         for line in (self.title, *info.notes):
