@@ -249,8 +249,8 @@ def _shift_ends(arrays):
     [
         (lambda a: a.pop("actions"), "missing actions; found masks"),
         (lambda a: (a.pop("masks"), a.pop("terminals")), r"missing flags \(terminals or dones\)"),
-        (lambda a: a.pop("terminals"), "the flags masks are no layout that is known"),
-        (lambda a: a.update(dones=np.ones(20)), "flags dones, masks, terminals are no layout"),
+        (lambda a: a.pop("terminals"), "the flags masks are not a known layout"),
+        (lambda a: a.update(dones=np.ones(20)), "flags dones, masks, terminals are not a known layout"),
         (lambda a: a.update(qpos=np.ones(20)), "unknown keys qpos"),
         (lambda a: a.update({key: value[:0] for key, value in a.items()}), "observations has no rows"),
         (lambda a: a.update(observations=np.float32(1.0)), "observations has no rows"),
