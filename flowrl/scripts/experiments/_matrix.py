@@ -54,21 +54,21 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Say which it is."""
+        """Return its name."""
         return f"{self.env}/{self.algorithm}/{self.variant}/seed{self.seed}"
 
     def path(self, out: Path) -> Path:
-        """Give its run directory; the slashes of an environment's name are no folders."""
+        """Return its run directory; the slashes of an environment's name are no folders."""
         return out / "cells" / quote(self.env, safe=":") / self.algorithm / self.variant / f"seed{self.seed}"
 
     def state(self, out: Path) -> Literal["done", "begun", "new"]:
-        """Say how far it is."""
+        """Return how far it is."""
         if (self.path(out) / "results.csv").exists():
             return "done"
         return "begun" if (self.path(out) / "checkpoint.npz").exists() else "new"
 
     def changed(self, out: Path) -> bool:
-        """Say whether it was last started with other options; one that this program did not start is taken as it is."""
+        """Return whether it was last started with other options; one that this program did not start is taken as it is."""
         path = self.path(out) / "options.json"
         if not path.exists():
             return False
@@ -76,7 +76,7 @@ class Cell:
         return before.determining() != self.determining()
 
     def determining(self) -> dict[str, Any]:
-        """Give the options that determine the run, those that were not given too."""
+        """Return the options that determine the run, those that were not given too."""
         return _parsed("--env", self.env, "--algorithm", self.algorithm, "--seed", str(self.seed), *self.options)
 
     def differs(self, row: dict[str, str]) -> list[str]:
@@ -86,7 +86,7 @@ class Cell:
         return sorted(name for name in mine.keys() & theirs.keys() - set(LOGGED) if mine[name] != theirs[name])
 
     def command(self, out: Path, jobs: int) -> list[str]:
-        """Give the command that runs it, or goes on with it."""
+        """Return the command that runs it, or goes on with it."""
         words = ["--env", self.env, "--algorithm", self.algorithm, "--seed", str(self.seed), *self.options]
         if jobs > 1:
             words += ["--workers", "1"]

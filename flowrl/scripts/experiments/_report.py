@@ -121,7 +121,7 @@ def _results(seeds: dict[int, dict[str, Any]]) -> Results:
 
 
 def table(results: dict[str, Results], baseline: str) -> str:
-    """Give one environment's table: means with intervals, and paired differences to the baseline."""
+    """Return one environment's table: means with intervals, and paired differences to the baseline."""
     lines = [
         f"| algorithm: policy | mean | by seed | 95 % (seeds, episodes) | minus {baseline} | 95 % (episodes) "
         "| 95 % (seeds) | moved | L | training, s |",
@@ -151,7 +151,7 @@ def table(results: dict[str, Results], baseline: str) -> str:
 def normalised(
     all_results: dict[str, dict[str, Results]], metrics: dict[str, str], scale: Scale = "d4rl"
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Give each way to act its runs' scores on a common scale, a vector for each environment that has it.
+    """Return for each way to act its runs' scores on a common scale, a vector for each environment that has it.
 
     Success is a share. A return is 0 for D4RL's random policy and 1 for its expert, or a multiple of the mean return of
     the cloned behaviour. A scale from BC to best-of-N would turn round, and show the worst as the best, wherever
@@ -199,7 +199,7 @@ def aggregates(scores: dict[str, dict[str, np.ndarray]], baseline: str) -> dict[
 
 
 def aggregate_table(rows: dict[str, Aggregate], baseline: str) -> str:
-    """Give the table over environments."""
+    """Return the table over environments."""
     lines = [
         f"| algorithm: policy | mean | 95 % | interquartile mean | 95 % | P(better than {baseline}) | 95 % |",
         "|---|---|---|---|---|---|---|",

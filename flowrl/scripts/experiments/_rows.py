@@ -56,7 +56,7 @@ def gather(out: Path) -> list[dict[str, Any]]:
 
 
 def _curves(path: Path) -> Iterator[dict[str, Any]]:
-    """Give what one run logged on the way: a row for every number."""
+    """Yield what one run logged on the way: a row for every number."""
     env, algorithm, variant, seed = path.parts[-4:]
     cell = {"env": unquote(env), "algorithm": algorithm, "variant": variant, "seed": int(seed.removeprefix("seed"))}
     for row in csv.DictReader((path / "metrics.csv").read_text().splitlines()):
@@ -65,7 +65,7 @@ def _curves(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Give the evaluations of one finished run, one for each way to act."""
+    """Yield the evaluations of one finished run, one for each way to act."""
     env, algorithm, variant, seed = path.parts[-4:]
     config, info, software = (json.loads((path / f"{x}.json").read_text()) for x in ("config", "data", "software"))
     timing = list(csv.DictReader((path / "timing.csv").read_text().splitlines()))

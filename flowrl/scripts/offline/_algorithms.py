@@ -192,7 +192,9 @@ def _own_options(
     taken = {f.name for group in (Data, Training, acting, Evaluation, Run) for f in _fields(group)} | {"algorithm"}
     found = {f"train_{o.name}" if o.name in taken else o.name: o for o in _options(kind, algorithm)}
     made = [(name, o.hint, o.about, usual.get(o.name, o.default)) for name, o in found.items()]
-    roles = [name for name, value in _values(kind, algorithm).items() if isinstance(value, AbstractAggregate)]
+    # Of VGF, the aggregate over particles is no question of how far critics are trusted.
+    aggregates = [name for name, value in _values(kind, algorithm).items() if isinstance(value, AbstractAggregate)]
+    roles = [name for name in aggregates if name != "particle_aggregate"]
     if roles:
         text = f"How critics become one number ({', '.join(roles)}): mean, minimum, or mean - std; default: its own."
         made.append(("aggregate", Aggregate | None, text, None))

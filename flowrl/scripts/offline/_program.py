@@ -301,7 +301,7 @@ def same_data(run: RunDirectory, description: str) -> None:
 
 
 def played_again(measured: Evaluation) -> list[str]:
-    """Say how many episodes lost their environment on the way; all of them count."""
+    """Return how many episodes lost their environment on the way; all of them count."""
     again = int((measured.attempts > 1).sum())
     counting = measured.attempts.size
     return [f"{again} episodes were played again after environments were lost; all {counting} count"] if again else []
@@ -313,7 +313,7 @@ def _identity(config: Config) -> dict[str, Any]:
 
 
 def _cost(name: str, learner: AbstractAlgorithm, updates: int) -> str:
-    """Say what a task of the paper costs, before its data are downloaded."""
+    """Return what a task of the paper costs, before its data are downloaded."""
     assert isinstance(learner, VGF)
     work = tasks.flops_per_update(learner, *tasks.PAPER_TASKS[name].sizes) * updates
     return (
