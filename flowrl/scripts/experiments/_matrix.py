@@ -68,7 +68,7 @@ class Cell:
         return "begun" if (self.path(out) / "checkpoint.npz").exists() else "new"
 
     def changed(self, out: Path) -> bool:
-        """Return whether it was last started with other options; one that this program did not start is taken as it is."""
+        """Return whether its last start had other options; one that this program did not start is taken as it is."""
         path = self.path(out) / "options.json"
         if not path.exists():
             return False
