@@ -32,8 +32,7 @@ from flowrl.rl import (
     measure_budgets,
 )
 from flowrl.runs import load_checkpoint, to_csv
-from flowrl.scripts.offline._options import from_flat
-from flowrl.scripts.offline._program import load_data, replays, treated
+from flowrl.scripts.offline import from_flat, load_data, replays, treated
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,7 @@ from rl import environments
 from rl.toys import transitions
 
 from flowrl._io import _memory
-from flowrl.rl import data, make_replay
-from flowrl.rl.data.replay._replay import Standardizer
+from flowrl.rl import Standardizer, data, make_replay
 from flowrl.rl.envs import _pool
 
 gymnasium = pytest.importorskip("gymnasium")

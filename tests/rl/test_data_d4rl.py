@@ -11,8 +11,8 @@ import pytest
 from flowrl._io import _memory
 from flowrl.rl import data
 from flowrl.rl.data.files import _published
-from flowrl.rl.data.sources import _d4rl
-from flowrl.rl.data.sources._d4rl_names import REFERENCES, TASKS
+from flowrl.rl.data.sources import REFERENCES, _d4rl
+from flowrl.rl.data.sources._d4rl_names import TASKS
 
 h5py = pytest.importorskip("h5py")
 

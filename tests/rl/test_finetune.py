@@ -161,8 +161,8 @@ def test_a_row_is_learned_from_after_the_round_in_which_it_came(monkeypatch):
         order.append("learn")
         return train(algorithm, state, buffer, updates, phase)
 
+    from flowrl.rl import train
     from flowrl.rl.acting import _finetune
-    from flowrl.rl.learning._train import train
 
     monkeypatch.setattr(_finetune, "train", spy)
 

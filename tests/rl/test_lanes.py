@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import flowrl
-from flowrl.rl import data
-from flowrl.rl.acting._lanes import Lanes, LanesError, StepResult
+from flowrl.rl import Lanes, LanesError, StepResult, data
 
 pytest.importorskip("ogbench")
 

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from rl.toys import bandit
 
-from flowrl._io._signals import stops_wait
-from flowrl._io._software import code_digest, software
+from flowrl._io import code_digest, software, stops_wait
 from flowrl.rl import ReferenceLearner, Standardizer, fit, make_replay
 from flowrl.rl.learning import presets
 from flowrl.runs import RunDirectory, load_checkpoint, save_checkpoint, to_csv

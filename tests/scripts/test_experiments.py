@@ -12,10 +12,7 @@ import numpy as np
 import pytest
 
 from flowrl.scripts import experiments
-from flowrl.scripts.experiments import _matrix, _report as experiment_report
-from flowrl.scripts.experiments._matrix import Matrix, cells
-from flowrl.scripts.experiments._rows import options_of
-from flowrl.scripts.experiments._run import run_matrix
+from flowrl.scripts.experiments import Matrix, _matrix, _report as experiment_report, cells, options_of, run_matrix
 
 #: Stands in for `flowrl offline`: writes what a run writes, and fails where it is told to.
 FAKE = """

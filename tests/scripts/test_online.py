@@ -10,9 +10,8 @@ import pytest
 from processes import PROGRAM, kill_at_first_checkpoint
 
 from flowrl.rl import VGF
-from flowrl.scripts.offline._options import defaults
-from flowrl.scripts.online import _options as online
-from flowrl.scripts.online._options import make_config
+from flowrl.scripts.offline import defaults
+from flowrl.scripts.online import _options as online, make_config
 
 ENV = "pointmaze-medium-navigate-singletask-task1-v0"
 TINY = {

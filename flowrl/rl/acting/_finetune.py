@@ -28,7 +28,7 @@ from flowrl.rl.acting._collect import Collector, FinishedEpisode, PendingActions
 from flowrl.rl.acting._policy import Agent, Policy
 from flowrl.rl.data.replay import AbstractBuffer, Rows
 from flowrl.rl.learning import AbstractAlgorithm, AbstractState, refuse_failures, train
-from flowrl.runs._run import RunDirectory
+from flowrl.runs import RunDirectory
 
 #: Folded into the state's key for the samples of a reference: a split of that key gives no such child.
 _TAG = 0x726F7773

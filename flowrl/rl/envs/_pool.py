@@ -119,7 +119,7 @@ class Worker:
         return self._answers.fileno()
 
     def send(self, job: Values) -> None:
-        """Give the process a job: keyword arguments of the function that the factory returned."""
+        """Send the process a job: keyword arguments of the function that the factory returned."""
         self._asked = time.monotonic()
         self._send(job)
 

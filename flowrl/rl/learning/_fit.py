@@ -17,7 +17,7 @@ from flowrl._io import stops_wait
 from flowrl.rl.data.replay import Replay
 from flowrl.rl.learning._algorithm import AbstractAlgorithm, AbstractPretrained, S
 from flowrl.rl.learning._train import Phase, train
-from flowrl.runs._run import RunDirectory
+from flowrl.runs import RunDirectory
 
 # A metric beyond it is a network on its way to infinity: the state is not saved, though it is still finite.
 _LIMIT = 1e15

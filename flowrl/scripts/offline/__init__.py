@@ -1,4 +1,24 @@
 """Offline training of any algorithm, with test budgets and their controls."""
 
-from flowrl.scripts.offline._options import Config as Config, parse as parse
-from flowrl.scripts.offline._program import main as main
+from flowrl.scripts.offline._groups import Candidates as Candidates, Flow as Flow
+from flowrl.scripts.offline._options import (
+    Config as Config,
+    defaults as defaults,
+    from_flat as from_flat,
+    is_auto as is_auto,
+    last_value as last_value,
+    parse as parse,
+    refuse_below_one as refuse_below_one,
+)
+from flowrl.scripts.offline._program import (
+    length_unit as length_unit,
+    load_data as load_data,
+    main as main,
+    played_again as played_again,
+    protocol as protocol,
+    replays as replays,
+    same_data as same_data,
+    score_unit as score_unit,
+    treated as treated,
+    with_chosen_budget as with_chosen_budget,
+)

@@ -13,16 +13,17 @@ import tyro
 
 from flowrl import Budget
 from flowrl.rl import VGF, AbstractAlgorithm, AbstractValueBased, Plan, Policy, PolicyTable
-from flowrl.scripts.offline._groups import Candidates, Flow
-from flowrl.scripts.offline._options import (
+from flowrl.scripts.offline import (
+    Candidates,
     Config as Offline,
+    Flow,
     defaults,
     from_flat,
     is_auto,
     last_value,
     refuse_below_one,
+    with_chosen_budget,
 )
-from flowrl.scripts.offline._program import with_chosen_budget
 
 #: Environment steps before the first update where experience alone is learned from; the source's number.
 WSRL_STARTUP = 5000

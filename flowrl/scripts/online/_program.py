@@ -40,8 +40,18 @@ from flowrl.rl import (
 )
 from flowrl.runs import RunDirectory, Tracker, load_checkpoint, to_csv
 from flowrl.scripts._console import bar, online_bar, progress
-from flowrl.scripts.offline import _program as offline_program
-from flowrl.scripts.offline._options import Config as Offline
+from flowrl.scripts.offline import (
+    Config as Offline,
+    length_unit,
+    load_data,
+    main as train_offline,
+    played_again,
+    protocol,
+    replays,
+    same_data,
+    score_unit,
+    treated,
+)
 from flowrl.scripts.online._options import (
     Config,
     Finished,
@@ -76,18 +86,18 @@ def main(config: Config) -> None:
         env, workers = offline.data.env, config.run.workers
         collecting = stack.enter_context(Lanes(env, config.collecting.lanes, workers=workers))
         evaluating = stack.enter_context(Lanes(env, config.evaluation.eval_lanes, workers=workers))
-        raw = offline_program.load_data(offline.data, bar(bars, "data"), workers)
-        dataset = offline_program.treated(offline.data, raw)
+        raw = load_data(offline.data, bar(bars, "data"), workers)
+        dataset = treated(offline.data, raw)
         _same_as_offline(source, dataset)
-        offline_program.same_data(run, dataset.info.to_json() + "\n")
+        same_data(run, dataset.info.to_json() + "\n")
         run.write("offline.json", (source / "config.json").read_text())
-        run.write_software(protocol=offline_program.protocol(dataset.info, f"online-1/{config.learning.protocol}"))
+        run.write_software(protocol=protocol(dataset.info, f"online-1/{config.learning.protocol}"))
 
         standardizer = Standardizer.fit(dataset.train.observations)
         # A data set that does not fit on the device is prepared on the host.
         place = jax.devices("cpu")[0] if config.learning.host_buffer else None
         with jax.default_device(place):
-            replay = offline_program.replays(offline.training, dataset, standardizer)[0]
+            replay = replays(offline.training, dataset, standardizer)[0]
         training = offline.training
         treatment = {"discount": training.discount, "n_step": training.n_step, "rewards": dataset.info.reward_transform}
         check_rows_agree(raw.train, replay, standardizer, **treatment)
@@ -99,7 +109,7 @@ def main(config: Config) -> None:
         plan = planned(config, offline, learner)
         title = f"{env}, {offline.algorithm} from {info.rows:,} rows, then {config.learning.steps:,} steps"
         console.print(title)
-        unit, length = offline_program.score_unit(info), offline_program.length_unit(learner)
+        unit, length = score_unit(info), length_unit(learner)
 
         def acted(
             learner: AbstractAlgorithm, state: Any, episodes: int, seed: int, name: str
@@ -144,7 +154,7 @@ def main(config: Config) -> None:
             measured.append(found)
         both = Evaluation(*(np.concatenate(x) for x in zip(*measured, strict=True)))
         rows = report.summarise(tuple(named), both, metric, baseline=named[0].name, reference=info.reference)
-        notes = offline_program.played_again(both)
+        notes = played_again(both)
         run.write("results.md", "\n\n".join([title, *notes, report.markdown(rows, unit, length)]))
         # Last: where it is, everything is.
         run.write("results.csv", to_csv(report.episode_rows(tuple(named), both)))
@@ -181,7 +191,7 @@ def _trained_first(config: Config) -> Path:
     first = first_run(config)
     planned(config, first, first.learner())  # before anything is trained
     there = (first.out / "checkpoint.npz").exists()
-    offline_program.main(first.changed(resume=there))
+    train_offline(first.changed(resume=there))
     return first.out
 
 

@@ -74,7 +74,7 @@ class Collector:
         return (self._arm_rows if self._recipe.family == "arm" else self._maze_rows)(seed, count)
 
     def _arm_rows(self, seed: int, count: int) -> Iterator[dict[str, np.ndarray]]:
-        """Give a robot arm one task after another, each carried out by an oracle."""
+        """Set a robot arm one task after another, each carried out by an oracle."""
         recipe, env = self._recipe, self._env
         oracles = _oracles(env, recipe)
         observation, info = env.reset(seed=seed)
