@@ -111,7 +111,7 @@ if __name__ == "__main__":
     parser.add_argument("--particles", type=int, default=8, help="samples N per prompt")
     parser.add_argument("--steps", type=int, default=4, help="steps L of the budget")
     parser.add_argument("--step-size", type=float, default=1.0, help="in units of one over the reward's spread")
-    parser.add_argument("--updates", type=int, default=600, help="updates of each model")
+    parser.add_argument("--updates", type=int, default=400, help="updates of each model")
     options = parser.parse_args()
     try:
         require("sklearn", extra="rlhf,examples")
