@@ -1,6 +1,6 @@
 """A numpyro model in, particles out, beside NUTS: logistic regression on the breast cancer data of scikit-learn.
 
-Both are measured against eight more chains of NUTS. `flowrl posterior` has more models, flows and measures.
+Both are measured against eight more chains of NUTS. It needs `pip install -e ".[bayes,examples]"`.
 """
 
 import argparse
@@ -11,19 +11,15 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import optax
+from matplotlib.figure import Figure
+from numpyro.infer import NUTS
+from sklearn.datasets import load_breast_cancer
 
 import flowrl
 from flowrl.runs import to_csv
-
-try:
-    import numpyro
-    import numpyro.distributions as dist
-    from matplotlib.figure import Figure
-    from numpyro.infer import NUTS
-    from sklearn.datasets import load_breast_cancer
-except ImportError as missing:
-    raise SystemExit(f'{missing.name} is missing: pip install -e ".[bayes,examples]"') from missing
 
 
 # --8<-- [start:model]
@@ -42,9 +38,8 @@ def transported(data, particles, steps, key):
     start_key, flow_key = jr.split(key)
     # Adagrad's steps fall, so the particles come to rest; they begin large, since its sums begin at 0.1.
     method = flowrl.Transport(flowrl.SVGD(), flowrl.Optax(optax.adagrad(1.0)))
-    budget = flowrl.Budget(steps, step_size=3.0)
-    solution = method(posterior.target, posterior.initial(particles, start_key), budget, key=flow_key)
-    return solution.particles, steps * particles
+    start, budget = posterior.initial(particles, start_key), flowrl.Budget(steps, step_size=3.0)
+    return method(posterior.target, start, budget, key=flow_key).particles, steps * particles
 
 
 def nuts(data, warmup, draws):
@@ -73,11 +68,17 @@ def moments(particles):
 def errors(particles, reference):
     """Return the root mean square error of the mean, in sd, and of the log of the sd, over coordinates."""
     (mean, sd), (true_mean, true_sd) = moments(particles), reference
-    squares = ((mean - true_mean) / true_sd) ** 2, np.log(sd / true_sd) ** 2
-    return tuple(float(np.sqrt(np.mean(square))) for square in squares)
+    return tuple(float(np.sqrt(np.mean(x**2))) for x in ((mean - true_mean) / true_sd, np.log(sd / true_sd)))
 
 
 # --8<-- [end:errors]
+def timed(method, run):
+    """Run a method; return its draws, and a row of what they cost."""
+    started = time.perf_counter()
+    draws, spent = jax.block_until_ready(run())
+    return draws, {"method": method, "gradients": int(spent), "seconds": time.perf_counter() - started}
+
+
 def main(words=None):
     """Compare particles with NUTS: a table, results.csv and posterior.png; return the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -87,42 +88,31 @@ def main(words=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/posterior"), help="folder for the files")
     options = parser.parse_args(words)
-    if min(options.particles, options.steps) < 2 or options.draws < options.particles:
+    n, steps, length = options.particles, options.steps, options.draws
+    if min(n, steps) < 2 or length < n:
         raise SystemExit("--particles and --steps must be at least 2, --draws at least --particles.")
     options.out.mkdir(parents=True, exist_ok=True)
     x, y = load_breast_cancer(return_X_y=True)
     data = {"x": jnp.asarray((x - x.mean(axis=0)) / x.std(axis=0)), "y": jnp.asarray(y, float)}
     flow_key, nuts_key, reference_key = jr.split(jr.key(options.seed), 3)
-
-    chain, sets, rows = nuts(data, options.draws // 2, options.draws), {}, []
-    for name, run in (
-        (f"SVGD, {options.particles} particles", lambda: transported(data, options.particles, options.steps, flow_key)),
-        (f"NUTS, {options.draws} draws", lambda: chain(nuts_key)),
-    ):
-        started = time.perf_counter()
-        sets[name], spent = jax.block_until_ready(run())
-        rows.append({"method": name, "gradients": int(spent), "seconds": time.perf_counter() - started})
-    thinned = np.linspace(0, options.draws - 1, options.particles).round().astype(int)
-    *_, draws = sets.values()
-    sets[f"NUTS thinned to {options.particles}"] = jax.tree.map(lambda x: x[thinned], draws)
-    rows.append(rows[-1] | {"method": list(sets)[-1]})
+    chain = nuts(data, length // 2, length)
+    particles, cost = timed(f"SVGD, {n} particles", lambda: transported(data, n, steps, flow_key))
+    draws, chain_cost = timed(f"NUTS, {length} draws", lambda: chain(nuts_key))
+    thinned = jax.tree.map(lambda x: x[np.linspace(0, length - 1, n).round().astype(int)], draws)
     long_run = [chain(key)[0] for key in jr.split(reference_key, 8)]
     reference = moments(jax.tree.map(lambda *chains: jnp.concatenate(chains), *long_run))
     print("errors over coordinates: of the mean in sd, of log sd; seconds include compilation")
-    for row, particles in zip(rows, sets.values(), strict=True):
-        row["mean_error"], row["log_sd_error"] = errors(particles, reference)
-        print(f"{row['method']:22}{row['mean_error']:7.3f}{row['log_sd_error']:7.3f}", end="")
-        print(f"{row['gradients']:9,} gradients{row['seconds']:6.1f} s")
-    (options.out / "results.csv").write_text(to_csv(rows))
-
+    rows = [cost, chain_cost, chain_cost | {"method": f"NUTS thinned to {n}"}]
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     ax = figure.subplots()
-    for name, particles in sets.items():
-        mean, sd = moments(particles)
-        ax.scatter((mean - reference[0]) / reference[1], sd / reference[1], s=14, label=name)
+    for row, points in zip(rows, (particles, draws, thinned), strict=True):
+        (mean, sd), (row["mean_error"], row["log_sd_error"]) = moments(points), errors(points, reference)
+        print("{method:22}{mean_error:7.3f}{log_sd_error:7.3f}{gradients:9,} gradients{seconds:6.1f} s".format(**row))
+        ax.scatter((mean - reference[0]) / reference[1], sd / reference[1], s=14, label=row["method"])
     ax.set(xlabel="error of the mean / sd", ylabel="sd / sd of the long run", title="one point per coordinate")
     ax.legend()
     figure.savefig(options.out / "posterior.png")
+    (options.out / "results.csv").write_text(to_csv(rows))
     return rows
 
 
