@@ -1,7 +1,6 @@
 """Every flow of the library on five densities of the plane: what do its particles look like, and how far are they off?
 
-All flows move the same particles, whose start lies to one side. How good they are is their energy distance to a large
-sample that quadrature draws; the yardstick is the distance that as many independent points have.
+How good they are is their energy distance to a large sample that quadrature draws, beside that of independent points.
 """
 
 import argparse
@@ -12,15 +11,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 
 import flowrl
 from flowrl import diagnostics
 from flowrl.runs import to_csv
-
-try:
-    from matplotlib.figure import Figure
-except ImportError as missing:
-    raise SystemExit(f'{missing.name} is missing: pip install -e ".[examples]"') from missing
 
 # --8<-- [start:densities]
 MODES = np.array([(2.0, 2.0), (-2.0, 2.0), (2.0, -2.0), (-2.0, -2.0)])
@@ -51,89 +46,71 @@ FLOWS = {  # the flow, its steps, and their size
     "Consensus": (flowrl.Consensus(), 300, 0.05),
 }
 KINDS = {"MMDFlow": "from samples", "SinkhornFlow": "from samples", "Ascent": "maximiser", "Consensus": "maximiser"}
-SAVED, TRUTH, REPETITIONS = 41, 1000, 50  # sets in a trajectory; points that stand for a density; sets of the yardstick
-
-# Its number is an argument of the target, so that one program serves all densities.
-any_density = lambda number, x: jax.lax.switch(number, tuple(DENSITIES.values()), x)
+TRUTH, REPETITIONS = 1000, 50  # points that stand for a density; sets of the yardstick
+any_density = lambda number, x: jax.lax.switch(number, tuple(DENSITIES.values()), x)  # one program for all of them
 
 
-def move(name, target, start, key):
+def move(name, target, start, key, save=None):
     """Spend the budget of a flow."""
     flow, steps, size = FLOWS[name]
     # Steps grow to their full size over the first quarter: where particles start, the score can be very steep.
-    growth, count = np.minimum(1, np.arange(1, steps + 1) / (steps / 4)), np.arange(SAVED)
-    saved = (count + (steps - SAVED + 1) * (count / (SAVED - 1)) ** 2).astype(int).tolist()  # ever more rarely
-    solver = ADAM if name == "KSDDescent" else flowrl.Euler()
+    growth = np.minimum(1, np.arange(1, steps + 1) / (steps / 4))
     budget = flowrl.Budget(steps, size * growth, 0.02 if name == "Consensus" else None)
-    return flowrl.transport(target, start, budget, flow=flow, solver=solver, key=key, save=tuple(saved), throw=False)
+    solver = ADAM if name == "KSDDescent" else flowrl.Euler()
+    return flowrl.transport(target, start, budget, flow=flow, solver=solver, key=key, save=save, throw=False)
 
 
 # --8<-- [end:flows]
 # --8<-- [start:judge]
-def grid(log_prob, reach=20.0, points=801):
-    """Return the nodes of a square grid around the origin (points², 2), and the mass at each, in float64."""
-    axis = np.linspace(-reach, reach, points)
-    nodes = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
-    logs = np.asarray(jax.vmap(log_prob)(jnp.asarray(nodes, jnp.result_type(float))), np.float64)
-    mass = np.exp(logs - logs.max())
-    return nodes, mass / mass.sum()
-
-
 def judge(density, n, rng):
-    """Draw what stands for a density, n samples for the flows that ask for them, and the yardstick."""
-    (nodes, mass), size = grid(DENSITIES[density]), TRUTH + n * (REPETITIONS + 1)
-    # A node by its mass, and a place in the cell around it.
-    points = nodes[rng.choice(mass.size, size, p=mass)] + 0.05 * rng.uniform(-0.5, 0.5, (size, 2))
+    """Draw what stands for a density, n samples for the flows that ask for them, and distances of such samples."""
+    axis, size = np.linspace(-20, 20, 801), TRUTH + n * (REPETITIONS + 1)
+    nodes = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+    logs = np.asarray(jax.vmap(DENSITIES[density])(jnp.asarray(nodes, jnp.result_type(float))), np.float64)
+    mass = np.exp(logs - logs.max())  # draw a node by its mass, and a place in the cell around it
+    points = nodes[rng.choice(mass.size, size, p=mass / mass.sum())] + 0.05 * rng.uniform(-0.5, 0.5, (size, 2))
     truth, samples, others = map(jnp.asarray, np.split(points.astype(np.float32), [TRUTH, TRUTH + n]))
     level = jax.vmap(diagnostics.energy_distance, (0, None))(others.reshape(REPETITIONS, n, 2), truth)
-    return truth, samples, np.asarray(level)  # distances of independent sets of n points
+    return truth, samples, np.asarray(level)
 
 
 # --8<-- [end:judge]
 def main(words=None):
-    """Move particles by every flow toward every density: a table, results.csv and figures; return the rows."""
+    """Move particles by every flow toward every density: a table, results.csv and a figure; return the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--flows", nargs="+", default=list(FLOWS), choices=list(FLOWS), metavar="NAME")
     parser.add_argument("--densities", nargs="+", default=list(DENSITIES), choices=list(DENSITIES), metavar="NAME")
     parser.add_argument("--particles", type=int, default=150, help="in each set")
     parser.add_argument("--seed", type=int, default=0, help="of the start, of the samples, and of the flows' noise")
-    parser.add_argument("--paths", action="store_true", help="draw paths, and the value against displacement")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/sample_density"), help="folder of files")
     options = parser.parse_args(words)
-    flows, densities, n = list(dict.fromkeys(options.flows)), list(dict.fromkeys(options.densities)), options.particles
+    flows, densities, n = options.flows, options.densities, options.particles
     if n < 2:
         raise SystemExit(f"--particles must be at least 2, got {n}.")
     options.out.mkdir(parents=True, exist_ok=True)
     start_key, noise_key = jr.split(jr.key(options.seed))
     start = jnp.asarray([(-1.0, 1.0)], jnp.float32) + 1.5 * jr.normal(start_key, (n, 2), jnp.float32)
-    side, rows = min(4.0, 9.5 / len(densities)), []
-    figure = Figure(figsize=(0.5 + side * len(densities), 0.5 + 0.92 * side * len(flows)), layout="constrained")
-    panels = figure.subplots(len(flows), len(densities), squeeze=False)
+    figure = Figure((0.5 + 1.9 * len(densities), 0.5 + 1.75 * len(flows)), layout="constrained")
+    rows, panels = [], figure.subplots(len(flows), len(densities), squeeze=False)
     for density, column in zip(densities, panels.T, strict=True):
         number = list(DENSITIES).index(density)
+        target = flowrl.Boltzmann(any_density, jnp.asarray(number))
         truth, samples, level = judge(density, n, np.random.default_rng((options.seed, number)))
-        low, high = np.quantile(truth, (0.001, 0.999), axis=0)  # the view: all but a thousandth on each side
-        (left, right), (bottom, top) = np.stack([low - 0.1 * (high - low), high + 0.1 * (high - low)], axis=1).tolist()
-        solutions, target = {}, flowrl.Boltzmann(any_density, jnp.asarray(number))
+        edges = np.quantile(truth, (0.001, 0.999), axis=0)  # the view: all but a thousandth on each side, and a margin
+        across, upward = (edges + 0.1 * np.diff(edges, axis=0) * [[-1], [1]]).T.tolist()
         for flow, ax in zip(flows, column, strict=True):
             kind = KINDS.get(flow, "sampler")
             toward = flowrl.Empirical(samples) if kind == "from samples" else target
-            solutions[flow] = move(flow, toward, start, noise_key)
-            distance = float(diagnostics.energy_distance(solutions[flow].particles, truth))  # NaN if a particle is lost
+            solution = move(flow, toward, start, noise_key)
+            distance = float(diagnostics.energy_distance(solution.particles, truth))  # NaN if a particle is lost
             row = {"flow": flow, "kind": kind, "density": density, "energy_distance": distance}
             row |= {"independent_median": float(np.median(level)), "independent_95": float(np.quantile(level, 0.95))}
-            row |= {"ratio": distance / row["independent_median"], "nonfinite": int(solutions[flow].stats["nonfinite"])}
-            rows.append(row)
-            print(f"{density:14}{flow:22}{distance:7.3f} = {row['ratio']:4.1f} times that of independent points")
-            flowrl.plot.particles(
-                solutions[flow], target, limits=((left, right), (bottom, top)), paths=options.paths, ax=ax
-            )
-            label = flow if kind == "sampler" else f"{flow}\n({kind})"
-            ax.set(xticks=[], yticks=[], xlabel=f"{row['ratio']:.1f}", ylabel=label if density == densities[0] else "")
+            ratio = distance / row["independent_median"]
+            rows.append(row | {"ratio": ratio, "nonfinite": int(solution.stats["nonfinite"])})
+            print(f"{density:14}{flow:22}{distance:7.3f} = {ratio:4.1f} times that of independent points")
+            flowrl.plot.particles(solution, target, limits=(tuple(across), tuple(upward)), ax=ax)
+            ax.set(xticks=[], yticks=[], xlabel=f"ratio {ratio:.1f}", ylabel=flow if density == densities[0] else "")
         column[0].set_title(density)
-        if options.paths:
-            flowrl.plot.value(solutions, target).figure.savefig(options.out / f"value_{density.replace(' ', '_')}.png")
-    figure.supxlabel("below: energy distance / that of independent points", fontsize="small")
     figure.savefig(options.out / "sample_density.png", dpi=100)
     (options.out / "results.csv").write_text(to_csv(rows))
     return rows

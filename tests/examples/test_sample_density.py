@@ -1,6 +1,8 @@
 """The densities of the plane against closed forms, and the example that moves particles toward them."""
 
 import csv
+import pathlib
+import runpy
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,10 +43,9 @@ def test_samples_have_the_distribution_of_the_density(monkeypatch):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Smaller samples and fewer frames; without the compiler's optimisation pairs of points are slow."""
+    """Smaller samples; without the compiler's optimisation pairs of points are slow."""
     monkeypatch.setattr(sample_density, "TRUTH", 300)
     monkeypatch.setattr(sample_density, "REPETITIONS", 10)
-    monkeypatch.setattr(sample_density, "SAVED", 5)
 
 
 @pytest.mark.usefixtures("small")
@@ -62,7 +63,7 @@ def test_the_yardstick_tells_a_sample_from_one_that_is_not():
 def test_a_small_run_writes_what_it_says(tmp_path):
     out = tmp_path / "new" / "folder"
     words = ["--flows", "SinkhornFlow", "Ascent", "--densities", "banana", "double banana", "--particles", "40"]
-    rows = sample_density.main([*words, "--paths", "--out", str(out)])
+    rows = sample_density.main([*words, "--out", str(out)])
     with open(out / "results.csv", newline="") as file:
         assert list(csv.DictReader(file)) == [{name: str(value) for name, value in row.items()} for row in rows]
     assert [(row["flow"], row["density"]) for row in rows] == [
@@ -73,8 +74,15 @@ def test_a_small_run_writes_what_it_says(tmp_path):
     assert sinkhorn["energy_distance"] < 1.5 * sinkhorn["independent_95"]
     assert ascent["energy_distance"] > 2 * ascent["independent_95"]
     assert ascent["ratio"] == ascent["energy_distance"] / ascent["independent_median"]
-    pictures = ["sample_density.png", "value_banana.png", "value_double_banana.png"]
-    assert sorted(path.name for path in out.iterdir()) == ["results.csv", *pictures]
+    assert sorted(path.name for path in out.iterdir()) == ["results.csv", "sample_density.png"]
+
+
+@pytest.mark.slow
+def test_the_pictures_of_plots_are_drawn(tmp_path):
+    script = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "docs" / "snippets" / "figures" / "plot.py"))
+    script["main"](tmp_path, particles=(5, 5), frames=5, densities=("banana", "double banana"))
+    assert (tmp_path / "plot_particles.png").stat().st_size > 10_000
+    assert (tmp_path / "plot_value.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
