@@ -25,8 +25,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]  (Eq
         "Check the target at the starting particles, lower `step_size`, or use float64."
     )
     invalid_budget = (
-        "A traced budget was invalid: a negative or non-finite step size, temperature, displacement cap or scale, or "
-        "a negative number of steps. Nothing was moved."
+        "A traced budget was invalid: a negative or non-finite number in it, or temperature 0 where it must be "
+        "positive. Nothing was moved."
     )
     stationary = "The particles came to rest: their speed fell below the budget's `tolerance`."
     displacement_reached = "A particle reached `max_displacement`, and there the set stopped."

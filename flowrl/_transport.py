@@ -156,7 +156,7 @@ def _run(
     method: Transport, target: AbstractTarget, particles: Particles, budget: Budget, key: Key | None, save: Any
 ) -> Solution:
     problem = make_problem(method, target, particles, budget, key)
-    output = method.solver.solve(problem, save)
+    output = method.solver.solve(problem, save)  # the loop over steps is AbstractStepSolver.solve, _solver/_step.py
     return make_solution(problem, output, taken=jnp.asarray(budget.steps) > 0, valued="value" in target.knows)
 
 

@@ -102,7 +102,7 @@ class AbstractStepSolver(AbstractSolver):
         alive = alive & jnp.all(jnp.isfinite(proposed), axis=1)
         proposed, clipped, capped = problem.restrict(proposed)
         alive = alive & jnp.all(jnp.isfinite(proposed), axis=1)
-        coordinates = jnp.where(alive[:, None], proposed, before)
+        coordinates = jnp.where(alive[:, None], proposed, before)  # here the particles move
         moved = jax.lax.stop_gradient(row_norm((coordinates - before) / scale))
         advanced = Progress(
             step=progress.step + 1,

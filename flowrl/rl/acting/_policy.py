@@ -288,7 +288,7 @@ def _act(agent: Agent, table: PolicyTable, block: Block, policy: Array, observat
         unit = unit_of_length(algorithm, state, start)
         if block.budget is not None:
             budget = jax.tree.map(lambda leaf: leaf[table.place[policy]], block.budget)
-            path = algorithm.improve(state, observation, start, budget).trajectory
+            path = algorithm.improve(state, observation, start, budget).trajectory  # the test budget is spent here
             assert path is not None
             steps = jnp.asarray(budget.bound, jnp.int32)
             if block.adaptive:

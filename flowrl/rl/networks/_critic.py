@@ -90,6 +90,7 @@ class Critic(eqx.Module):
             members: number of networks.
             key: randomness of the weights.
         """
+        # All algorithms create their critics here: another architecture is another network in this place.
         self.members = stack(
             lambda k: MLP((observation_size, action_size), 1, hidden, layer_norm=True, key=k), members, key=key
         )

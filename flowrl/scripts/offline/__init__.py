@@ -1,6 +1,6 @@
 """Offline training of any algorithm, with test budgets and their controls."""
 
-from flowrl.scripts.offline._groups import Candidates as Candidates, Flow as Flow
+from flowrl.scripts.offline._groups import CandidateOptions as CandidateOptions, FlowOptions as FlowOptions
 from flowrl.scripts.offline._options import (
     Config as Config,
     defaults as defaults,

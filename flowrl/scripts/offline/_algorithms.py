@@ -32,7 +32,16 @@ from flowrl.rl import (
 )
 from flowrl.rl.learning import baselines
 from flowrl.rl.learning.baselines import AggregatedValue
-from flowrl.scripts.offline._groups import Candidates, Data, Evaluation, Flow, Proposal, Run, Sample, Training
+from flowrl.scripts.offline._groups import (
+    CandidateOptions,
+    Data,
+    Evaluation,
+    FlowOptions,
+    ProposalOptions,
+    Run,
+    SampleOptions,
+    Training,
+)
 from flowrl.scripts.offline._vgf import Aggregate, VGFOptions, aggregate
 
 _MODELS: dict[str, Any] = {"flow": FlowMatching, "gaussian": Gaussian, "denoising": Denoising}
@@ -64,14 +73,19 @@ class Entry:
 
     label: str
     learning: type
-    acting: type[Sample]
+    acting: type[SampleOptions]
     data: type[Data] = Data
     training: type[Training] = Training
     evaluation: type[Evaluation] = Evaluation
 
 
 #: How the baselines act: those without randomness have one proposal per state, cloning has no critic.
-_ACTING: dict[str, type[Sample]] = {"bc": Sample, "td3_bc": Proposal, "rebrac": Proposal, "iql": Proposal}
+_ACTING: dict[str, type[SampleOptions]] = {
+    "bc": SampleOptions,
+    "td3_bc": ProposalOptions,
+    "rebrac": ProposalOptions,
+    "iql": ProposalOptions,
+}
 NAMES = ("vgf", *baselines.ALGORITHMS)
 
 
@@ -85,16 +99,16 @@ def entry(algorithm: str, paper: str | None = None) -> Entry:
     if paper is not None:
         return _paper(paper)
     if algorithm == "vgf":
-        return Entry("VGF", VGFOptions, Flow)
+        return Entry("VGF", VGFOptions, FlowOptions)
     if algorithm in baselines.ALGORITHMS:
-        acting = _ACTING.get(algorithm, Candidates)
+        acting = _ACTING.get(algorithm, CandidateOptions)
         label = "BC" if algorithm == "bc" else algorithm
         return Entry(label, _own_options(baselines.make(algorithm), acting, _USUAL), acting)
     if ":" not in algorithm:
         near = difflib.get_close_matches(algorithm, NAMES, n=3) or NAMES
         raise ValueError(f"--algorithm {algorithm}: did you mean {', '.join(near)}? Your own is MODULE:CLASS.")
     kind = _imported(algorithm)
-    acting = Candidates if issubclass(kind, AbstractValueBased) else Sample
+    acting = CandidateOptions if issubclass(kind, AbstractValueBased) else SampleOptions
     return Entry(kind.__name__, _own_options(kind, acting, {}), acting)
 
 
@@ -106,8 +120,8 @@ def _paper(name: str) -> Entry:
     chosen = task.steps if task.steps in (1, 2, 3) else 1
     return Entry(
         label="VGF",
-        learning=_own_options(task.algorithm(), Flow, {}, paper=name),
-        acting=_fixed(Flow, test_steps=(1, 2, 3), test_step_size=task.step_size, chosen=chosen, band=1.0),
+        learning=_own_options(task.algorithm(), FlowOptions, {}, paper=name),
+        acting=_fixed(FlowOptions, test_steps=(1, 2, 3), test_step_size=task.step_size, chosen=chosen, band=1.0),
         data=_preset(_fixed(Data, env=task.env, rewards=task.rewards, rows=Data.rows), origin="published"),
         training=_fixed(Training, steps=task.updates, discount=task.discount, n_step=1, chunk=1),
         evaluation=_preset(Evaluation, eval_episodes=task.episodes),
@@ -178,7 +192,7 @@ class _Option:
 
 def _own_options(
     algorithm: AbstractAlgorithm[Any] | type[AbstractAlgorithm[Any]],
-    acting: type[Sample],
+    acting: type[SampleOptions],
     usual: Mapping[str, Any],
     *,
     paper: str | None = None,

@@ -80,7 +80,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class SampleOptions:
     """Acting without a critic: one sample of the policy is all there is."""
 
     #: Index of the policy that the table compares with.
@@ -93,7 +93,7 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
-class Proposal(Sample):
+class ProposalOptions(SampleOptions):
     """Acting with a policy without randomness, whose one proposal can be transported along the critic."""
 
     test_steps: tuple[int, ...] = (1, 3)
@@ -120,7 +120,7 @@ class Proposal(Sample):
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidates(Proposal):
+class CandidateOptions(ProposalOptions):
     """Acting with the best of N proposals, as they are or transported along the critic."""
 
     particles: int = 8
@@ -134,7 +134,7 @@ class Candidates(Proposal):
 
 
 @dataclasses.dataclass(frozen=True)
-class Flow(Candidates):
+class FlowOptions(CandidateOptions):
     """Acting by transport, with the controls that tell what it adds."""
 
     test_step_size: float = 0.3

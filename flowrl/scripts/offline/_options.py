@@ -13,7 +13,7 @@ import tyro
 
 from flowrl.rl import AbstractAlgorithm, Policy, PolicyTable, data
 from flowrl.scripts.offline._algorithms import NAMES, Entry, entry
-from flowrl.scripts.offline._groups import Data, Evaluation, Proposal, Run, Sample, Training
+from flowrl.scripts.offline._groups import Data, Evaluation, ProposalOptions, Run, SampleOptions, Training
 from flowrl.scripts.offline._vgf import VGFOptions
 
 #: Step sizes among which `--budget auto` chooses, in spreads; the steps are those of --test-steps.
@@ -48,7 +48,7 @@ class Config:
     data: Data
     training: Training
     learning: Any
-    acting: Sample
+    acting: SampleOptions
     evaluation: Evaluation
     run: Run
 
@@ -213,7 +213,7 @@ def check(config: Config) -> None:
             "with losses on held-out data."
         )
     acting, auto = config.acting, is_auto(config)
-    if isinstance(acting, Proposal):
+    if isinstance(acting, ProposalOptions):
         _check_acting(acting, evaluation)
     if auto and (config.learning.train_steps, config.learning.train_step_size) != (
         VGFOptions.train_steps,
@@ -231,7 +231,7 @@ def check(config: Config) -> None:
         raise ValueError(f"--bandit-episodes must be 0, or {least} for {arms} budgets, got {spent}.")
 
 
-def _check_acting(acting: Proposal, evaluation: Evaluation) -> None:
+def _check_acting(acting: ProposalOptions, evaluation: Evaluation) -> None:
     steps = acting.test_steps
     if min(steps, default=0) < 1 or len(set(steps)) < len(steps):
         raise ValueError(f"--test-steps must be different numbers >= 1 (0 is best-of-N), got {steps}.")

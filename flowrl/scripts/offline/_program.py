@@ -43,7 +43,7 @@ from flowrl.rl import (
 )
 from flowrl.runs import RunDirectory, Tracker, to_csv
 from flowrl.scripts._console import bar, progress, training_bar
-from flowrl.scripts.offline._groups import Data, Flow, Training
+from flowrl.scripts.offline._groups import Data, FlowOptions, Training
 from flowrl.scripts.offline._options import AUTO_STEP_SIZES, ELSEWHERE, FREE, Config, budgets, check, is_auto
 
 
@@ -165,7 +165,7 @@ class _Program:
         if not self.validation:
             raise ValueError("--budget auto chooses on held-out data, and these data have none.")
         acting = self.config.acting
-        assert isinstance(acting, Flow)
+        assert isinstance(acting, FlowOptions)
         measured = measure_budgets(
             learner,
             state,

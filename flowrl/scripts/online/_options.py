@@ -14,9 +14,9 @@ import tyro
 from flowrl import Budget
 from flowrl.rl import VGF, AbstractAlgorithm, AbstractValueBased, Plan, Policy, PolicyTable
 from flowrl.scripts.offline import (
-    Candidates,
+    CandidateOptions,
     Config as Offline,
-    Flow,
+    FlowOptions,
     defaults,
     from_flat,
     is_auto,
@@ -213,7 +213,7 @@ def groups(algorithm: str, *, finished: bool = False) -> dict[str, type]:
     return {
         "source": Finished if finished else Source,
         "learning": VGFLearning if vgf else Learning,
-        "collecting": CollectingAmong if issubclass(acting, Candidates) else Collecting,
+        "collecting": CollectingAmong if issubclass(acting, CandidateOptions) else Collecting,
         "evaluation": Evaluation,
         "run": Run,
     }
@@ -302,7 +302,7 @@ def offline_learner(offline: Offline, source: Path) -> AbstractValueBased:
 def shown(offline: Offline, learner: AbstractAlgorithm) -> tuple[Policy, ...]:
     """List the ways to act that are evaluated: every L_test for VGF, a rival's own proposals and their selection."""
     policies, acting = offline.policies(learner), offline.acting
-    if isinstance(acting, Flow):
+    if isinstance(acting, FlowOptions):
         return tuple(
             p
             for p in policies
@@ -342,7 +342,7 @@ def planned(config: Config, offline: Offline, learner: AbstractAlgorithm) -> Cal
     if collecting.collect_step_size is not None and not max(collect(0), collect(total)):
         raise ValueError("--collect-step-size has no use where --collect-steps is 0; leave out what would be ignored.")
     size = collecting.collect_step_size
-    assert isinstance(acting, Candidates) or collecting.collect_candidates == 1
+    assert isinstance(acting, CandidateOptions) or collecting.collect_candidates == 1
     candidates = collecting.collect_candidates or getattr(acting, "particles", 1)
 
     def plan(step: int) -> Plan:

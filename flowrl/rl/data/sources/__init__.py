@@ -1,4 +1,8 @@
-"""Where data sets come from: OGBench, D4RL, Minari, this machine, a user's own arrays."""
+"""Where data sets come from: OGBench, D4RL, Minari, this machine, a user's own arrays.
+
+A new source is a file here with a class of `flowrl.rl.data.schema.AbstractSource`, and a line in `SOURCES` of
+`flowrl/rl/data/_load.py`.
+"""
 
 from flowrl.rl.data.sources._arrays import (
     EnvironmentForm as EnvironmentForm,
