@@ -1,7 +1,4 @@
-"""A numpyro model in, particles out, beside NUTS: logistic regression on the breast cancer data of scikit-learn.
-
-Both are measured against eight more chains of NUTS. It needs `pip install -e ".[bayes,examples]"`.
-"""
+"""A numpyro model in, particles out, beside NUTS: logistic regression, both measured against eight longer chains."""
 
 import argparse
 import pathlib
@@ -11,15 +8,19 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 import optax
-from matplotlib.figure import Figure
-from numpyro.infer import NUTS
-from sklearn.datasets import load_breast_cancer
 
 import flowrl
 from flowrl.runs import to_csv
+
+try:
+    import numpyro
+    import numpyro.distributions as dist
+    from matplotlib.figure import Figure
+    from numpyro.infer import NUTS
+    from sklearn.datasets import load_breast_cancer
+except ImportError as missing:
+    raise SystemExit(f'{missing.name} is missing: pip install -e ".[bayes,examples]"') from missing
 
 
 # --8<-- [start:model]
@@ -34,8 +35,7 @@ def model(x, y):
 # --8<-- [start:methods]
 def transported(data, particles, steps, key):
     """Move draws from the prior to the posterior by SVGD; return them and the gradients spent."""
-    posterior = flowrl.from_numpyro(model, key=key, **data)
-    start_key, flow_key = jr.split(key)
+    posterior, (start_key, flow_key) = flowrl.from_numpyro(model, key=key, **data), jr.split(key)
     # Adagrad's steps fall, so the particles come to rest; they begin large, since its sums begin at 0.1.
     method = flowrl.Transport(flowrl.SVGD(), flowrl.Optax(optax.adagrad(1.0)))
     start, budget = posterior.initial(particles, start_key), flowrl.Budget(steps, step_size=3.0)

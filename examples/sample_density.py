@@ -1,7 +1,4 @@
-"""Every flow of the library on five densities of the plane: what do its particles look like, and how far are they off?
-
-How good they are is their energy distance to a large sample that quadrature draws, beside that of independent points.
-"""
+"""Every flow on five plane densities: energy distances to quadrature's sample, beside those of independent points."""
 
 import argparse
 import pathlib
@@ -11,11 +8,14 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 
 import flowrl
-from flowrl import diagnostics
 from flowrl.runs import to_csv
+
+try:
+    from matplotlib.figure import Figure
+except ImportError as missing:
+    raise SystemExit(f'{missing.name} is missing: pip install -e ".[examples]"') from missing
 
 # --8<-- [start:densities]
 MODES = np.array([(2.0, 2.0), (-2.0, 2.0), (2.0, -2.0), (-2.0, -2.0)])
@@ -70,7 +70,7 @@ def judge(density, n, rng):
     mass = np.exp(logs - logs.max())  # draw a node by its mass, and a place in the cell around it
     points = nodes[rng.choice(mass.size, size, p=mass / mass.sum())] + 0.05 * rng.uniform(-0.5, 0.5, (size, 2))
     truth, samples, others = map(jnp.asarray, np.split(points.astype(np.float32), [TRUTH, TRUTH + n]))
-    level = jax.vmap(diagnostics.energy_distance, (0, None))(others.reshape(REPETITIONS, n, 2), truth)
+    level = jax.vmap(flowrl.diagnostics.energy_distance, (0, None))(others.reshape(REPETITIONS, n, 2), truth)
     return truth, samples, np.asarray(level)
 
 
@@ -102,7 +102,7 @@ def main(words=None):
             kind = KINDS.get(flow, "sampler")
             toward = flowrl.Empirical(samples) if kind == "from samples" else target
             solution = move(flow, toward, start, noise_key)
-            distance = float(diagnostics.energy_distance(solution.particles, truth))  # NaN if a particle is lost
+            distance = float(flowrl.diagnostics.energy_distance(solution.particles, truth))  # NaN if a particle is lost
             row = {"flow": flow, "kind": kind, "density": density, "energy_distance": distance}
             row |= {"independent_median": float(np.median(level)), "independent_95": float(np.quantile(level, 0.95))}
             ratio = distance / row["independent_median"]

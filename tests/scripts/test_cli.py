@@ -78,7 +78,25 @@ def test_a_lesson_is_short_and_uses_what_is_public(path):
             assert not any(part.startswith("_") for module in (*modules, *names) for part in module.split("."))
 
 
-@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+# These need nothing but the package.
+BARE = ("bandit", "scale_out")
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_lesson_without_an_extra_asks_for_none(name):
+    source = (ROOT / "examples" / f"{name}.py").read_text()
+    modules = {m for node in ast.walk(ast.parse(source)) for m in _imported(node)}
+    allowed = {"equinox", "flowrl", "jax", "numpy", "optax", "scipy"} | set(sys.stdlib_module_names)
+    assert {module.split(".")[0] for module in modules} <= allowed
+
+
+def _imported(node):
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) else []
+
+
+@pytest.mark.parametrize("path", [p for p in LESSONS if p.stem not in BARE], ids=lambda path: path.stem)
 def test_a_lesson_names_its_extra_in_one_line(path, tmp_path):
     """With no package of any extra."""
     hidden = ("tyro", "rich", "matplotlib", "gymnasium", "tokenizers", "safetensors", "numpyro", "sklearn")
