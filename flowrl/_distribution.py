@@ -1,9 +1,10 @@
-"""The version, and a guard against another distribution that writes to the same folder.
+"""The version, optional packages, and a guard against another distribution that writes to the same folder.
 
 PyPI holds an unrelated project called `flowrl`, whose import name is `flowrl` too. Installed side by side, the two mix
 their files in one folder, and which file wins depends on the order.
 """
 
+import importlib
 import importlib.metadata
 from pathlib import Path
 
@@ -21,6 +22,23 @@ def version() -> str:
 def install(extra: str) -> str:
     """Return the command that installs an extra, for messages about a missing package."""
     return f'pip install "{NAME}[{extra}]" (in a checkout: pip install -e ".[{extra}]")'
+
+
+def require(*modules: str, extra: str) -> None:
+    """Raise an ImportError that names the module and the pip command, unless all can be imported.
+
+    Args:
+        modules: names such as "ogbench".
+        extra: the extra of the distribution that brings them, such as "rl"; several as "rl,examples".
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ImportError(
+                f"{module} is needed here and could not be imported ({error}): {install(extra)}",
+                name=module,
+            ) from error
 
 
 def refuse_foreign(package: Path) -> None:

@@ -76,26 +76,29 @@ def check_fields(
     positive: tuple[str, ...] = (),
     at_least_zero: tuple[str, ...] = (),
     fractions: tuple[str, ...] = (),
+    shares: tuple[str, ...] = (),
     decays: tuple[str, ...] = (),
     widths: tuple[str, ...] = (),
+    name: str = "",
 ) -> None:
-    """Refuse fields, by name, that are out of range: counts are >= 1, fractions in (0, 1], decays in [0, 1).
+    """Refuse fields, by name, that are out of range; None passes, since it stands for an option left out.
 
-    None passes: it stands for an option left out.
+    Counts are Python ints >= 1, fractions in (0, 1], shares in [0, 1], decays in [0, 1).
     """
     infinity = float("inf")
     for names, good, text in (
-        (counts, lambda x: x >= 1, ">= 1"),
+        (counts, lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 1, "a Python int >= 1"),
         (positive, lambda x: 0 < x < infinity, "> 0"),
         (at_least_zero, lambda x: 0 <= x < infinity, ">= 0"),
         (fractions, lambda x: 0 < x <= 1, "in (0, 1]"),
+        (shares, lambda x: 0 <= x <= 1, "in [0, 1]"),
         (decays, lambda x: 0 <= x < 1, "in [0, 1)"),
         (widths, lambda x: all(width >= 1 for width in x), "widths >= 1"),
     ):
-        for name in names:
-            value = getattr(thing, name)
+        for field in names:
+            value = getattr(thing, field)
             if value is not None and not good(value):
-                raise ValueError(f"{type(thing).__name__}: {name} must be {text}, got {value}.")
+                raise ValueError(f"{name or type(thing).__name__}: {field} must be {text}, got {value}.")
 
 
 def check_particles(particles: Particles) -> tuple[int, jnp.dtype]:

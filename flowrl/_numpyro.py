@@ -1,6 +1,5 @@
 """Models of numpyro as targets: the joint log density over unconstrained coordinates, Jacobians included."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +9,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PyTree
 
-from flowrl import _distribution
 from flowrl._custom_types import Key, Particle, Particles
+from flowrl._distribution import require
 from flowrl._misc import check_particles
 from flowrl._target import Density, as_leaves, third_party
 
@@ -126,7 +125,7 @@ def from_numpyro(model: Callable[..., Any], *model_args: Any, key: Key, **model_
         rates = posterior.constrain(solution.particles)["rate"]
         ```
     """
-    _require()
+    require("numpyro", extra="bayes")
     if not callable(model):
         raise TypeError(f"model must be a function with numpyro's primitives, got {type(model).__name__}.")
     args, kwargs = as_leaves((tuple(model_args), dict(model_kwargs)))
@@ -215,13 +214,3 @@ def _seeded(joint: LogJoint) -> Callable[..., Any]:
     from numpyro.handlers import seed
 
     return seed(joint.model, joint.key)
-
-
-def _require() -> None:
-    try:
-        importlib.import_module("numpyro")
-    except ImportError as error:
-        raise ImportError(
-            f"from_numpyro needs numpyro, which could not be imported ({error}): {_distribution.install('bayes')}",
-            name="numpyro",
-        ) from error

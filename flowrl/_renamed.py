@@ -22,6 +22,8 @@ RENAMED = {
     "flowrl.rl.baselines.FlowQLState": "flowrl.rl.baselines.GenerativeQLState",
     "flowrl.rl.baselines.TD3BC": "flowrl.rl.baselines.td3_bc",
     "flowrl.rl.data.Reference": "flowrl.rl.data.ReferenceScores",
+    "flowrl.rl.data.Request": "flowrl.rl.data.schema.Request",
+    "flowrl.rl.data.Source": "flowrl.rl.data.schema.AbstractSource",
     "flowrl.rl.data.reference": "flowrl.rl.data.reference_scores",
     "flowrl.rl.presets.reference": "flowrl.rl.presets.authors",
     "flowrl.rl.report.scores": "flowrl.rl.Evaluation.scores",

@@ -37,7 +37,7 @@ def _counted(weight=1.0, count=None):
 
 
 def _retraces(count, call):
-    """Whether `call` traces the density anew."""
+    """Whether `call` traces the density again."""
     before = count[0]
     jax.block_until_ready(call().particles)
     return count[0] > before

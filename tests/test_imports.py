@@ -274,6 +274,42 @@ def test_right_imports_pass(tmp_path, file, source):
     assert _violations(tmp_path / "flowrl", *_declared()) == []
 
 
+def _behind_doors(package=PACKAGE):
+    """Imports of a room's private module from outside of the room, one sentence each."""
+    found = []
+    for path, module, is_package in _modules(package):
+        here = module if is_package else module.rpartition(".")[0]
+        for statement, _ in _import_statements(ast.parse(path.read_text(), filename=str(path))):
+            for name in _imported_modules(statement, module, is_package):
+                parts = name.split(".")
+                for i, part in enumerate(parts[1:], 1):
+                    owner = ".".join(parts[:i])
+                    inside = here == owner or here.startswith(f"{owner}.")
+                    is_room = package.parent.joinpath(*parts[: i + 1]).is_dir()
+                    # The modules of the core stand beside each other, each a room of its own.
+                    if parts[0] == "flowrl" and part.startswith("_") and owner != "flowrl" and not (inside or is_room):
+                        where = f"{path.relative_to(package.parent)}:{statement.lineno}"
+                        found.append(f"{where}: {name} is private to {owner}; import it from there")
+    return found
+
+
+def test_rooms_are_entered_by_their_doors():
+    assert _behind_doors() == []
+
+
+def test_an_import_behind_a_door_is_found(tmp_path):
+    for file, source in (
+        ("rl/networks/_critic.py", ""),
+        ("rl/networks/__init__.py", "from flowrl.rl.networks._critic import Critic"),
+        ("rl/learning/_vgf.py", "from flowrl.rl.networks._critic import Critic"),
+    ):
+        path = tmp_path / "flowrl" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    (found,) = _behind_doors(tmp_path / "flowrl")
+    assert "rl/learning/_vgf.py:1: flowrl.rl.networks._critic is private to flowrl.rl.networks" in found
+
+
 def test_import_needs_no_optional_package():
     """A new process, because this one has long imported everything."""
     optional = _declared()[1]

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, locks, checkpoints, signals, optional packages: what long runs stand on."""
+"""Files that are whole or absent, locks, checkpoints, signals: what long runs stand on."""
 
 from flowrl._io._checkpoint import (
     load_checkpoint as load_checkpoint,
@@ -21,6 +21,5 @@ from flowrl._io._files import (
     write_npz as write_npz,
 )
 from flowrl._io._memory import check_memory as check_memory
-from flowrl._io._optional import require as require
 from flowrl._io._signals import stops_wait as stops_wait
-from flowrl._io._software import software as software
+from flowrl._io._software import code_digest as code_digest, software as software

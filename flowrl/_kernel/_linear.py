@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-from flowrl._custom_types import Mask, Positions
 from flowrl._kernel._base import AbstractKernel, Jet, Pairs
 from flowrl._kernel._scalar import AbstractScalarKernel
 from flowrl._misc import number
@@ -41,10 +40,6 @@ class Linear(AbstractScalarKernel):
 
     def __init__(self, offset: ArrayLike = 1.0):
         self.offset = number("offset", offset, lambda value: 0 <= value < float("inf"), ">= 0 and finite")
-
-    def fitted(self, positions: Positions, alive: Mask) -> "Linear":
-        del positions, alive  # the mean is taken where pairs are made
-        return self
 
     def jet(self, pairs: Pairs) -> Jet:
         inner = pairs.inner

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flowrl import _distribution
+from flowrl._distribution import require
 
 # Orange on blue can be told apart by every kind of colour vision.
 MOVED, FIXED = "#D55E00", "#2171B5"
@@ -12,14 +12,10 @@ BATCH = 4096
 
 def matplotlib_parts() -> Any:
     """Import matplotlib with the parts that plots need, or raise an ImportError that says how to install it."""
-    try:
-        # Never pyplot: the user's backend and figures stay as they are.
-        import matplotlib.animation
-        import matplotlib.collections
-        import matplotlib.figure
-    except ImportError as error:
-        message = f"plots need matplotlib: {_distribution.install('plot')}"
-        raise ImportError(message, name="matplotlib") from error
+    # Never pyplot: the user's backend and figures stay as they are.
+    require("matplotlib.animation", "matplotlib.collections", "matplotlib.figure", extra="plot")
+    import matplotlib
+
     return matplotlib
 
 

@@ -1,5 +1,6 @@
 """Reinforcement learning by value gradient flow: data, references, critics, training, evaluation."""
 
+import sys as _sys
 from typing import TYPE_CHECKING
 
 from flowrl._renamed import old_names as _old_names
@@ -85,6 +86,9 @@ from flowrl.rl.networks import (
     Minimum as Minimum,
     OneStepReference as OneStepReference,
 )
+
+# They live with what they are made of, and are imported by their public names.
+_sys.modules |= {f"{__name__}.baselines": baselines, f"{__name__}.presets": presets}
 
 if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
     __getattr__ = _old_names("flowrl.rl")

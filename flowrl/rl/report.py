@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax.random as jr
 import numpy as np
 
-from flowrl._io import require
+from flowrl._distribution import require
 from flowrl._renamed import old_names as _old_names
 from flowrl.rl.acting import Evaluation, Policy
 from flowrl.rl.data import Metric, ReferenceScores

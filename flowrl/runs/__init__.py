@@ -1,9 +1,9 @@
 """What long runs need, whatever they learn: run directories, checkpoints, statistics, optional packages."""
 
+from flowrl._distribution import require as require
 from flowrl._io import (
     DamagedError as DamagedError,
     load_checkpoint as load_checkpoint,
-    require as require,
     save_checkpoint as save_checkpoint,
 )
 from flowrl.runs import statistics as statistics

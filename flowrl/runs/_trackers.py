@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from flowrl import _distribution
+from flowrl._distribution import require
 
 
 class Tracker:
@@ -34,11 +34,9 @@ class Tracker:
             raise ValueError(f"tracker must be 'tensorboard', 'wandb' or 'trackio', got {kind!r}.")
         self.kind = kind
         path = Path(path)
-        try:
-            package: Any = importlib.import_module("tensorboard.summary" if kind == "tensorboard" else kind)
-        except ImportError as error:
-            message = f"{kind} is not installed: {_distribution.install('tracking')}"
-            raise ImportError(message, name=kind) from error
+        module = "tensorboard.summary" if kind == "tensorboard" else kind
+        require(module, extra="tracking")
+        package: Any = importlib.import_module(module)
         if kind == "tensorboard":
             self._writer = package.Writer(str(path))
         else:

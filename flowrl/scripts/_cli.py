@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from flowrl._io import require
+from flowrl._distribution import require
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ Soft actor-critic as in Haarnoja et al. 2018 (arXiv:1812.05905): twin critics, a
 coefficient tuned towards an entropy of minus the action dimension. The snapshots are the behaviour policies of the
 local locomotion data sets (`flowrl.rl.data`); this script made those that ship with the library:
 
-    flowrl behaviour --env HalfCheetah-v5 --steps 45000 --out flowrl/rl/data/_behaviour
+    flowrl behaviour --env HalfCheetah-v5 --steps 45000 --out flowrl/rl/data/generators/_behaviour
 """
 
 import dataclasses

@@ -499,16 +499,16 @@ def test_baselines_by_name():
     ("name", "changes", "message"),
     [
         ("bc", {"hidden": (8, 0)}, "BC: hidden must be widths >= 1"),
-        ("td3_bc", {"delay": 0}, "ReBRAC: delay must be >= 1, got 0"),
+        ("td3_bc", {"delay": 0}, "ReBRAC: delay must be a Python int >= 1, got 0"),
         ("td3_bc", {"learning_rate": 0.0}, "learning_rate must be > 0"),
         ("rebrac", {"critic_penalty": -1.0}, "critic_penalty must be >= 0"),
         ("rebrac", {"noise": float("nan")}, "noise must be >= 0"),
         ("iql", {"expectile": 1.5}, r"expectile must be in \(0, 1\]"),
         ("iql", {"decay_updates": 0}, "decay_updates"),
         ("idql", {"reference_average": 1.0}, "reference_average"),
-        ("diffusion_ql", {"backup_samples": 0}, "backup_samples must be >= 1"),
+        ("diffusion_ql", {"backup_samples": 0}, "backup_samples must be a Python int >= 1"),
         ("flow_ql", {"polyak": 0.0}, r"polyak must be in \(0, 1\]"),
-        ("fql", {"batch_size": 0}, "batch_size must be >= 1"),
+        ("fql", {"batch_size": 0}, "batch_size must be a Python int >= 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(name, changes, message):

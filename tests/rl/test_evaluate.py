@@ -105,7 +105,7 @@ def test_bad_policies(policies, message):
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        ({"candidates": 0}, ValueError, "a: candidates must be >= 1"),
+        ({"candidates": 0}, ValueError, "a: candidates must be a Python int >= 1"),
         ({"budget": Budget(2, 0.0)}, ValueError, "a: a budget of 2 steps of size 0 moves nothing"),
         ({"budget": Budget(2, 0.1, scale=0.5)}, ValueError, "a: leave the budget's scale out"),
         ({"budget": Budget(jnp.asarray(2), 0.1, max_steps=3)}, TypeError, "a: the budget's steps must be a Python int"),

@@ -334,7 +334,7 @@ def test_a_frozen_reference_is_sampled_where_new_rows_lead():
     assert np.abs(samples).max() <= 1
 
 
-def test_caps_and_step_sizes_that_grow_compile_nothing_anew():
+def test_caps_and_step_sizes_that_grow_compile_nothing_again():
     learner, state, buffer, standardizer = setting()
     caps = iter(np.linspace(0.1, 1.0, 12))
 

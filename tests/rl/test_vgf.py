@@ -135,7 +135,7 @@ def test_one_step_learns_the_samples_of_the_flow():
     ("changes", "error", "message"),
     [
         ({"average": 1.0}, ValueError, r"average must be in \[0, 1\)"),
-        ({"updates": 0}, ValueError, "updates must be >= 1"),
+        ({"updates": 0}, ValueError, "updates must be a Python int >= 1"),
         ({"learning_rate": float("nan")}, ValueError, "learning_rate must be > 0"),
         ({"hidden": (8, 0)}, ValueError, "hidden must be widths >= 1"),
         ({"model": "flow"}, TypeError, "such as FlowMatching"),

@@ -134,7 +134,7 @@ def test_budgets_grow_over_the_run():
     assert found[0] == (0, 0, 0.5)
     assert found[1] == (1, 1, pytest.approx(0.7495))
     assert found[2] == (3, 2, 1.0)
-    # Nothing is changed unless it is asked for, so nothing is compiled anew.
+    # Nothing is changed unless it is asked for, so nothing is compiled again.
     plain = planned(make_config())
     assert plain(0) == plain(500)
     assert plain(0).policy.steps == 1

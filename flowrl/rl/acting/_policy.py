@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flowrl._budget import Budget
 from flowrl._custom_types import Key
-from flowrl._misc import concrete
+from flowrl._misc import check_fields, concrete
 from flowrl._select import best_of_n, softmax_select, uniform_select
 from flowrl.rl.data.replay import Standardizer
 from flowrl.rl.learning import AbstractAlgorithm, AbstractState, AbstractValueBased
@@ -59,18 +59,16 @@ class Policy:
     band: float | None = None
 
     def __post_init__(self):
-        if self.candidates < 1:
-            raise ValueError(f"{self.name}: candidates must be >= 1, got {self.candidates}.")
+        check_fields(self, counts=("candidates",), positive=("selection_temperature", "band"), name=self.name)
         if self.budget is not None:
             self._check_budget(self.budget)
         if self.select not in _SELECTIONS:
             raise ValueError(f"{self.name}: select must be one of {_SELECTIONS}, got {self.select!r}.")
-        given = self.selection_temperature
-        if (given is not None) != (self.select == "softmax") or not (given is None or 0 < given < float("inf")):
+        if (self.selection_temperature is not None) != (self.select == "softmax"):
             raise ValueError(f"{self.name}: selection_temperature must be > 0 with select='softmax', else left out.")
         if self.band is not None:
-            if not self.band > 0 or not self.steps:
-                raise ValueError(f"{self.name}: band must be > 0, with a budget of steps >= 1 to choose from.")
+            if not self.steps:
+                raise ValueError(f"{self.name}: band needs a budget of steps >= 1 to choose from.")
             if self.budget is not None and self.budget.check_every > 1:
                 raise ValueError(f"{self.name}: band may stop after any step, so the budget needs check_every=1.")
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from flowrl._io import atomic_write, require
+from flowrl._distribution import require
+from flowrl._io import atomic_write
 from flowrl.rl.acting._policy import Agent, Policy, PolicyTable, act
 from flowrl.rl.data import make_env
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flowrl._io import require
+from flowrl._distribution import require
 from flowrl.rl.envs._environment import Environment
 from flowrl.rl.envs._isolation import quiet, simulator_log_off
 

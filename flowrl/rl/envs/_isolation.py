@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flowrl._io import require
+from flowrl._distribution import require
 
 
 @contextlib.contextmanager

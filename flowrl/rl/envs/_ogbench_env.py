@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from flowrl._io import require
+from flowrl._distribution import require
 from flowrl.rl.envs._environment import Environment
 from flowrl.rl.envs._gym_env import render_mode
 from flowrl.rl.envs._isolation import own_global_state, quiet

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from flowrl._io import _files
+from flowrl._io import sha256_file
 
 _TIMEOUT = 1800.0
 _LAST_LINES = 6
@@ -15,7 +15,7 @@ _LAST_LINES = 6
 
 def check(path: Path, project: str, version: str, sha256: str) -> None:
     """Refuse a file that is not the pinned one."""
-    found = _files.sha256_file(path)
+    found = sha256_file(path)
     if found != sha256:
         raise ValueError(
             f"{path}: its SHA-256 is {found}, expected {sha256}: truncated, or not the file of {project} {version}. "

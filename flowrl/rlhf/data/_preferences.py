@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl._io import _files
+from flowrl._io import atomic_write
 from flowrl.rlhf.data import _jsonl
 
 #: Renders a conversation; with True also the beginning of the assistant's turn that comes next.
@@ -126,7 +126,7 @@ def write_preferences(path: str | os.PathLike[str], preferences: Iterable[Prefer
     lines = [json.dumps(dataclasses.asdict(preference), ensure_ascii=False) for preference in preferences]
     content = "".join(f"{line}\n" for line in lines).encode()
     file = Path(path)
-    with _files.atomic_write(file) as stream:
+    with atomic_write(file) as stream:
         stream.write(gzip.compress(content, mtime=0) if file.suffix == ".gz" else content)
 
 

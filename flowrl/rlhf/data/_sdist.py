@@ -6,7 +6,7 @@ import tarfile
 import zlib
 from pathlib import Path
 
-from flowrl._io import _files
+from flowrl._io import lock, make_dir, resolve_dir
 from flowrl.rlhf.data import _pip
 
 PROJECT = "vaderSentiment"
@@ -20,7 +20,7 @@ _LIMIT = 32 * 2**20
 
 def obtain(data_dir: str | os.PathLike[str] | None, *, download: bool) -> Path:
     """Return the path of the checked archive, in `data_dir` or a folder named after the release."""
-    root = _files.resolve_dir(data_dir)
+    root = resolve_dir(data_dir)
     own = root / FILE
     if own.is_file():
         _pip.check(own, PROJECT, VERSION, SHA256)
@@ -30,8 +30,8 @@ def obtain(data_dir: str | os.PathLike[str] | None, *, download: bool) -> Path:
     if not path.is_file():
         if not download:
             raise FileNotFoundError(f"{FILE} is neither in {root} nor in {home}, and download=False. {_by_hand(root)}")
-        _files.make_dir(home)
-        with _files.lock(home / ".lock"):
+        make_dir(home)
+        with lock(home / ".lock"):
             # Another process may have brought it while this one waited.
             if not path.is_file():
                 return _pip.obtain(PROJECT, VERSION, FILE, SHA256, home, source=True, by_hand=_by_hand(root))

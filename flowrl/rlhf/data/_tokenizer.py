@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl._io import require
+from flowrl._distribution import require
 
 _SPECIAL = ("<pad>", "<unk>", "<end>")
 _PAD, _UNKNOWN, _END = range(3)

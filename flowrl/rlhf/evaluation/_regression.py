@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flowrl._io import require
+from flowrl._distribution import require
 from flowrl.rlhf.data import RatedTexts
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flowrl._io import require
+from flowrl._distribution import require
 
 
 def distinct_n(texts: Sequence[Sequence[Hashable]], n: int) -> float:

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from flowrl._custom_types import Key
-from flowrl._misc import check_count, concrete, number_field
+from flowrl._misc import check_count, check_fields, concrete, number_field
 from flowrl.rlhf.alignment import score
 from flowrl.rlhf.learning._ppo_terms import clipped_error, clipped_surrogate, gae, masked_mean, whiten
 from flowrl.rlhf.models import AbstractReward, Dense, LanguageModel, Prompt, Sampler, Transformer
@@ -131,20 +131,21 @@ class PPO(eqx.Module):
     at_once: int = eqx.field(static=True, default=32)
 
     def __check_init__(self):
-        for name in ("rollouts", "epochs", "minibatches", "at_once"):
-            check_count(name, getattr(self, name))
+        check_fields(
+            self,
+            counts=("rollouts", "epochs", "minibatches", "at_once"),
+            positive=("clip",),
+            shares=("gae_lambda",),
+        )
         if self.rollouts % self.minibatches:
             raise ValueError(
                 f"rollouts must be a multiple of minibatches, got {self.rollouts} and {self.minibatches}: every "
                 "response is in one minibatch of an epoch."
             )
-        if not 0 <= self.gae_lambda <= 1:
-            raise ValueError(f"gae_lambda must be in [0, 1], got {self.gae_lambda}.")
         if not 0 < self.ratio_clip < 1:
-            raise ValueError(f"ratio_clip must be in (0, 1), got {self.ratio_clip}.")
-        for name in ("value_clip", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}.")
+            raise ValueError(f"PPO: ratio_clip must be in (0, 1), got {self.ratio_clip}.")
+        if not self.value_clip > 0:  # infinity is no limit
+            raise ValueError(f"PPO: value_clip must be > 0, got {self.value_clip}.")
         temperature = concrete(self.sampler.temperature)
         if temperature is None or np.any(temperature != 1) or self.sampler.top_p != 1:
             raise ValueError(

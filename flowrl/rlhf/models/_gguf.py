@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flowrl._io import require
+from flowrl._distribution import require
 from flowrl.rlhf.models._weights import Tensor
 
 # GGUF's names of Llama's tensors, and those of `transformers`.

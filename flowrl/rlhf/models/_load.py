@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jax.typing import DTypeLike
 
-from flowrl._io import require
+from flowrl._distribution import require
 from flowrl.rlhf.data import FileTokenizer
 from flowrl.rlhf.models._families import Family, read_config
 from flowrl.rlhf.models._gguf import GGUF

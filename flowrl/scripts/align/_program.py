@@ -9,7 +9,6 @@ texts, side by side. VGF's budget is chosen on validation prompts without the go
 """
 
 import contextlib
-import importlib.util
 import itertools
 import json
 import time
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from flowrl._distribution import install
+from flowrl._distribution import require
 from flowrl._io import resolve_dir
 from flowrl.rlhf import load_reward_model
 from flowrl.runs import RunDirectory, to_csv
@@ -36,10 +35,7 @@ from flowrl.scripts.align._task import Task, make_task
 def main(config: Config) -> None:
     """Run what is not done yet."""
     check(config)
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        # Some are first used after minutes.
-        raise SystemExit(f"{', '.join(missing)} cannot be imported: {install('rlhf')}")
+    require(*NEEDED, extra="rlhf")  # here, since some are first used after minutes
     console = Console()
     begun = time.perf_counter()
     with RunDirectory(config.out, config.identity(), resume=config.resume) as run, progress(console) as bars:

@@ -78,20 +78,24 @@ class Config:
 
     def flat(self) -> dict[str, Any]:
         """Return all options by name, as config.json has them."""
-        groups = (dataclasses.asdict(getattr(self, group)) for group in _GROUPS)
+        groups = (dataclasses.asdict(group) for _, group in self._groups())
         options = {"algorithm": self.algorithm, **{k: v for group in groups for k, v in group.items()}}
         return json.loads(json.dumps(options, default=str))
 
     def changed(self, **options: Any) -> "Config":
         """Return the same with other values of some options, by name."""
         groups = {}
-        for name in _GROUPS:
-            group = getattr(self, name)
+        for name, group in self._groups():
             mine = {k: options.pop(k) for k in [f.name for f in dataclasses.fields(group)] if k in options}
             groups[name] = dataclasses.replace(group, **mine)
         if options:
             raise ValueError(f"{self.algorithm} has no options {', '.join(sorted(options))}.")
         return dataclasses.replace(self, **groups)
+
+    def _groups(self) -> list[tuple[str, Any]]:
+        """Return the groups with their names; one whose required options are still to be read is none yet."""
+        groups = [(name, getattr(self, name)) for name in _GROUPS]
+        return [(name, group) for name, group in groups if dataclasses.is_dataclass(group)]
 
 
 def defaults(algorithm: str = "vgf", *, env: str = Data.env, paper: str | None = None) -> Config:

@@ -47,7 +47,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """The offline run that this one starts from."""
 
     offline: Path
@@ -190,7 +190,7 @@ class Config:
     """
 
     algorithm: str
-    source: Source | Finished
+    source: Source | FinishedRun
     learning: Learning
     collecting: Collecting
     evaluation: Evaluation
@@ -211,7 +211,7 @@ def groups(algorithm: str, *, finished: bool = False) -> dict[str, type]:
     """Return the groups of options that an algorithm reads."""
     vgf, acting = algorithm == "vgf", type(defaults(algorithm).acting)
     return {
-        "source": Finished if finished else Source,
+        "source": FinishedRun if finished else Source,
         "learning": VGFLearning if vgf else Learning,
         "collecting": CollectingAmong if issubclass(acting, CandidateOptions) else Collecting,
         "evaluation": Evaluation,
@@ -300,7 +300,7 @@ def offline_learner(offline: Offline, source: Path) -> AbstractValueBased:
 
 
 def shown(offline: Offline, learner: AbstractAlgorithm) -> tuple[Policy, ...]:
-    """List the ways to act that are evaluated: every L_test for VGF, a rival's own proposals and their selection."""
+    """List the ways to act that are evaluated: every L_test for VGF, a baseline's own proposals and their selection."""
     policies, acting = offline.policies(learner), offline.acting
     if isinstance(acting, FlowOptions):
         return tuple(
@@ -366,7 +366,7 @@ def planned(config: Config, offline: Offline, learner: AbstractAlgorithm) -> Cal
 
 
 def _capped(budget: Budget, cap: float) -> Budget:
-    """Return the budget with another cap; a new cap compiles nothing anew."""
+    """Return the budget with another cap; a new cap compiles nothing again."""
     return eqx.tree_at(lambda b: b.max_displacement, budget, jnp.asarray(cap, jnp.float32), is_leaf=lambda x: x is None)
 
 

@@ -54,7 +54,7 @@ from flowrl.scripts.offline import (
 )
 from flowrl.scripts.online._options import (
     Config,
-    Finished,
+    FinishedRun,
     VGFLearning,
     check,
     first_run,
@@ -70,7 +70,7 @@ def main(config: Config) -> None:
     """Run everything that is not done yet."""
     console, started = Console(stderr=True), time.perf_counter()
     check(config)
-    source = config.source.offline if isinstance(config.source, Finished) else _trained_first(config)
+    source = config.source.offline if isinstance(config.source, FinishedRun) else _trained_first(config)
     offline = read_offline(source, config)
     learner, metric = offline_learner(offline, source), data.metric(offline.data.env)
     planned(config, offline, learner)  # refuses what makes no sense, before the data are there
@@ -79,7 +79,7 @@ def main(config: Config) -> None:
     identity["offline_sha256"] = hashlib.sha256((source / "checkpoint.npz").read_bytes()).hexdigest()
     free = ("eval_episodes", "eval_seed", "eval_lanes")
     # A run that was stopped while the offline one was trained has not begun itself.
-    begun = isinstance(config.source, Finished) or (config.out / "config.json").exists()
+    begun = isinstance(config.source, FinishedRun) or (config.out / "config.json").exists()
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(RunDirectory(config.out, identity, resume=config.run.resume and begun, free=free))
         bars = stack.enter_context(progress(console))

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from flowrl._io import DamagedError, check_memory, require
+from flowrl._distribution import require
+from flowrl._io import DamagedError, check_memory
 
 
 def read_hdf5(path: Path, *, required: Sequence[str] = (), optional: Sequence[str] | None = None) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl._io import atomic_write, lock, make_dir, require, sha256_file
+from flowrl._distribution import require
+from flowrl._io import atomic_write, lock, make_dir, sha256_file
 from flowrl.rl.data.files import _store
 from flowrl.rl.data.files._download import fetch
 from flowrl.rl.data.schema import Progress

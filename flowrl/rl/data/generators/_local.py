@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from flowrl._io import lock, make_dir, remove_halves, require, sha256_file, write_npz
+from flowrl._distribution import require
+from flowrl._io import lock, make_dir, remove_halves, sha256_file, write_npz
 from flowrl.rl.data.files import (
     Manifest,
     is_complete,

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from flowrl._io import require, sha256_file
+from flowrl._distribution import require
+from flowrl._io import sha256_file
 from flowrl.rl.data.files import Published, is_published, obtain, read_hdf5, versions
 from flowrl.rl.data.schema import (
     DEFAULT_SHARE,

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from flowrl._io import atomic_write, check_memory, lock, make_dir, require, sha256_file
+from flowrl._distribution import require
+from flowrl._io import atomic_write, check_memory, lock, make_dir, sha256_file
 from flowrl.rl.data.files import versions
 from flowrl.rl.data.schema import (
     DEFAULT_SHARE,

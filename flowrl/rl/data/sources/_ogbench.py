@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from flowrl._io import read_npz, require
+from flowrl._distribution import require
+from flowrl._io import read_npz
 from flowrl.rl.data.files import Published, obtain, validation_path
 from flowrl.rl.data.generators import RECIPES, describe, generate_ogbench
 from flowrl.rl.data.schema import (

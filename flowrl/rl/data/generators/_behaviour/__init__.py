@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32
 
-from flowrl._io import read_npz, require, write_npz
+from flowrl._distribution import require
+from flowrl._io import read_npz, write_npz
 from flowrl.rl.envs import Environment, quiet, render_mode, simulator_log_off
 
 # Where the shipped snapshots and their provenance stand.
