@@ -134,8 +134,9 @@ def _undocumented(site):
     for case in test_public._public():
         module, name, _ = case.values
         # A public module that is a name of another has a page of its own, under its own name.
-        documented = ids | set(test_public._public_modules())
+        documented = ids | set(test_public._public_modules()) | set(test_public.INSIDE.values())
         variable = isinstance(getattr(importlib.import_module(module), name), typing.TypeVar)
+        module = test_public.INSIDE.get(module, module)
         if f"{module}.{name}" not in documented and not variable:
             yield f"{module}.{name} has no anchor on a page of the navigation"
 
@@ -202,6 +203,8 @@ def _is_run(script, tests):
     """Whether the tests name a script's file, import it, or do so with a script beside it that imports it."""
     if script.parent == test_programs.SNIPPETS:
         return script.stem in test_programs.PROGRAMS
+    if script.is_relative_to(ROOT / "flowrl"):  # a program: its room is imported, its command run
+        return f"flowrl.scripts import {script.parent.name}" in tests or f"flowrl.scripts.{script.parent.name}" in tests
     if re.search(rf"\b{script.name}\b", tests) or _imports(script.stem, tests):
         return True
     beside = [other for other in script.parent.glob("*.py") if _imports(script.stem, other.read_text())]

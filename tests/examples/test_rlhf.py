@@ -25,7 +25,7 @@ def test_transport_stands_beside_best_of_n_at_equal_cost(tmp_path):
     pytest.importorskip("sklearn")
     done = run(*TINY, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-2000:]
-    table = list(csv.DictReader((tmp_path / "run" / "results.csv").open()))
+    table = list(csv.DictReader((tmp_path / "run" / "results.csv").read_text().splitlines()))
     names = ["one sample", "best of 2", "best of 8, at equal cost", "transported, L = 1"]
     assert [row["answers"] for row in table] == names
     rewards = [float(row["reward"]) for row in table]

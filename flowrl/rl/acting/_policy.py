@@ -250,7 +250,7 @@ def act(
     Args:
         agent: networks and constants.
         table: the policies.
-        policy: row of the table for each lane.
+        policy: row of the table for each lane, of the policies that the lane's block holds.
         observations: raw observations.
         episode: index of the episode in each lane; with `time` it determines the randomness, whatever the policy.
         time: steps taken in that episode.

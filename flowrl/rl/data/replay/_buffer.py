@@ -141,7 +141,12 @@ class Buffer(eqx.Module, AbstractBuffer):
         return 0 if self.replay.particles is None else self.replay.particles.shape[1]
 
     def draw(self, size: int, key: Key) -> Int[Array, " size"]:
-        """Draw the `size` rows of a batch by its protocol."""
+        """Draw the rows of a batch by the buffer's protocol.
+
+        Args:
+            size: rows of the batch.
+            key: randomness.
+        """
         return draw_rows(self.protocol, self.data, self.filled, size, key)
 
     def batches(self, size: int, updates: int, key: Key) -> Batches:
