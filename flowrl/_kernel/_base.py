@@ -53,15 +53,14 @@ class Jet(NamedTuple):
 class AbstractKernel(eqx.Module):
     """A positive definite kernel, scalar or matrix-valued, defined by its Stein operator."""
 
+    @abc.abstractmethod
     def fitted(self, positions: Positions, alive: Mask) -> "AbstractKernel":
-        """Return the same kernel with everything that depends on data fixed at these particles; by default itself.
+        """Return the same kernel with everything that depends on data fixed at these particles.
 
         Args:
             positions: (n, d).
             alive: particles that count.
         """
-        del positions, alive
-        return self
 
     @abc.abstractmethod
     def stein(self, positions: Positions, gradient: Positions, alive: Mask, temperature: Scalar) -> Positions:

@@ -24,8 +24,9 @@ class AbstractScalarKernel(AbstractKernel):
 
     __array_ufunc__: ClassVar[None] = None  # so that NumPy's numbers leave `number * kernel` to the kernel
 
-    @abc.abstractmethod
-    def fitted(self, positions: Positions, alive: Mask) -> "AbstractScalarKernel": ...
+    def fitted(self, positions: Positions, alive: Mask) -> "AbstractScalarKernel":
+        del positions, alive  # of a kernel without a bandwidth nothing depends on data
+        return self
 
     @abc.abstractmethod
     def jet(self, pairs: Pairs) -> Jet:

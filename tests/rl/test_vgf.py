@@ -154,7 +154,7 @@ def test_a_word_that_names_no_variant_is_refused():
 def test_a_chain_of_noise_cannot_be_distilled():
     with pytest.raises(ValueError, match="one_step needs the noise of one action, Denoising has more"):
         ReferenceLearner(Denoising(3), (8,), one_step=True).init(3, 2, key=jr.key(0))
-    with pytest.raises(ValueError, match="steps must be >= 1"):
+    with pytest.raises(ValueError, match="steps must be a Python int >= 1"):
         FlowMatching(0)
 
 
