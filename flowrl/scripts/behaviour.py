@@ -1,4 +1,4 @@
-"""Trains a behaviour policy with soft actor-critic and saves small snapshots of its actor on the way.
+"""Train a behaviour policy with soft actor-critic and save small snapshots of its actor on the way.
 
 Soft actor-critic as in Haarnoja et al. 2018 (arXiv:1812.05905): twin critics, a tanh-Gaussian actor, and an entropy
 coefficient tuned towards an entropy of minus the action dimension. The snapshots are the behaviour policies of the
@@ -93,7 +93,7 @@ class Batch(NamedTuple):
 
 
 def init(config: Config, obs_dim: int, act_dim: int, tx: optax.GradientTransformation, key: PRNGKeyArray) -> State:
-    """Builds the networks and the optimiser's state."""
+    """Create the networks and the optimiser's state."""
     actor_key, critic_key = jax.random.split(key)
     actor = eqx.nn.MLP(obs_dim, 2 * act_dim, config.width, 2, key=actor_key)
     critics = eqx.filter_vmap(lambda k: eqx.nn.MLP(obs_dim + act_dim, "scalar", config.width, 2, key=k))(
@@ -105,7 +105,7 @@ def init(config: Config, obs_dim: int, act_dim: int, tx: optax.GradientTransform
 
 
 def sample(actor: eqx.nn.MLP, observations: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
-    """Draws one action per state: (B, obs_dim) -> actions (B, act_dim) and their log densities (B,)."""
+    """Draw one action per state: (B, obs_dim) -> actions (B, act_dim) and their log densities (B,)."""
     mean, log_std = jnp.split(jax.vmap(actor)(observations), 2, axis=-1)
     log_std = jnp.clip(log_std, _behaviour.LOG_STD_MIN, _behaviour.LOG_STD_MAX)
     noise = jax.random.normal(key, mean.shape)
@@ -117,13 +117,13 @@ def sample(actor: eqx.nn.MLP, observations: Array, key: PRNGKeyArray) -> tuple[A
 
 
 def evaluate(critics: eqx.nn.MLP, observations: Array, actions: Array) -> Array:
-    """Both critics at B state-action pairs: (2, B)."""
+    """Return both critics at B state-action pairs: (2, B)."""
     inputs = jnp.concatenate([observations, actions], -1)
     return eqx.filter_vmap(lambda critic: jax.vmap(critic)(inputs))(critics)
 
 
 def loss(networks: Networks, batch: Batch, targets: Array, act_dim: int, key: PRNGKeyArray) -> Array:
-    """Critic, actor and entropy losses in one scalar; stop_gradient keeps each to its own network."""
+    """Return critic, actor and entropy losses in one scalar; stop_gradient keeps each to its own network."""
     frozen = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, networks)
     actions, log_density = sample(networks.actor, batch.observations, key)
     critic = jnp.mean((evaluate(networks.critics, batch.observations, batch.actions) - targets) ** 2, -1).sum()
@@ -135,7 +135,7 @@ def loss(networks: Networks, batch: Batch, targets: Array, act_dim: int, key: PR
 
 @eqx.filter_jit(donate="all-except-first")
 def update(statics: tuple[Config, optax.GradientTransformation], state: State, batches: Batch, key: PRNGKeyArray):
-    """K updates in one dispatch; `batches` has leaves (K, B, ...)."""
+    """Do K updates in one dispatch; `batches` has leaves (K, B, ...)."""
     config, tx = statics
     arrays, static = eqx.partition(state, eqx.is_array)
 
@@ -164,13 +164,13 @@ def update(statics: tuple[Config, optax.GradientTransformation], state: State, b
 
 
 def as_numpy(actor: eqx.nn.MLP) -> _behaviour.TanhGaussian:
-    """The actor as the NumPy policy that acts and that is saved; equinox keeps (out, in) weights, it (in, out)."""
+    """Return the actor as the NumPy policy that acts and is saved; equinox keeps (out, in) weights, it (in, out)."""
     kernels = tuple(np.ascontiguousarray(np.asarray(layer.weight).T) for layer in actor.layers)
     return _behaviour.TanhGaussian(kernels, tuple(np.asarray(layer.bias) for layer in actor.layers))
 
 
 def returns(env: Environment, policy: _behaviour.TanhGaussian, episodes: int, *, stochastic: bool) -> dict[str, float]:
-    """Mean and standard error of the return over `episodes` episodes, and their mean length."""
+    """Return mean and standard error of the return over `episodes` episodes, and their mean length."""
     runs = [
         _behaviour.rollout(env, policy, np.random.SeedSequence(entropy=(1, i)), stochastic=stochastic)
         for i in range(episodes)
@@ -184,7 +184,7 @@ def returns(env: Environment, policy: _behaviour.TanhGaussian, episodes: int, *,
 
 
 def train(config: Config, env: Environment, save: Any) -> int:
-    """Trains; calls `save(step, actor)` at every snapshot; returns the number of environment steps taken."""
+    """Train; call `save(step, actor)` at every snapshot; return the number of environment steps taken."""
     obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]  # pyright: ignore
     tx = optax.adam(config.learning_rate)
     key = jax.random.key(config.seed)
@@ -227,7 +227,7 @@ def train(config: Config, env: Environment, save: Any) -> int:
 
 
 def describe(config: Config, files: dict[int, str], seconds: float, argv: Sequence[str]) -> dict[str, Any]:
-    """Measures every snapshot as it was saved, and says where it came from."""
+    """Measure every snapshot as it was saved, and return its provenance."""
     env = _behaviour.make_mujoco(config.env)
     snapshots = []
     for step, name in files.items():
@@ -252,7 +252,7 @@ def describe(config: Config, files: dict[int, str], seconds: float, argv: Sequen
 
 
 def main(config: Config) -> None:
-    """Trains, saves, measures, and records where the weights came from."""
+    """Train, save, measure, and record where the weights came from."""
     config.out.mkdir(parents=True, exist_ok=True)
     files: dict[int, str] = {}
 

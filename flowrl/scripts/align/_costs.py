@@ -79,7 +79,7 @@ class Costs:
 
 
 class Parts:
-    """Runs programs on some prompts at a time, so that validation and test share one, and times them when compiled."""
+    """Run programs on some prompts at a time, so that validation and test share one, and time them when compiled."""
 
     def __init__(self) -> None:
         self._known: set[Any] = set()
