@@ -35,9 +35,9 @@ def require(*modules: str, extra: str) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
+            package = module.partition(".")[0]  # what pip installs, and what the name of the error is
             raise ImportError(
-                f"{module} is needed here and could not be imported ({error}): {install(extra)}",
-                name=module,
+                f"{package} is needed here and could not be imported ({error}): {install(extra)}", name=package
             ) from error
 
 
