@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from flowrl._io import sha256_file
 from flowrl.rlhf import Sampler, load_language_model, load_reward_model, pack_prompts, smollm2
 from flowrl.rlhf.data import FileTokenizer
 from flowrl.rlhf.models import _smollm2
@@ -549,7 +550,7 @@ def _fake_wheel(home, monkeypatch):
         archive.write(member, _smollm2._MEMBER)
         archive.write(member, "../outside.gguf")
     member.unlink()
-    monkeypatch.setattr(_smollm2, "_SHA256", _smollm2._files.sha256_file(home / _smollm2._WHEEL))
+    monkeypatch.setattr(_smollm2, "_SHA256", sha256_file(home / _smollm2._WHEEL))
 
 
 def test_smollm2_is_unpacked_once(tmp_path, monkeypatch):
