@@ -218,7 +218,7 @@ def test_members_differ_and_share_no_gradient():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"particles": 0}, "particles must be >= 1"),
+        ({"particles": 0}, "particles must be a Python int >= 1"),
         ({"samples": 4}, "samples"),
         ({"frozen_reference": False}, "relative=False"),
         ({"polyak": 7.0}, "polyak"),

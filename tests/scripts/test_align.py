@@ -116,7 +116,7 @@ def test_another_run_in_the_same_directory_is_refused(whole):
 
 def test_a_missing_package_is_named_before_anything_is_computed(monkeypatch, tmp_path):
     monkeypatch.setattr(_program, "NEEDED", ("json", "no_such_package"))
-    with pytest.raises(SystemExit, match=r"^no_such_package cannot.*flowrl-transport\[rlhf\]"):
+    with pytest.raises(ImportError, match=r"^no_such_package is needed here.*flowrl-transport\[rlhf\]"):
         _program.main(Config(out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
