@@ -65,14 +65,19 @@ from flowrl._select import (
 from flowrl._solution import RESULTS as RESULTS, Solution as Solution
 from flowrl._solver import (
     JKO as JKO,
+    AbstractProposal as AbstractProposal,
     AbstractSolver as AbstractSolver,
     AbstractStepSolver as AbstractStepSolver,
     Diffrax as Diffrax,
+    Ensemble as Ensemble,
     Euler as Euler,
+    Needs as Needs,
     Optax as Optax,
     Problem as Problem,
     Progress as Progress,
+    Proposal as Proposal,
     SolverOutput as SolverOutput,
+    Step as Step,
 )
 from flowrl._stepper import State as State, Stepper as Stepper
 from flowrl._supports import Support as Support, supports as supports
@@ -82,7 +87,6 @@ from flowrl._target import (
     Boltzmann as Boltzmann,
     Density as Density,
     Empirical as Empirical,
-    Knowledge as Knowledge,
     Posterior as Posterior,
     Score as Score,
     Tilted as Tilted,

@@ -23,7 +23,7 @@ class Budget(eqx.Module):
     Numbers become arrays on construction, so changing them never recompiles; only a Python-int `steps` is static.
 
     Attributes:
-        step_size: ε, an array `()` or `(steps,)`.
+        step_size: ε, an array `()` or `(steps,)`; None where the method chooses it.
         temperature: α, an array `()` or `(steps,)`, or None.
         scale: per-coordinate unit of length, or None.
         max_steps: static bound on a traced `steps`, or None.
@@ -41,7 +41,7 @@ class Budget(eqx.Module):
         ```
     """
 
-    step_size: Array
+    step_size: Array | None
     temperature: Array | None
     max_displacement: Array | None
     scale: PyTree[Array] | None
@@ -57,7 +57,7 @@ class Budget(eqx.Module):
     def __init__(
         self,
         steps: int | np.integer | Count,
-        step_size: ArrayLike | Schedule = 0.1,
+        step_size: ArrayLike | Schedule | None = 0.1,
         temperature: ArrayLike | Schedule | None = None,
         *,
         max_displacement: ArrayLike | None = None,
@@ -73,7 +73,8 @@ class Budget(eqx.Module):
         Args:
             steps: number of steps L >= 0. A Python int gives one program per L, differentiable in reverse mode; an
                 integer array gives one program for all L <= `max_steps`, without reverse mode.
-            step_size: ε >= 0; a number, an array `(steps,)`, or a schedule `l -> ε` as in optax.
+            step_size: ε >= 0; a number, an array `(steps,)`, or a schedule `l -> ε` as in optax. None only for methods
+                that choose it: `Metropolis`, `Coin`, flows in unit time.
             temperature: α >= 0 in the units of the value; a number, an array `(steps,)`, or a schedule. None means 1
                 for flows with an entropy; flows without one refuse it. For `Density` the drift grows with α, so
                 annealing from a large α needs `step_size` in proportion to 1/α.
@@ -123,7 +124,7 @@ class Budget(eqx.Module):
             length = max_steps
             self._static_steps, self._traced_steps = None, steps
         self.max_steps = max_steps
-        self.step_size = _per_step("step_size", step_size, length)
+        self.step_size = None if step_size is None else _per_step("step_size", step_size, length)
         self.temperature = None if temperature is None else _per_step("temperature", temperature, length)
         self.max_displacement = _cap("max_displacement", max_displacement)
         self.scale = None if scale is None else _scale(scale)
@@ -183,7 +184,9 @@ class Budget(eqx.Module):
 
     def valid(self) -> Bool[Array, ""]:
         """Whether all numbers are in range; for budgets whose numbers were traced when they were made."""
-        checks = [jnp.all((self.step_size >= 0) & jnp.isfinite(self.step_size)), jnp.all(jnp.asarray(self.steps) >= 0)]
+        checks = [jnp.all(jnp.asarray(self.steps) >= 0)]
+        if self.step_size is not None:
+            checks.append(jnp.all((self.step_size >= 0) & jnp.isfinite(self.step_size)))
         if self.temperature is not None:
             checks.append(jnp.all((self.temperature >= 0) & jnp.isfinite(self.temperature)))
         if self.max_displacement is not None:

@@ -138,6 +138,29 @@ def ravel(particles: Particles) -> tuple[Positions, Callable[[Positions], Partic
     return matrix, jax.vmap(unravel_one)
 
 
+def manual_axes(*trees: Any) -> frozenset[str]:
+    """Return the axes of `jax.shard_map` along which one of the arrays differs from device to device."""
+    arrays = [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array)]
+    return frozenset().union(*(jax.typeof(leaf).mat.varying for leaf in arrays))  # pyright: ignore
+
+
+def varying_as(tree: Any, *like: Any) -> Any:
+    """Mark constants as different on every device where `like` are: a loop may only carry what keeps that mark."""
+    axes = manual_axes(like)
+
+    def cast(leaf: Any) -> Any:
+        missing = tuple(axes - manual_axes(leaf)) if isinstance(leaf, jax.Array | np.ndarray | np.generic) else ()
+        return jax.lax.pcast(jnp.asarray(leaf), missing, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, tree) if axes else tree
+
+
+def refuse_checked_sharding(what: str, *trees: Any) -> None:
+    """Refuse loops of another library within a `jax.shard_map` that checks which arrays differ between devices."""
+    if manual_axes(trees):
+        raise ValueError(f"{what} brings its own loop, which jax.shard_map cannot check: pass check_vma=False to it.")
+
+
 def row_norm(x: Float[Array, "n d"]) -> Float[Array, " n"]:
     """Return the Euclidean norm of each row, with gradient zero (not NaN) at zero rows."""
     squared = jnp.sum(x * x, axis=-1)

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 
 from flowrl._custom_types import Scalar
 from flowrl._kernel import by_rows, inner_products
+from flowrl._misc import varying_as
 
 _SELF_ITERATIONS = 30
 """Enough for a set against itself at every ε: each averaged iteration at least halves the error."""
@@ -160,7 +161,7 @@ def _potentials(one: _Cloud, other: _Cloud, regularisation: Scalar, iterations: 
         g = g + relaxation * (_softmin(other.points, one, f, epsilon) - g)
         return (f, g), None
 
-    nothing = jnp.zeros_like(one.logs), jnp.zeros_like(other.logs)
+    nothing = varying_as((jnp.zeros_like(one.logs), jnp.zeros_like(other.logs)), one, other)
     (_, g), _ = jax.lax.scan(sweep, nothing, (regularisations, relaxations))
     return _softmin(one.points, other, g, regularisation), g
 
@@ -172,7 +173,9 @@ def _self_potential(cloud: _Cloud, regularisation: Scalar, iterations: int) -> A
     def average(_: int | Array, f: Array) -> Array:
         return 0.5 * (f + _softmin(cloud.points, cloud, f, regularisation))
 
-    return jax.lax.fori_loop(0, min(iterations, _SELF_ITERATIONS), average, jnp.zeros_like(cloud.logs))
+    return jax.lax.fori_loop(
+        0, min(iterations, _SELF_ITERATIONS), average, varying_as(jnp.zeros_like(cloud.logs), cloud)
+    )
 
 
 def _half_self_cost(cloud: _Cloud, regularisation: Scalar, iterations: int) -> Scalar:

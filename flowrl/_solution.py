@@ -64,7 +64,10 @@ class Solution(eqx.Module):
             `path_length` (mean over particles of the length travelled; NaN from `Diffrax`, which does not measure it);
             `fraction_at_cap`; `fraction_clipped` (particle-steps that the domain stopped); `nonfinite` (particles
             frozen because their value or score was not finite).
+        log_weights: log weights of the particles `(n,)`, whose weights sum to 1; −inf for frozen particles and empty
+            slots.
         trajectory: particles at the step counts asked for by `save`, leaves `(len(save), n, ...)`, or None.
+        extras: what the method learned, by name: its adapted step size, the share of accepted moves, the log evidence.
         notes: what to know about the distribution of these particles.
     """
 
@@ -72,7 +75,9 @@ class Solution(eqx.Module):
     values: Array | None
     result: Any
     stats: dict[str, Array]
+    log_weights: Array
     trajectory: Particles | None = None
+    extras: dict[str, Any] = eqx.field(default_factory=dict)
     notes: tuple[str, ...] = eqx.field(static=True, default=())
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flowrl._budget import Budget
 from flowrl._custom_types import Key, Particles
 from flowrl._solution import RESULTS, Solution
-from flowrl._solver import AbstractStepSolver, Progress
+from flowrl._solver import AbstractStepSolver, Problem, Progress
 from flowrl._target import AbstractTarget
 from flowrl._transport import Transport, make_problem, make_solution
 from flowrl._validation import check, check_key, resolve
@@ -73,21 +73,22 @@ class Stepper(eqx.Module):
 
         Args:
             particles: the set to move, leaves (n, ...); inside the domain.
-            rng_key: unused: starting is deterministic. Drivers such as blackjax's pass one.
+            rng_key: randomness of solvers that draw at the start; else unused. Drivers such as blackjax's pass one.
 
         Raises:
             TypeError: particles, target or budget are of the wrong kind.
             ValueError: a concrete argument is out of range, or the parts do not go together.
         """
-        del rng_key
+        if self.method.solver.needs.random:
+            check_key(self.method.flow, self.method.solver, self.target, rng_key)
         particles = check(self.method.flow, self.method.solver, self.method.domain, self.target, particles, self.budget)
-        return _begin(self, particles)
+        return _begin(self, particles, rng_key)
 
     def step(self, rng_key: Key | None, state: State) -> tuple[State, Solution]:
         """Take one step, unless the budget is spent.
 
         Args:
-            rng_key: randomness of this step; may be None if flow and target are deterministic.
+            rng_key: randomness of this step; may be None if flow, solver and target are deterministic.
             state: from `init` or the step before.
 
         Returns:
@@ -97,25 +98,29 @@ class Stepper(eqx.Module):
         Raises:
             ValueError: a stochastic flow or target without a key.
         """
-        check_key(self.method.flow, self.target, rng_key)
+        check_key(self.method.flow, self.method.solver, self.target, rng_key)
         return _step(self, rng_key, state)
 
 
 @eqx.filter_jit
-def _begin(stepper: Stepper, particles: Particles) -> State:
-    problem = make_problem(stepper.method, stepper.target, particles, resolve(stepper.budget, particles), None)
-    return State(particles, particles, _solver(stepper).begin(problem))
+def _begin(stepper: Stepper, particles: Particles, key: Key | None) -> State:
+    return State(particles, particles, _solver(stepper).begin(_problem(stepper, particles, key)))
 
 
 @eqx.filter_jit
 def _step(stepper: Stepper, key: Key | None, state: State) -> tuple[State, Solution]:
     solver = _solver(stepper)
-    problem = make_problem(stepper.method, stepper.target, state.start, resolve(stepper.budget, state.start), key)
+    problem = _problem(stepper, state.start, key)
     last = jnp.minimum(jnp.asarray(stepper.budget.steps), stepper.budget.bound).astype(state.progress.step.dtype)
     more = (state.progress.step < last) & (state.progress.result == RESULTS.successful)
     progress = jax.lax.cond(more, lambda p: solver.advance(problem, p), lambda p: p, state.progress)
     solution = make_solution(problem, solver.finish(problem, progress), taken=progress.step > 0, valued=False)
     return State(solution.particles, state.start, progress), solution
+
+
+def _problem(stepper: Stepper, start: Particles, key: Key | None) -> Problem:
+    budget = resolve(stepper.budget, start, unit_time=stepper.method.flow.traits.unit_time)
+    return make_problem(stepper.method, stepper.target, start, budget, key)
 
 
 def _solver(stepper: Stepper) -> AbstractStepSolver:

@@ -65,32 +65,43 @@ def supports(
             )
     if traits.energy_needs is not None and type(flow).energy is AbstractFlow.energy:
         raise TypeError(f"the traits of {name} say what its energy needs; then write energy().")
-    if traits.diffuses and solver.handles_noise == "none":
+    needs = solver.needs
+    if not isinstance(flow, needs.flows):
+        kinds = " or ".join(f"{kind.__name__}()" for kind in needs.flows)
+        return _no(f"{names}: this solver takes only flow={kinds}, whose steps it knows the law of.")
+    if traits.diffuses and needs.noise == "none":
         return _no(f"{names}: this solver cannot step a stochastic flow (it would rescale its noise); use Euler().")
-    if traits.diffuses and solver.handles_noise == "additive" and not traits.additive:
+    if traits.diffuses and needs.noise == "additive" and not traits.additive:
         return _no(
             f"{names}: the flow's noise depends on the particles and is meant in Itô's sense, which this solver cannot "
             "integrate; use Euler(), or Diffrax(diffrax.Euler(), diffrax.ConstantStepSize())."
         )
-    if traits.jumps and not solver.handles_jumps:
+    if traits.jumps and not needs.jumps:
         return _no(f"{names}: this solver cannot let particles jump; use Euler().")
-    if domain.restricts and not solver.handles_restriction:
+    if domain.restricts and not needs.restriction:
         return _no(
             f"{type(solver).__name__} in {type(domain).__name__}: bringing particles back after a step is not an "
             'ordinary differential equation; use Euler(), or a domain that maps (by="bijector").'
         )
-    if solver.needs_energy and traits.energy_needs is None:
+    if needs.energy and traits.energy_needs is None:
         return _no(f"{names}: this solver minimises the flow's energy and {name} has none.")
-    if target is not None:
-        needs = {need: name for need in sorted(traits.needs)}
-        if solver.needs_energy and traits.energy_needs is not None:
-            needs = {need: f"{type(solver).__name__} on the energy of {name}" for need in traits.energy_needs} | needs
-        for need, who in needs.items():
-            if need not in target.knows:
-                return _no(
-                    f"{who} needs the {need} of its target, which {type(target).__name__} does not know; use "
-                    f"{KNOWN_BY[need]}."
-                )
+    if target is None:
+        return Support(supported=True, reason="")
+    asked = {need: name for need in sorted(traits.needs)}
+    if needs.energy and traits.energy_needs is not None:
+        asked = {need: f"{type(solver).__name__} on the energy of {name}" for need in traits.energy_needs} | asked
+    asked = {need: type(solver).__name__ for need in sorted(needs.target)} | asked
+    for need, who in asked.items():
+        if need not in target.knows:
+            known_by = KNOWN_BY.get(need, f"a target whose `knows` has {need!r}")
+            return _no(
+                f"{who} needs the {need} of its target, which {type(target).__name__} does not know; use {known_by}."
+            )
+    if needs.exact and target.stochastic:
+        return _no(
+            f"{type(solver).__name__} with {type(target).__name__}: to accept or reject a move by a minibatch would "
+            "sample another distribution; give the whole data, e.g. batch_size=None."
+        )
     return Support(supported=True, reason="")
 
 

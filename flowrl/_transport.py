@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from flowrl._budget import Budget
-from flowrl._custom_types import Key, Mask, Particles
+from flowrl._custom_types import Key, Mask, Particles, PerParticle
 from flowrl._domain import AbstractDomain, Unbounded
 from flowrl._flow import SVGD, AbstractFlow, TargetView
 from flowrl._misc import concrete, ravel
@@ -18,7 +18,7 @@ from flowrl._solution import RESULTS, Solution, is_okay
 from flowrl._solver import AbstractSolver, Euler, Problem, SolverOutput
 from flowrl._supports import supports
 from flowrl._target import AbstractTarget, scalar
-from flowrl._validation import check, check_key, resolve
+from flowrl._validation import check, check_key, check_log_weights, resolve
 
 _EXAMPLES = {"flow": "SVGD()", "solver": "Euler() or Optax(optax.adam(1.0))", "domain": "Box(-1, 1)"}
 
@@ -66,6 +66,7 @@ class Transport(eqx.Module):
         particles: Particles,
         budget: Budget,
         *,
+        log_weights: PerParticle | None = None,
         key: Key | None = None,
         save: Any = None,
         throw: bool = True,
@@ -76,14 +77,17 @@ class Transport(eqx.Module):
             target: the density to move toward.
             particles: leaves (n, ...).
             budget: how far they may travel.
-            key: randomness; may be None if the flow and the target are deterministic.
+            log_weights: log weights of the particles (n,); None for equal ones.
+            key: randomness; may be None if flow, solver and target are deterministic.
             save: where to record the trajectory.
             throw: raise on failure instead of returning it in `result`.
         """
         particles = check(self.flow, self.solver, self.domain, target, particles, budget)
-        check_key(self.flow, target, key)
+        log_weights = check_log_weights(log_weights, self.flow, particles)
+        check_key(self.flow, self.solver, target, key)
         save = tuple(np.asarray(save).tolist()) if isinstance(save, Sequence | np.ndarray | jax.Array) else save
-        solution = _run(self, target, particles, resolve(budget, particles), key, save)
+        budget = resolve(budget, particles, unit_time=self.flow.traits.unit_time)
+        solution = _run(self, target, particles, budget, log_weights, key, save)
         if throw:
             failed = ~is_okay(solution.result)
             known = concrete(failed)
@@ -105,6 +109,7 @@ def transport(
     flow: AbstractFlow = SVGD(),  # noqa: B008  (immutable module instances: the signature is the doc of the defaults)
     solver: AbstractSolver = Euler(),  # noqa: B008
     domain: AbstractDomain = Unbounded(),  # noqa: B008
+    log_weights: PerParticle | None = None,
     key: Key | None = None,
     save: Any = None,
     throw: bool = True,
@@ -123,7 +128,9 @@ def transport(
         flow: the velocity field.
         solver: how the flow is integrated.
         domain: where particles may be; they must start there.
-        key: randomness; may be None if the flow and the target are deterministic.
+        log_weights: log weights of the particles (n,), up to a constant; −inf is an empty slot, whose particle is
+            frozen. None for equal weights.
+        key: randomness; may be None if flow, solver and target are deterministic.
         save: where to record the trajectory. Step solvers take increasing step counts, e.g. `save=(0, 1, 3)`; `Diffrax`
             takes increasing times. They are part of the compiled program: Python numbers, never traced.
         throw: raise when no finite particle is left or a traced argument was invalid. Use False inside `jax.jit` loops
@@ -148,27 +155,40 @@ def transport(
         print(solution)
         ```
     """
-    return Transport(flow, solver, domain)(target, particles, budget, key=key, save=save, throw=throw)
+    method = Transport(flow, solver, domain)
+    return method(target, particles, budget, log_weights=log_weights, key=key, save=save, throw=throw)
 
 
 @eqx.filter_jit
 def _run(
-    method: Transport, target: AbstractTarget, particles: Particles, budget: Budget, key: Key | None, save: Any
+    method: Transport,
+    target: AbstractTarget,
+    particles: Particles,
+    budget: Budget,
+    log_weights: PerParticle | None,
+    key: Key | None,
+    save: Any,
 ) -> Solution:
-    problem = make_problem(method, target, particles, budget, key)
+    problem = make_problem(method, target, particles, budget, key, log_weights)
     output = method.solver.solve(problem, save)  # the loop over steps is AbstractStepSolver.solve, _solver/_step.py
     return make_solution(problem, output, taken=jnp.asarray(budget.steps) > 0, valued="value" in target.knows)
 
 
 def make_problem(
-    method: Transport, target: AbstractTarget, particles: Particles, budget: Budget, key: Key | None
+    method: Transport,
+    target: AbstractTarget,
+    particles: Particles,
+    budget: Budget,
+    key: Key | None,
+    log_weights: PerParticle | None = None,
 ) -> Problem:
     """Return what a solver is given; `budget` comes from `resolve`."""
     start, unravel = ravel(particles)
     scale = jnp.ones((1, start.shape[1]), start.dtype) if budget.scale is None else budget.scale
     entropic = method.flow.traits.entropic
     view = TargetView(jnp.ones((), start.dtype), None, None, target, method.domain, scale, entropic, unravel)
-    return Problem(method.flow, view, budget, particles, key)
+    view = view if log_weights is None else view.weighted(log_weights)
+    return Problem(method.flow, view, budget, particles, key, log_weights)
 
 
 def make_solution(problem: Problem, output: SolverOutput, *, taken: Bool[Array, ""], valued: bool) -> Solution:
@@ -186,6 +206,9 @@ def make_solution(problem: Problem, output: SolverOutput, *, taken: Bool[Array, 
     moved = jax.tree.map(lambda new, old: jnp.where(kept, new, old), moved, particles)
     displacement = jnp.where(kept, jax.lax.stop_gradient(problem.displacement(output.coordinates)), 0)
     alive = jnp.where(kept, output.alive, finite)
+    log_weights = jnp.zeros(finite.shape, displacement.dtype) if problem.log_weights is None else problem.log_weights
+    if output.log_weights is not None:
+        log_weights = jnp.where(kept, output.log_weights, log_weights)
     values = _values(target, moved, alive) if valued else None
     if values is not None:
         # One that left the support in the last step was never asked for its score.
@@ -208,7 +231,11 @@ def make_solution(problem: Problem, output: SolverOutput, *, taken: Bool[Array, 
     notes = ()
     if traits.diffuses and budget.max_displacement is not None:
         notes = ("the flow is stochastic and its particles are capped: they sample a truncated distribution",)
-    return Solution(moved, values, result, stats, trajectory, notes)
+    log_weights = jnp.where(alive, log_weights, -jnp.inf)
+    # An empty set has no weights to normalise: a set without a living particle keeps them at −inf.
+    total = jax.nn.logsumexp(log_weights)
+    log_weights = jnp.where(jnp.isfinite(total), log_weights - total, -jnp.inf)
+    return Solution(moved, values, result, stats, log_weights, trajectory, output.extras, notes)
 
 
 def _values(target: AbstractTarget, particles: Particles, alive: Mask) -> Float[Array, " n"]:

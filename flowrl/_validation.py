@@ -10,8 +10,8 @@ import numpy as np
 from flowrl._budget import Budget
 from flowrl._custom_types import Key, Particles
 from flowrl._domain import AbstractDomain
-from flowrl._flow import AbstractFlow
-from flowrl._misc import check_particles, concrete, ravel
+from flowrl._flow import AbstractFlow, Traits
+from flowrl._misc import check_particles, concrete, ravel, real_array
 from flowrl._solver import AbstractSolver
 from flowrl._supports import supports
 from flowrl._target import AbstractTarget
@@ -58,6 +58,7 @@ def check(
         )
     if (traits.diffuses or traits.jumps) and budget.tolerance is not None:
         raise ValueError(f"the particles of {name} never come to rest; leave tolerance=None in the budget.")
+    _check_needs(solver, traits, budget, temperature)
     if "samples" in traits.needs:
         _check_samples(target, particles, domain)
     finite = [concrete(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(particles)]
@@ -72,6 +73,50 @@ def check(
                 + ("strictly, as a map asks." if domain.maps else "e.g. by domain.restrict(particles).")
             )
     return particles
+
+
+def _check_needs(solver: AbstractSolver, traits: Traits, budget: Budget, temperature: np.ndarray | None) -> None:
+    """Refuse a budget with numbers that the solver or the flow chooses, or caps that it does not keep."""
+    name, needs = type(solver).__name__, solver.needs
+    if budget.step_size is None and not traits.unit_time and "step_size" not in needs.adapts | needs.chooses:
+        raise ValueError(f"step_size=None, but {name} does not choose one; give a number, e.g. Budget(steps, 0.1).")
+    if budget.step_size is not None and "step_size" in needs.chooses:
+        raise ValueError(f"{name} chooses its steps by itself; write Budget(steps, None).")
+    if traits.unit_time and budget.step_size is not None:
+        sizes, steps = concrete(budget.step_size), concrete(budget.steps)
+        if sizes is not None and steps is not None and steps > 0:
+            total = float(np.sum(np.broadcast_to(sizes, (int(steps),)) if sizes.ndim == 0 else sizes))
+            if abs(total - 1) > 1e-3:
+                raise ValueError(
+                    f"the flow reaches its target at time 1, but the steps sum to {total:g}; write Budget(steps, None) "
+                    "for steps of 1/steps."
+                )
+    if not needs.caps and (budget.max_displacement is not None or budget.max_mmd is not None):
+        raise ValueError(f"{name} cannot keep max_displacement or max_mmd; leave them out.")
+    if not needs.rests and budget.tolerance is not None:
+        raise ValueError(f"the particles of {name} never come to rest; leave tolerance=None in the budget.")
+    if needs.exact and temperature is not None and (temperature == 0).any():
+        raise ValueError(f"{name} divides by the temperature, so it must be > 0; got {temperature}.")
+
+
+def check_log_weights(log_weights: Any, flow: AbstractFlow, particles: Particles) -> Any:
+    """Return log weights (n,) whose weights are one on average, or None; refuse what are none."""
+    if log_weights is None:
+        return None
+    count, dtype = check_particles(particles)
+    weights = real_array("log_weights", log_weights, lambda x: ~np.isnan(x) & (x < np.inf), "< inf and not NaN")
+    if weights.shape != (count,):
+        raise ValueError(f"log_weights must have shape ({count},), one per particle; got {weights.shape}.")
+    known = concrete(weights)
+    if known is not None and not (known > -np.inf).any():
+        raise ValueError("log_weights are all -inf: no particle is left to transport.")
+    if not flow.traits.weighs:
+        raise ValueError(
+            f"{type(flow).__name__} does not know weights; resample by them first, or use SVGD(), Langevin() or "
+            "Ascent()."
+        )
+    weights = weights.astype(dtype)
+    return weights - jax.nn.logsumexp(weights) + jnp.log(jnp.asarray(count, dtype))
 
 
 def _check_samples(target: AbstractTarget, particles: Particles, domain: AbstractDomain) -> None:
@@ -90,7 +135,7 @@ def _check_samples(target: AbstractTarget, particles: Particles, domain: Abstrac
         )
 
 
-def check_key(flow: AbstractFlow, target: AbstractTarget, key: Key | None) -> None:
+def check_key(flow: AbstractFlow, solver: AbstractSolver, target: AbstractTarget, key: Key | None) -> None:
     """Refuse a missing key, several keys, or something that is not a key."""
     if key is not None:
         dtype, shape = getattr(key, "dtype", None), np.shape(key)
@@ -99,13 +144,17 @@ def check_key(flow: AbstractFlow, target: AbstractTarget, key: Key | None) -> No
             raise TypeError(f"key must be a key of JAX such as jax.random.key(0), got {key!r}.")
         if len(shape) != (0 if typed else 1):
             raise ValueError(f"key must be one key, got an array of them, {shape}; take one, or vmap over all.")
-    if key is None and (flow.traits.stochastic or target.stochastic):
-        names = f"{type(flow).__name__} toward {type(target).__name__}"
+    if key is None and (flow.traits.stochastic or target.stochastic or solver.needs.random):
+        who = solver if solver.needs.random and not flow.traits.stochastic else flow
+        names = f"{type(who).__name__} toward {type(target).__name__}"
         raise ValueError(f"{names} is stochastic: pass key=jax.random.key(seed).")
 
 
-def resolve(budget: Budget, particles: Particles) -> Budget:
-    """Return the budget with all numbers in the particles' dtype, and the scale as a row (1, d)."""
+def resolve(budget: Budget, particles: Particles, *, unit_time: bool) -> Budget:
+    """Return the budget with all numbers in the particles' dtype, and the scale as a row (1, d).
+
+    A step size that is left to the method is 1/steps for a flow in unit time, else where an adaptation begins.
+    """
     dtype = jax.tree.leaves(particles)[0].dtype
     if budget.scale is None:
         scale = None
@@ -124,11 +173,16 @@ def resolve(budget: Budget, particles: Particles) -> Budget:
             ) from error
         scale = ravel(jax.tree.map(lambda leaf: leaf[None], unit))[0]
     temperature = jnp.ones((), dtype) if budget.temperature is None else budget.temperature.astype(dtype)
+    if budget.step_size is None:
+        steps = jnp.maximum(jnp.asarray(budget.steps), 1).astype(dtype)
+        step_size = 1 / steps if unit_time else jnp.asarray(0.1, dtype)
+    else:
+        step_size = budget.step_size.astype(dtype)
     cap = None if budget.max_displacement is None else budget.max_displacement.astype(dtype)
     caps = [None if x is None else x.astype(dtype) for x in (budget.tolerance, budget.max_mmd, budget.mmd_sigma)]
     return eqx.tree_at(
         lambda b: (b.step_size, b.temperature, b.max_displacement, b.scale, b.tolerance, b.max_mmd, b.mmd_sigma),
         budget,
-        (budget.step_size.astype(dtype), temperature, cap, scale, *caps),
+        (step_size, temperature, cap, scale, *caps),
         is_leaf=lambda x: x is None,
     )

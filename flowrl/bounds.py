@@ -43,6 +43,8 @@ def displacement(budget: Budget, gradient_bound: ArrayLike, sigma: ArrayLike) ->
         raise TypeError(f"budget must be a flowrl.Budget, got {type(budget).__name__}.")
     gradient_bound, sigma = _at_least_zero("gradient_bound", gradient_bound), _positive("sigma", sigma)
     temperature = jnp.ones(()) if budget.temperature is None else budget.temperature
+    if budget.step_size is None:
+        raise ValueError("the budget leaves its step_size to the method, so nothing bounds how far particles move.")
     step_size = jnp.broadcast_to(budget.step_size, (budget.bound,))
     pull = gradient_bound + jnp.broadcast_to(temperature, (budget.bound,)) / (sigma * jnp.sqrt(jnp.e))
     moved = jnp.sum(step_size * pull)

@@ -40,41 +40,30 @@ class Langevin(flowrl.AbstractStochasticFlow):
 class Heun(flowrl.AbstractStepSolver):
     """Heun's method of order two."""
 
-    handles_noise: ClassVar[str] = "none"
-    handles_jumps: ClassVar[bool] = False
-    handles_restriction: ClassVar[bool] = True
-    needs_energy: ClassVar[bool] = False
+    needs: ClassVar[flowrl.Needs] = flowrl.Needs()
 
-    def init(self, positions):
-        return None
-
-    def step(self, flow, view, positions, alive, state, step_size, key):
-        first, alive = flow.velocity(view, positions, alive)
-        second, alive = flow.velocity(view, positions + step_size * first, alive)
-        return step_size * 0.5 * (first + second), state, alive, flowrl.RESULTS.successful
+    def step(self, step, ensemble):
+        first, alive = step.velocity(ensemble)
+        second, alive = step.velocity(ensemble.moved(step.size * first, alive))
+        return ensemble.moved(step.size * 0.5 * (first + second), alive)
 
 
 class Proximal(flowrl.AbstractStepSolver):
     """JKO: z⁺ = argmin E(z) + Σ|z − z_k|²/(2hn), by gradient descent; |∇²V| is at most `curvature`."""
 
     curvature: float = 1.0
-    handles_noise: ClassVar[str] = "none"
-    handles_jumps: ClassVar[bool] = False
-    handles_restriction: ClassVar[bool] = True
-    needs_energy: ClassVar[bool] = True
+    needs: ClassVar[flowrl.Needs] = flowrl.Needs(energy=True)
 
-    def init(self, positions):
-        return None
-
-    def step(self, flow, view, positions, alive, state, step_size, key):
+    def step(self, step, ensemble):
+        positions = ensemble.positions
         n = positions.shape[0]
 
         def inner(_, z):
             # The gradient of the objective, times h n.
-            pull = n * step_size * jax.grad(lambda z: flow.energy(view, z, alive))(z) + z - positions
-            return z - pull / (1 + step_size * self.curvature)
+            pull = n * step.size * jax.grad(lambda z: step.flow.energy(step.view, z, ensemble.alive))(z) + z - positions
+            return z - pull / (1 + step.size * self.curvature)
 
-        return jax.lax.fori_loop(0, 300, inner, positions) - positions, state, alive, flowrl.RESULTS.successful
+        return ensemble.moved(jax.lax.fori_loop(0, 300, inner, positions) - positions)
 
 
 class Integrator(flowrl.AbstractSolver):
@@ -83,10 +72,7 @@ class Integrator(flowrl.AbstractSolver):
     method: diffrax.AbstractSolver = diffrax.Tsit5()
     tolerance: float = 1e-9
     max_steps: int = 512
-    handles_noise: ClassVar[str] = "none"
-    handles_jumps: ClassVar[bool] = False
-    handles_restriction: ClassVar[bool] = False
-    needs_energy: ClassVar[bool] = False
+    needs: ClassVar[flowrl.Needs] = flowrl.Needs(restriction=False)
 
     def solve(self, problem, save):
         if save is not None:
@@ -312,7 +298,7 @@ def test_the_proximal_solver_needs_an_energy():
     assert flowrl.supports(flowrl.Ascent(), Proximal(), flowrl.Box(-1, 1))
 
     class Careless(Proximal):
-        needs_energy: ClassVar[bool] = False
+        needs: ClassVar[flowrl.Needs] = flowrl.Needs()
 
     with pytest.raises(TypeError, match="infinite for an empirical measure"):
         flowrl.transport(
@@ -381,7 +367,7 @@ class Minibatch(flowrl.AbstractTarget):
     """A normal whose centre is estimated again at every step from a few of its data."""
 
     data: jax.Array
-    knows: ClassVar[frozenset[flowrl.Knowledge]] = frozenset({"gradient"})
+    knows: ClassVar[frozenset[str]] = frozenset({"gradient"})
     stochastic: ClassVar[bool] = True
     needs_positive_temperature: ClassVar[bool] = False
 

@@ -91,8 +91,7 @@ def test_misuse_is_refused(key):
     particles, budget = draw(4, (5, 2)), flowrl.Budget(2)
 
     class Whole(flowrl.AbstractSolver):
-        handles_noise = "none"
-        handles_jumps = handles_restriction = needs_energy = False
+        needs = flowrl.Needs(restriction=False)
         solve = lambda *_: None
 
     with pytest.raises(TypeError, match="Whole integrates a whole budget at once"):

@@ -7,6 +7,7 @@ from flowrl._flow._base import (
     AbstractJumpFlow as AbstractJumpFlow,
     AbstractStochasticFlow as AbstractStochasticFlow,
     SumFlow as SumFlow,
+    drift_and_noise_of as drift_and_noise_of,
     noise_of as noise_of,
     velocity_of as velocity_of,
 )

@@ -103,6 +103,23 @@ class AbstractStochasticFlow(AbstractFlow):
             The noise of unit time (n, d), zero for frozen particles.
         """
 
+    def drift_and_noise(
+        self, view: TargetView, positions: Positions, alive: Mask, white: Positions
+    ) -> tuple[Positions, Positions, Mask]:
+        """Return velocity and noise together; write it where both need the same costly evaluation.
+
+        Args:
+            view: the target at this step's temperature.
+            positions: z, (n, d).
+            alive: particles that are not frozen.
+            white: independent standard normal numbers for unit time, (n, d).
+
+        Returns:
+            The velocity (n, d), the noise of unit time (n, d), and who is still alive.
+        """
+        velocity, alive = velocity_of(self, view, positions, alive)
+        return velocity, noise_of(self, view, positions, alive, white), alive
+
 
 class AbstractJumpFlow(AbstractFlow):
     """A flow by which particles jump to the places of others."""
@@ -274,6 +291,16 @@ def noise_of(flow: Any, view: TargetView, positions: Positions, alive: Mask, whi
     noise = flow.noise(view, positions, alive, white)
     _expect(flow, "noise", noise, positions.shape)
     return noise
+
+
+def drift_and_noise_of(
+    flow: Any, view: TargetView, positions: Positions, alive: Mask, white: Positions
+) -> tuple[Positions, Positions, Mask]:
+    """Return a stochastic flow's velocity and noise, checked."""
+    velocity, noise, alive = flow.drift_and_noise(view, positions, alive, white)
+    _expect(flow, "drift_and_noise", velocity, positions.shape, " for the velocity")
+    _expect(flow, "drift_and_noise", noise, positions.shape, " for the noise")
+    return velocity, noise, alive
 
 
 def _expect(flow: AbstractFlow, method: str, given: Any, shape: tuple[int, ...], what: str = "") -> None:

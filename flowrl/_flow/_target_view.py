@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from flowrl._custom_types import Key, Mask, Particle, Particles, PerParticle, Positions, Scalar
 from flowrl._domain import AbstractDomain
@@ -28,6 +28,7 @@ class TargetView(eqx.Module):
         scale: unit of length of each coordinate.
         entropic: the flow samples a distribution, so mapped coordinates gain the Jacobian.
         unravel: restores the structure of the particles.
+        weights: of the particles, one on average (n,), or None if all weigh the same.
     """
 
     temperature: Scalar
@@ -38,6 +39,25 @@ class TargetView(eqx.Module):
     scale: Float[Array, "1 d"]
     entropic: bool = eqx.field(static=True)
     unravel: Callable[[Positions], Particles] = eqx.field(static=True)
+    weights: PerParticle | None = None
+
+    def weighted(self, log_weights: PerParticle) -> "TargetView":
+        """Return the view of a set of particles with weights.
+
+        Args:
+            log_weights: (n,); −inf is an empty slot.
+        """
+        weights = jnp.exp(log_weights - jax.nn.logsumexp(log_weights)) * log_weights.shape[0]
+        return eqx.tree_at(lambda view: view.weights, self, weights, is_leaf=lambda x: x is None)
+
+    def mass(self, alive: Mask) -> PerParticle:
+        """Return what each particle counts in a sum over the set: zero if frozen, one without weights (n,).
+
+        Args:
+            alive: particles not frozen.
+        """
+        mass = alive.astype(self.scale.dtype)
+        return mass if self.weights is None else mass * self.weights.astype(mass.dtype)
 
     @property
     def flow_key(self) -> Key:
@@ -89,6 +109,30 @@ class TargetView(eqx.Module):
         log_density = jax.vmap(self._scaled_log_density)(particles)
         alive = alive & jnp.isfinite(log_density)
         return jnp.where(alive, log_density, 0), alive
+
+    def ask(self, name: str, positions: Positions, alive: Mask) -> tuple[PyTree, Mask]:
+        """Return what else the target knows, at every particle: `target.name(x)` of each x in the user's coordinates.
+
+        Args:
+            name: a word of the target's `knows`, and its method of one particle.
+            positions: z, (n, d).
+            alive: particles not frozen yet.
+
+        Returns:
+            The answer, leaves (n, ...), zero where it is not finite or the particle is frozen; and who is still alive.
+        """
+        particles = self.unravel(positions * self.scale)
+        if self.domain.maps:
+            particles = jax.vmap(self.domain.forward)(particles)
+        answer = jax.vmap(getattr(self.target, name))(particles)
+
+        for leaf in jax.tree.leaves(answer):
+            alive = alive & jnp.all(jnp.isfinite(leaf.reshape(leaf.shape[0], -1)), axis=1)
+
+        def known(leaf: Array) -> Array:
+            return jnp.where(alive.reshape(alive.shape + (1,) * (leaf.ndim - 1)), leaf, 0)
+
+        return jax.tree.map(known, answer), alive
 
     def samples(self) -> Float[Array, "m d"]:
         """Return the samples of the target in the coordinates z."""

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal, get_args
 
-from flowrl._target import Knowledge, check_knowledge
+from flowrl._target import check_knowledge
 
 TemperatureNeed = Literal["none", "any", "positive"]
 
@@ -13,7 +13,7 @@ class Traits:
     """What a flow asks of the other parts: its row of the compatibility table.
 
     Attributes:
-        needs: what the target must know: its "gradient", its "value", its "samples".
+        needs: what the target must know: its "gradient", its "value", its "samples", or another word of its `knows`.
         temperature: "none" if the flow has no temperature, "any" for α >= 0, "positive" if it divides by α.
         entropic: the flow samples a distribution, so mapped coordinates gain the Jacobian; else it maximises.
         energy_needs: what the target must know for `energy`; None if the flow has no energy.
@@ -21,19 +21,23 @@ class Traits:
         diffuses: the flow is an `AbstractStochasticFlow` with noise.
         additive: that noise is the white noise times numbers that do not depend on the particles.
         jumps: the flow is an `AbstractJumpFlow` with jumps.
+        weighs: its sums over the set know the weights of the particles (`TargetView.mass`), or it has no such sums.
+        unit_time: its law is that of the target at time 1, so the steps of a budget must sum to 1.
 
     Raises:
         ValueError: a word is not one of those above.
     """
 
-    needs: frozenset[Knowledge] = frozenset({"gradient"})
+    needs: frozenset[str] = frozenset({"gradient"})
     temperature: TemperatureNeed = "any"
     entropic: bool = True
-    energy_needs: frozenset[Knowledge] | None = None
+    energy_needs: frozenset[str] | None = None
     random: bool = False
     diffuses: bool = False
     additive: bool = False
     jumps: bool = False
+    weighs: bool = False
+    unit_time: bool = False
 
     def __post_init__(self):
         check_knowledge("Traits.needs", self.needs)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from flowrl._misc import varying_as
+
 ENTRIES = 2**21
 """About how many entries of an n × m matrix are held at a time on a CPU (8 MB in float32)."""
 
@@ -38,7 +40,7 @@ def by_tiles(function: Callable[..., Any], rows: Any, columns: Any) -> Any:
 
         shapes = jax.eval_shape(function, block, jax.tree.map(lambda x: x[0], tiles))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(jax.checkpoint(add), zeros, tiles)[0]
+        return jax.lax.scan(jax.checkpoint(add), varying_as(zeros, block, tiles), tiles)[0]
 
     return summed(rows) if _length(rows) <= height else _mapped(summed, rows, height)
 

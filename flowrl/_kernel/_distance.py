@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flowrl._custom_types import Mask, Positions
+from flowrl._misc import varying_as
 
 
 def centre(positions: Positions, alive: Mask) -> Positions:
@@ -85,7 +86,7 @@ def _middle_by_counting(kept: Array, total: Array) -> tuple[Array, Array]:
         trial = low | (jnp.ones((), word) << jnp.asarray(bits - 1 - i, word))
         return jnp.where((trial <= top) & (below(number(trial)) <= (total - 1) // 2), trial, low)
 
-    lower = number(jax.lax.fori_loop(0, bits, refine, jnp.zeros((), word)))
+    lower = number(jax.lax.fori_loop(0, bits, refine, varying_as(jnp.zeros((), word), kept)))
     repeated = below(jnp.nextafter(lower, infinity)) > total // 2
     return lower, jnp.where(repeated, lower, jnp.min(jnp.where(kept > lower, kept, infinity)))
 

@@ -5,7 +5,7 @@ defines one step and shares the loop of `flowrl._solver._step`.
 """
 
 import abc
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,6 +19,7 @@ from flowrl._custom_types import Key, Mask, Particles, PerParticle, Positions, S
 from flowrl._flow import AbstractFlow, TargetView
 from flowrl._kernel import RBF, FixedBandwidth
 from flowrl._misc import ravel, row_norm
+from flowrl._solver._needs import Needs
 
 
 class Problem(eqx.Module):
@@ -30,6 +31,7 @@ class Problem(eqx.Module):
         budget: all numbers in the particles' dtype, `temperature` filled in.
         start: x_0, the particles as the user gave them.
         key: randomness of the whole transport, or None.
+        log_weights: of the particles at the start (n,), the largest sum of weights n; None if all weigh the same.
     """
 
     flow: AbstractFlow
@@ -37,6 +39,7 @@ class Problem(eqx.Module):
     budget: Budget
     start: Particles
     key: Key | None
+    log_weights: PerParticle | None = None
 
     def at(self, step: Array) -> tuple[TargetView, Float[Array, ""], Key | None]:
         """Return the view, the step size and the solver's own key of one step; beyond the last step, those of the last.
@@ -44,7 +47,8 @@ class Problem(eqx.Module):
         Args:
             step: index l = 0, 1, ...
         """
-        assert self.budget.temperature is not None  # filled in by `resolve`
+        assert self.budget.temperature is not None  # filled in by `resolve`, as the step size is
+        assert self.budget.step_size is not None
         temperature, step_size = _entry(self.budget.temperature, step), _entry(self.budget.step_size, step)
         target_key = flow_key = solver_key = None
         if self.key is not None:
@@ -62,6 +66,7 @@ class Problem(eqx.Module):
 
     def ends(self) -> Float[Array, " steps"]:
         """Return the time Σ ε at the end of every step; that of the last for steps beyond a traced number."""
+        assert self.budget.step_size is not None
         sizes = jnp.broadcast_to(self.budget.step_size, (self.budget.bound,))
         taken = jnp.arange(self.budget.bound) < jnp.asarray(self.budget.steps)
         return jnp.cumsum(jnp.where(taken, sizes, 0))
@@ -146,7 +151,10 @@ class Problem(eqx.Module):
         sigma = self.budget.mmd_sigma
         kernel = RBF() if sigma is None else RBF(FixedBandwidth(sigma))
         kernel = kernel.fitted(start, counted)
-        weights = counted.astype(start.dtype) / jnp.maximum(jnp.sum(counted.astype(start.dtype)), 1)
+        mass = counted.astype(start.dtype)
+        if self.log_weights is not None:
+            mass = mass * jnp.exp(self.log_weights)
+        weights = mass / jnp.maximum(jnp.sum(mass), 1)
 
         def mean(x: Positions, y: Positions) -> Scalar:
             return jnp.sum(weights * kernel.apply(x, y, weights[:, None])[:, 0])
@@ -171,6 +179,8 @@ class SolverOutput(eqx.Module):
         result: a member of `flowrl.RESULTS`.
         stats: `steps`, `time`, `path_length`, `fraction_at_cap`, `fraction_clipped`.
         trajectory: coordinates at the saved steps (saved, n, d), or None.
+        log_weights: at the end (n,), or None if all particles weigh the same.
+        extras: what the solver learned, by name.
     """
 
     coordinates: Positions
@@ -178,22 +188,18 @@ class SolverOutput(eqx.Module):
     result: Any
     stats: dict[str, Array]
     trajectory: Float[Array, "saved n d"] | None
+    log_weights: PerParticle | None = None
+    extras: dict[str, Any] = eqx.field(default_factory=dict)
 
 
 class AbstractSolver(eqx.Module):
     """How a flow is integrated through its budget.
 
     Attributes:
-        handles_noise: which diffusions it can integrate: "none", those whose noise is "additive", or "any".
-        handles_jumps: it can step flows with jumps.
-        handles_restriction: it can use domains that bring particles back after each step.
-        needs_energy: it takes only flows with an energy.
+        needs: what the solver asks of target, flow, domain and budget.
     """
 
-    handles_noise: AbstractVar[Literal["none", "additive", "any"]]
-    handles_jumps: AbstractVar[bool]
-    handles_restriction: AbstractVar[bool]
-    needs_energy: AbstractVar[bool]
+    needs: AbstractVar[Needs]
 
     @abc.abstractmethod
     def solve(self, problem: Problem, save: Any) -> SolverOutput:

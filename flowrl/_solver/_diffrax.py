@@ -1,7 +1,7 @@
 """Continuous time: a flow as an ordinary or stochastic differential equation, integrated by diffrax."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -15,9 +15,10 @@ from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key, Mask, Positions, Scalar
 from flowrl._flow import AbstractStochasticFlow, noise_of, velocity_of
-from flowrl._misc import check_count, row_norm
+from flowrl._misc import check_count, refuse_checked_sharding, row_norm
 from flowrl._solution import RESULTS
 from flowrl._solver._base import AbstractSolver, Problem, SolverOutput
+from flowrl._solver._needs import Needs
 
 _NoProgress = diffrax.NoProgressMeter()
 _codes: Any = RESULTS
@@ -66,9 +67,6 @@ class Diffrax(AbstractSolver):
     adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint()
     max_steps: int = eqx.field(static=True, default=4096)
     progress_meter: diffrax.AbstractProgressMeter = _NoProgress
-    handles_restriction: ClassVar[bool] = False
-    handles_jumps: ClassVar[bool] = False
-    needs_energy: ClassVar[bool] = False
 
     def __check_init__(self):
         for name, kind, hint in (
@@ -82,19 +80,20 @@ class Diffrax(AbstractSolver):
         check_count("max_steps", self.max_steps)
 
     @property
-    def handles_noise(self) -> Literal["none", "additive", "any"]:
-        """Any for `diffrax.Euler`; those with additive noise for other solvers of stochastic equations; else none."""
-        if isinstance(self.solver, diffrax.Euler):
-            return "any"
+    def needs(self) -> Needs:
+        """Any noise for `diffrax.Euler`; additive noise for other solvers of stochastic equations; else none."""
         sorts = (diffrax.AbstractItoSolver, diffrax.AbstractStratonovichSolver)
-        return "additive" if isinstance(self.solver, sorts) else "none"
+        additive = "additive" if isinstance(self.solver, sorts) else "none"
+        return Needs(noise="any" if isinstance(self.solver, diffrax.Euler) else additive, restriction=False)
 
     def solve(self, problem: Problem, save: Any) -> SolverOutput:
         budget, scale = problem.budget, problem.view.scale
+        assert budget.step_size is not None  # filled in by `resolve`
+        refuse_checked_sharding("Diffrax", problem)
         if budget.check_every > 1:
             raise ValueError("check_every counts steps, and Diffrax watches the caps all the time: leave it out.")
         given = problem.coordinates(problem.start) / scale
-        present = jnp.all(jnp.isfinite(given), axis=1)
+        present = _present(problem)
         # One NaN would make the norm NaN by which diffrax judges a step; that particle stays, the others go on.
         start = jnp.where(present[:, None], given, 0)
         ends = problem.ends()
@@ -165,10 +164,10 @@ class Diffrax(AbstractSolver):
             known = (times < reached)[:, None, None] & present[None, :, None]
             saved = jnp.where(known, solution.ys[1].astype(start.dtype), end[None])
             trajectory = jax.vmap(lambda y: problem.restrict(y * scale)[0])(saved)
-        return SolverOutput(end * scale, alive, result, stats, trajectory)
+        return SolverOutput(end * scale, alive, result, stats, trajectory, problem.log_weights)
 
     def _terms(self, problem: Problem, total: Scalar, first: Scalar) -> tuple[Any, bool]:
-        everyone = jnp.all(jnp.isfinite(problem.coordinates(problem.start)), axis=1)
+        everyone = _present(problem)
         drift = diffrax.ODETerm(_velocity(everyone))
         if not problem.flow.traits.diffuses:
             return drift, False
@@ -187,6 +186,12 @@ class Diffrax(AbstractSolver):
             levy_area=area,
         )
         return diffrax.MultiTerm(drift, diffrax.ControlTerm(_diffusion(everyone, shape), motion)), True
+
+
+def _present(problem: Problem) -> Mask:
+    """Return who takes part: the particles that start finite, in a slot that is not empty."""
+    finite = jnp.all(jnp.isfinite(problem.coordinates(problem.start)), axis=1)
+    return finite if problem.log_weights is None else finite & (problem.log_weights > -jnp.inf)
 
 
 def _at_cap(problem: Problem, coordinates: Positions) -> Scalar:

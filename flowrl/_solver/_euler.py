@@ -1,52 +1,60 @@
 """Explicit Euler, Euler-Maruyama for diffusions, and jumps."""
 
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import PyTree
 
-from flowrl._custom_types import Key, Mask, Positions, Scalar
-from flowrl._flow import AbstractFlow, AbstractJumpFlow, TargetView, noise_of, velocity_of
-from flowrl._solution import RESULTS
-from flowrl._solver._step import AbstractStepSolver
+from flowrl._custom_types import Mask, PerParticle, Positions
+from flowrl._flow import AbstractJumpFlow, drift_and_noise_of
+from flowrl._solver._ensemble import Ensemble, Step
+from flowrl._solver._needs import Needs
+from flowrl._solver._proposal import AbstractProposal, Proposal
 
 
-class Euler(AbstractStepSolver):
+class Euler(AbstractProposal):
     """Explicit Euler, x ← x + ε v(x); with noise √ε for diffusions (Euler-Maruyama). First order in ε.
 
     Jumps are taken after the move, with the chances of a step of length ε.
     """
 
-    handles_noise: ClassVar[Literal["none", "additive", "any"]] = "any"
-    handles_jumps: ClassVar[bool] = True
-    handles_restriction: ClassVar[bool] = True
-    needs_energy: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs(noise="any", jumps=True)
 
-    def init(self, positions: Positions) -> PyTree:
-        del positions
-
-    def step(
-        self,
-        flow: AbstractFlow,
-        view: TargetView,
-        positions: Positions,
-        alive: Mask,
-        state: PyTree,
-        step_size: Scalar,
-        key: Key | None,
-    ) -> tuple[Positions, PyTree, Mask, Any]:
-        velocity, alive = velocity_of(flow, view, positions, alive)
-        move = step_size * velocity
-        if not flow.traits.diffuses and not flow.traits.jumps:
-            return move, state, alive, RESULTS.successful
-        assert key is not None  # `check_key` has seen to it
-        noise_key, jump_key = jr.split(key)
-        if flow.traits.diffuses:
+    def step(self, step: Step, ensemble: Ensemble) -> Ensemble:
+        traits = step.flow.traits
+        if not traits.diffuses and not traits.jumps:
+            velocity, alive = step.velocity(ensemble)
+            return ensemble.moved(step.size * velocity, alive)
+        noise_key, jump_key = step.keys(2)
+        positions = ensemble.positions
+        if traits.diffuses:
             white = jr.normal(noise_key, positions.shape, positions.dtype)
-            move = move + jnp.sqrt(step_size) * noise_of(flow, view, positions, alive, white)
-        if flow.traits.jumps:
-            moved = positions + move
-            parents = cast(AbstractJumpFlow, flow).ancestors(view, moved, alive, step_size, jump_key)
-            move = moved[parents] - positions
-        return move, state, alive, RESULTS.successful
+            velocity, noise, alive = drift_and_noise_of(step.flow, step.view, positions, ensemble.alive, white)
+            move = step.size * velocity + jnp.sqrt(step.size) * noise
+        else:
+            velocity, alive = step.velocity(ensemble)
+            move = step.size * velocity
+        ensemble = ensemble.moved(move, alive)
+        if traits.jumps:
+            flow = cast(AbstractJumpFlow, step.flow)
+            ensemble = ensemble.take(flow.ancestors(step.view, positions + move, alive, step.size, jump_key))
+        return ensemble
+
+    def evaluate(self, step: Step, ensemble: Ensemble) -> tuple[Any, Mask]:
+        return step.gradient(ensemble)
+
+    def propose(self, step: Step, ensemble: Ensemble, here: Positions) -> Proposal:
+        # In units of the temperature: x' = x + h ∇(U/α) + √(2h) ξ, which is the step of Langevin dynamics of length
+        # ε for h = εα.
+        (key,) = step.keys(1)
+        h = step.size * step.view.temperature
+        white = jr.normal(key, here.shape, here.dtype)
+        move = h * here + jnp.sqrt(2 * h) * white
+        proposed = ensemble.moved(move)
+        there, fine = self.evaluate(step, proposed)
+
+        def log_chance(move: Positions, gradient: Positions) -> PerParticle:
+            return -jnp.sum((move - h * gradient) ** 2, axis=1) / (4 * h)
+
+        ratio = log_chance(-move, there) - log_chance(move, here)
+        return Proposal(proposed, ensemble, there, jnp.where(fine, ratio, -jnp.inf))

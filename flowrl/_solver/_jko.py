@@ -1,17 +1,18 @@
 """The proximal step of Jordan, Kinderlehrer and Otto, on the flow's energy."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import PyTree
 
-from flowrl._custom_types import Key, Mask, Positions, Scalar
-from flowrl._flow import AbstractFlow, TargetView, velocity_of
-from flowrl._misc import check_count
+from flowrl._custom_types import Positions, Scalar
+from flowrl._flow import velocity_of
+from flowrl._misc import check_count, refuse_checked_sharding
 from flowrl._solution import RESULTS
+from flowrl._solver._ensemble import Ensemble, Step
+from flowrl._solver._needs import Needs
 from flowrl._solver._step import AbstractStepSolver
 
 
@@ -50,11 +51,8 @@ class JKO(AbstractStepSolver):
 
     minimiser: optx.AbstractMinimiser = optx.LBFGS(rtol=1e-5, atol=1e-6)
     max_steps: int = eqx.field(static=True, default=256)
-    handles_noise: ClassVar[Literal["none", "additive", "any"]] = "none"
-    handles_jumps: ClassVar[bool] = False
     # The projection of the minimiser is not the minimiser under the constraint.
-    handles_restriction: ClassVar[bool] = False
-    needs_energy: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(energy=True, restriction=False)
 
     def __check_init__(self):
         if not isinstance(self.minimiser, optx.AbstractMinimiser):
@@ -63,21 +61,10 @@ class JKO(AbstractStepSolver):
             )
         check_count("max_steps", self.max_steps)
 
-    def init(self, positions: Positions) -> PyTree:
-        del positions
-
-    def step(
-        self,
-        flow: AbstractFlow,
-        view: TargetView,
-        positions: Positions,
-        alive: Mask,
-        state: PyTree,
-        step_size: Scalar,
-        key: Key | None,
-    ) -> tuple[Positions, PyTree, Mask, Any]:
-        del key
-        _, alive = velocity_of(flow, view, positions, alive)
+    def step(self, step: Step, ensemble: Ensemble) -> Ensemble:
+        refuse_checked_sharding("JKO", step, ensemble)
+        flow, view, positions, step_size = step.flow, step.view, ensemble.positions, step.size
+        _, alive = step.velocity(ensemble)
         fixed = flow.fitted(view, positions, alive)
         count = jnp.maximum(jnp.sum(alive.astype(positions.dtype)), 1)
         # Zero has no proximal pull to divide by; such a step stays where it is.
@@ -97,4 +84,4 @@ class JKO(AbstractStepSolver):
         result: Any = RESULTS
         result = result.where(step_size > 0, RESULTS.promote(found.result), result.successful)
         _, still = velocity_of(flow, view, positions + move, alive)
-        return move, state, still, result
+        return ensemble.moved(move, still).replace(result=result)

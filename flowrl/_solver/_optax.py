@@ -1,15 +1,15 @@
 """Steps by an optax optimiser."""
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
 
-from flowrl._custom_types import Key, Mask, Positions, Scalar
-from flowrl._flow import AbstractFlow, TargetView, velocity_of
-from flowrl._solution import RESULTS
+from flowrl._custom_types import PerParticle
+from flowrl._misc import row_norm
+from flowrl._solver._ensemble import Ensemble, Step
+from flowrl._solver._needs import Needs
 from flowrl._solver._step import AbstractStepSolver
 
 
@@ -44,32 +44,30 @@ class Optax(AbstractStepSolver):
 
     # The tiny root keeps the reverse-mode derivative finite where a coordinate's gradient is exactly zero.
     optimiser: optax.GradientTransformation = optax.adam(1.0, eps_root=1e-16)
-    handles_noise: ClassVar[Literal["none", "additive", "any"]] = "none"
-    handles_jumps: ClassVar[bool] = False
-    handles_restriction: ClassVar[bool] = True
-    needs_energy: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs()
 
     def __check_init__(self):
         if not isinstance(self.optimiser, optax.GradientTransformation):
             raise TypeError(f"optimiser must be an optax optimiser such as optax.adam(1.0), got {self.optimiser!r}.")
 
-    def init(self, positions: Positions) -> PyTree:
-        return self.optimiser.init(positions)
+    def init(self, step: Step, ensemble: Ensemble) -> Ensemble:
+        del step
+        return ensemble.replace(memory=self.optimiser.init(ensemble.positions))
 
-    def step(
-        self,
-        flow: AbstractFlow,
-        view: TargetView,
-        positions: Positions,
-        alive: Mask,
-        state: PyTree,
-        step_size: Scalar,
-        key: Key | None,
-    ) -> tuple[Positions, PyTree, Mask, Any]:
-        del key
-        velocity, alive = velocity_of(flow, view, positions, alive)
+    def step(self, step: Step, ensemble: Ensemble) -> Ensemble:
+        velocity, alive = step.velocity(ensemble)
         # Some optax transforms mix dtypes (adam raises a float32 rate to an int32 power); the results are cast back.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            update, new_state = self.optimiser.update(-velocity, state, positions)
-        new_state = jax.tree.map(lambda new, old: jnp.asarray(new).astype(jnp.asarray(old).dtype), new_state, state)
-        return step_size * jnp.asarray(update).astype(positions.dtype), new_state, alive, RESULTS.successful
+            update, memory = self.optimiser.update(-velocity, ensemble.memory, ensemble.positions)
+        memory = jax.tree.map(lambda new, old: jnp.asarray(new).astype(jnp.asarray(old).dtype), memory, ensemble.memory)
+        moved = ensemble.moved(step.size * jnp.asarray(update).astype(velocity.dtype), alive)
+        return moved.replace(memory=memory)
+
+    def speed(self, step: Step, ensemble: Ensemble, moved: PerParticle) -> PerParticle:
+        del moved
+        # The flow's own: an optimiser that shortens its steps (Adagrad) would seem to come to rest anywhere. What the
+        # domain or the cap holds back is at rest.
+        velocity, _ = step.velocity(ensemble)
+        probe = ensemble.moved(step.size * velocity).coordinates
+        held = step.problem.restrict(probe)[0] - ensemble.coordinates
+        return row_norm(held / ensemble.scale) / jnp.where(step.size > 0, step.size, 1)

@@ -3,7 +3,6 @@
 from flowrl._target._base import (
     KNOWN_BY as KNOWN_BY,
     AbstractTarget as AbstractTarget,
-    Knowledge as Knowledge,
     check_knowledge as check_knowledge,
 )
 from flowrl._target._empirical import Empirical as Empirical

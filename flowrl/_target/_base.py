@@ -5,7 +5,7 @@ everywhere: `Boltzmann` has U = V(x), a distribution ∝ exp(V/α); `Density` ha
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -14,17 +14,16 @@ from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key, Particle, Particles, Scalar
 
-Knowledge: TypeAlias = Literal["value", "gradient", "samples"]
-"""What can be known of a target."""
-
 KNOWN_BY: dict[str, str] = {
     "gradient": "Density(log_prob), Boltzmann(value) or Score(score)",
     "value": "Density(log_prob) or Boltzmann(value)",
     "samples": "Empirical(samples)",
+    "log_tilt": "Tilted(log_reference, value)",
+    "forward": "InverseProblem(forward_map, data, noise, ...)",
 }
 """Targets that know it, for messages."""
 
-_METHODS: dict[Knowledge, tuple[str, ...]] = {
+_METHODS: dict[str, tuple[str, ...]] = {
     "gradient": ("gradient",),
     "value": ("value", "scaled_log_density"),
     "samples": ("samples",),
@@ -35,24 +34,29 @@ class AbstractTarget(eqx.Module):
     """A density that particles move toward, known by its value, the gradient of its scaled log density, or samples.
 
     A subclass declares `knows` and `needs_positive_temperature`, and writes the methods of what it knows: `gradient`;
-    for "value" both `value` and `scaled_log_density`; `samples`. The others raise TypeError.
+    for "value" both `value` and `scaled_log_density`; `samples`. The others raise TypeError. Any other word is the name
+    of a method of one particle, which a flow gets by `view.ask(word, positions, alive)`.
 
     Attributes:
-        knows: what can be asked: "value" (and so `scaled_log_density`), "gradient", "samples".
+        knows: what can be asked: "value" (and so `scaled_log_density`), "gradient", "samples", or a word of its own.
         stochastic: `gradient` and `scaled_log_density` need a key; False unless declared.
         needs_positive_temperature: the scaled log density is zero at α = 0, so that temperature is refused.
     """
 
-    knows: AbstractVar[frozenset[Knowledge]]
+    knows: AbstractVar[frozenset[str]]
     needs_positive_temperature: AbstractVar[bool]
     stochastic: ClassVar[bool] = False
 
     def __check_init__(self):
         name = type(self).__name__
         check_knowledge(f"{name}.knows", self.knows)
-        for word, methods in _METHODS.items():
-            missing = [method for method in methods if getattr(type(self), method) is getattr(AbstractTarget, method)]
-            if word in self.knows and missing:
+        for word in sorted(self.knows):
+            methods = _METHODS.get(word, (word,))
+            refusals = [getattr(AbstractTarget, method, None) for method in methods]
+            missing = [
+                m for m, refusal in zip(methods, refusals, strict=True) if getattr(type(self), m, None) is refusal
+            ]
+            if missing:
                 raise TypeError(f"{name}.knows has {word!r}; then write {'() and '.join(missing)}().")
 
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
@@ -103,7 +107,7 @@ class AbstractTarget(eqx.Module):
         """
         raise self._unknown("samples")
 
-    def _unknown(self, asked: Knowledge) -> TypeError:
+    def _unknown(self, asked: str) -> TypeError:
         words: dict[str, str] = {"value": "a value", "gradient": "a gradient", "samples": "samples"}
         known = " and ".join(words[word] for word in words if word in self.knows) or "nothing"
         return TypeError(
@@ -112,14 +116,14 @@ class AbstractTarget(eqx.Module):
 
 
 def check_knowledge(name: str, words: Iterable[str]) -> None:
-    """Refuse words that are not `Knowledge`."""
-    allowed = get_args(Knowledge)
-    unknown = sorted(set(words) - set(allowed))
-    if unknown:
-        raise ValueError(
-            f"{name} has {', '.join(map(repr, unknown))}; expected a set of {', '.join(map(repr, allowed))}, such as "
-            'frozenset({"gradient"}).'
-        )
+    """Refuse words that could not be the name of a target's method."""
+    if isinstance(words, str):
+        raise ValueError(f"{name} is {words!r}; expected a set of words, such as frozenset({{'gradient'}}).")
+    for word in words:
+        if not isinstance(word, str) or not word.isidentifier():
+            raise ValueError(
+                f"{name} has {word!r}; expected names of what a target knows, such as frozenset({{'gradient'}})."
+            )
 
 
 def as_arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:

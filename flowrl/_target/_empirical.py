@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from flowrl._custom_types import Particles
 from flowrl._misc import check_particles, concrete
-from flowrl._target._base import AbstractTarget, Knowledge
+from flowrl._target._base import AbstractTarget
 
 
 class Empirical(AbstractTarget):
@@ -20,7 +20,7 @@ class Empirical(AbstractTarget):
     """
 
     points: Particles
-    knows: ClassVar[frozenset[Knowledge]] = frozenset({"samples"})
+    knows: ClassVar[frozenset[str]] = frozenset({"samples"})
     needs_positive_temperature: ClassVar[bool] = False
 
     def __init__(self, samples: Any):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flowrl._custom_types import Key, Particle, Scalar
-from flowrl._target._base import AbstractTarget, Knowledge, as_arguments
+from flowrl._target._base import AbstractTarget, as_arguments
 
 
 class Score(AbstractTarget):
@@ -32,7 +32,7 @@ class Score(AbstractTarget):
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    knows: ClassVar[frozenset[Knowledge]] = frozenset({"gradient"})
+    knows: ClassVar[frozenset[str]] = frozenset({"gradient"})
     needs_positive_temperature: ClassVar[bool] = True
 
     def __init__(self, score: Callable[..., Any], *args: Any):
@@ -60,7 +60,7 @@ class ValueGradient(AbstractTarget):
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    knows: ClassVar[frozenset[Knowledge]] = frozenset({"gradient"})
+    knows: ClassVar[frozenset[str]] = frozenset({"gradient"})
     needs_positive_temperature: ClassVar[bool] = False
 
     def __init__(self, value_gradient: Callable[..., Any], *args: Any):

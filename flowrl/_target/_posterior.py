@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from flowrl._custom_types import Key, Particle, Scalar
-from flowrl._misc import numbers_to_array
-from flowrl._target._base import AbstractTarget, Knowledge
+from flowrl._misc import numbers_to_array, varying_as
+from flowrl._target._base import AbstractTarget
 from flowrl._target._function import as_function, scalar
 
 # Data summed at once per particle: it bounds the memory, and is enough for the matrix products to be large.
@@ -57,7 +57,7 @@ class Posterior(AbstractTarget):
     log_likelihood: Callable[..., Any]
     data: PyTree[Array]
     batch_size: int | None = eqx.field(static=True)
-    knows: ClassVar[frozenset[Knowledge]] = frozenset({"value", "gradient"})
+    knows: ClassVar[frozenset[str]] = frozenset({"value", "gradient"})
     needs_positive_temperature: ClassVar[bool] = True
 
     def __init__(self, log_prior: Any, log_likelihood: Callable[..., Any], data: Any, batch_size: Any = None):
@@ -99,16 +99,17 @@ class Posterior(AbstractTarget):
         log_prior, prior = jax.value_and_grad(self._prior)(particle)
         # Outside the prior's support autodiff can be finite all the same.
         prior = jax.tree.map(lambda p: jnp.where(jnp.isfinite(log_prior), p, jnp.nan), prior)
-        data = _sum_in_chunks(lambda chunk: jax.grad(self._likelihood)(particle, chunk), rows)
+        data = _sum_in_chunks(lambda chunk: jax.grad(self._likelihood)(particle, chunk), rows, particle)
         return jax.tree.map(lambda p, d: temperature.astype(p.dtype) * (p + weight * d), prior, data)
 
     def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
         rows, weight = self._rows(key)
-        data = _sum_in_chunks(lambda chunk: self._likelihood(particle, chunk), rows)
+        data = _sum_in_chunks(lambda chunk: self._likelihood(particle, chunk), rows, particle)
         return temperature.astype(data.dtype) * (self._prior(particle) + weight * data)
 
     def value(self, particle: Particle) -> Float[Array, ""]:
-        return self._prior(particle) + _sum_in_chunks(lambda chunk: self._likelihood(particle, chunk), self.data)
+        total = _sum_in_chunks(lambda chunk: self._likelihood(particle, chunk), self.data, particle)
+        return self._prior(particle) + total
 
     def _prior(self, particle: Particle) -> Float[Array, ""]:
         return scalar(self.log_prior(particle), "log_prior").astype(_dtype(particle))
@@ -129,7 +130,9 @@ class Posterior(AbstractTarget):
         return jax.tree.map(lambda leaf: leaf[batch], self.data), size / self.batch_size
 
 
-def _sum_in_chunks(total: Callable[[PyTree[Array]], PyTree[Array]], rows: PyTree[Array]) -> PyTree[Array]:
+def _sum_in_chunks(
+    total: Callable[[PyTree[Array]], PyTree[Array]], rows: PyTree[Array], particle: Particle
+) -> PyTree[Array]:
     """Add up `total` over chunks of rows; reverse mode computes each chunk again instead of keeping all of them."""
     size = _size(rows)
     count = size // CHUNK
@@ -147,7 +150,7 @@ def _sum_in_chunks(total: Callable[[PyTree[Array]], PyTree[Array]], rows: PyTree
     else:
         like = jax.eval_shape(total, jax.tree.map(lambda x: x[0], chunks))
         sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    return jax.lax.scan(add, sums, chunks)[0]
+    return jax.lax.scan(add, varying_as(sums, rows, particle), chunks)[0]
 
 
 def _dtype(particle: Particle) -> jnp.dtype:

@@ -8,8 +8,40 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key, Particle, Scalar
-from flowrl._target._base import AbstractTarget, Knowledge
+from flowrl._target._base import AbstractTarget
 from flowrl._target._value import Boltzmann, Density
+
+
+class _Multiple(AbstractTarget):
+    """The value β V."""
+
+    value_target: AbstractTarget
+    factor: Scalar
+    needs_positive_temperature: ClassVar[bool] = False
+
+    def __init__(self, value_target: AbstractTarget, factor: Scalar):
+        self.value_target, self.factor = value_target, factor
+
+    @property
+    def knows(self) -> frozenset[str]:
+        """What V knows."""
+        return self.value_target.knows
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether V is."""
+        return self.value_target.stochastic
+
+    def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
+        gradient = self.value_target.gradient(particle, temperature, key=key)
+        return jax.tree.map(lambda leaf: self.factor.astype(leaf.dtype) * leaf, gradient)
+
+    def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
+        value = self.value_target.scaled_log_density(particle, temperature, key=key)
+        return self.factor.astype(value.dtype) * value
+
+    def value(self, particle: Particle) -> Float[Array, ""]:
+        return self.factor * self.value_target.value(particle)
 
 
 class Tilted(AbstractTarget):
@@ -74,9 +106,10 @@ class Tilted(AbstractTarget):
             )
 
     @property
-    def knows(self) -> frozenset[Knowledge]:
-        """The gradient, and the value if both parts know theirs."""
-        return self.reference.knows & self.tilt.knows & {"gradient", "value"}
+    def knows(self) -> frozenset[str]:
+        """The gradient; the value if both parts know theirs; the tilt if that knows its own."""
+        tilt = {"log_tilt"} if "value" in self.tilt.knows else set()
+        return (self.reference.knows & self.tilt.knows & {"gradient", "value"}) | tilt
 
     @property
     def stochastic(self) -> bool:
@@ -95,6 +128,22 @@ class Tilted(AbstractTarget):
 
     def value(self, particle: Particle) -> Float[Array, ""]:
         return self.tilt.value(particle)
+
+    def log_tilt(self, particle: Particle) -> Float[Array, ""]:
+        """Return V(x), by which exp(V/α) tilts the reference.
+
+        Args:
+            particle: x, without the particle axis.
+        """
+        return self.tilt.value(particle)
+
+    def at_power(self, power: Scalar) -> "Tilted":
+        """Return the distribution ∝ μ exp(β V): its scaled log density at α = 1 is β V + log μ.
+
+        Args:
+            power: β >= 0.
+        """
+        return Tilted(self.reference, _Multiple(self.tilt, power))
 
     def _keys(self, key: Key | None) -> tuple[Key | None, Key | None]:
         """Return a key for each part that is stochastic; independent ones where both are."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key, Particle, Scalar
-from flowrl._target._base import AbstractTarget, Knowledge, as_arguments
+from flowrl._target._base import AbstractTarget, as_arguments
 from flowrl._target._function import as_function, scalar
 
 
@@ -25,7 +25,7 @@ class AbstractValueTarget(AbstractTarget):
             every α.
     """
 
-    knows: ClassVar[frozenset[Knowledge]] = frozenset({"value", "gradient"})
+    knows: ClassVar[frozenset[str]] = frozenset({"value", "gradient"})
 
     @abc.abstractmethod
     def value(self, particle: Particle) -> Float[Array, ""]: ...

@@ -89,21 +89,13 @@ def slope_error(flow, target, positions, temperature):
 class Heun(flowrl.AbstractStepSolver):
     """Euler's step, and the mean of the velocities at its two ends: second order in ε."""
 
-    handles_noise: ClassVar[str] = "none"
-    handles_jumps: ClassVar[bool] = False
-    handles_restriction: ClassVar[bool] = True
-    needs_energy: ClassVar[bool] = False
+    needs: ClassVar[flowrl.Needs] = flowrl.Needs()  # any flow without noise or jumps, any domain, all caps
 
-    def init(self, positions):
-        """No memory from step to step."""
-        del positions
-
-    def step(self, flow, view, positions, alive, state, step_size, key):
-        """Propose a move of z (n, d)."""
-        del key
-        first, alive = flow.velocity(view, positions, alive)
-        second, alive = flow.velocity(view, positions + step_size * first, alive)
-        return step_size * (first + second) / 2, state, alive, flowrl.RESULTS.successful
+    def step(self, step, ensemble):
+        """Return the ensemble after one step of length ε."""
+        first, alive = step.velocity(ensemble)
+        second, alive = step.velocity(ensemble.moved(step.size * first, alive))
+        return ensemble.moved(step.size * (first + second) / 2, alive)
 
 
 second_order = flowrl.transport(target, start, flowrl.Budget(200, 0.1, 4.0), flow=flow, solver=Heun())

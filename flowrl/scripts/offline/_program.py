@@ -20,6 +20,7 @@ import jax.random as jr
 from rich.console import Console
 from rich.progress import Progress
 
+from flowrl import Budget
 from flowrl.rl import (
     VGF,
     AbstractAlgorithm,
@@ -155,7 +156,7 @@ class _Program:
             pilot = dataclasses.replace(self.learner, train_budget=self.learner.train_budget.with_steps(0))
             updates = training.interval * max(training.steps // training.interval // 10, 1)
             choice = self._choose(pilot, self._fit(pilot, updates))
-            size = float(f"{float(choice.budget.step_size):g}")
+            size = float(f"{_step_size(choice.budget):g}")
             chosen = {"steps": int(choice.budget.steps), "step_size": size, "reason": choice.reason}
             self.run.write(path.name, json.dumps(chosen, indent=2) + "\n")
         return with_chosen_budget(self.learner, chosen), chosen["reason"]
@@ -217,7 +218,7 @@ class _Program:
         choice = self._choose(self.learner, state)
         self.notes.append(f"test budget: {choice.reason}")
         steps = int(choice.budget.steps)
-        name = f"VGF, chosen L={steps}, step {float(choice.budget.step_size) if steps else 0:g}"
+        name = f"VGF, chosen L={steps}, step {_step_size(choice.budget) if steps else 0:g}"
         return Policy(name, self.policies[0].candidates, choice.budget)
 
     def _select_by_acting(self, agent: Agent, policies: tuple[Policy, ...]) -> None:
@@ -327,3 +328,8 @@ def _curve_steps(training: Training, points: int) -> tuple[int, ...]:
     intervals = training.steps // training.interval
     points = min(points, intervals - 1)
     return tuple(sorted({training.interval * (intervals * (i + 1) // (points + 1)) for i in range(points)}))
+
+
+def _step_size(budget: Budget) -> float:
+    assert budget.step_size is not None  # a chosen budget has one
+    return float(budget.step_size)
