@@ -21,6 +21,8 @@ from flowrl._domain import (
 )
 from flowrl._flow import (
     ALDI as ALDI,
+    EKI as EKI,
+    EKS as EKS,
     SVGD as SVGD,
     AbstractFlow as AbstractFlow,
     AbstractJumpFlow as AbstractJumpFlow,
@@ -29,10 +31,13 @@ from flowrl._flow import (
     BirthDeath as BirthDeath,
     Blob as Blob,
     Consensus as Consensus,
+    KFRFlow as KFRFlow,
     KSDDescent as KSDDescent,
     Langevin as Langevin,
     MMDFlow as MMDFlow,
+    RandomBatch as RandomBatch,
     SinkhornFlow as SinkhornFlow,
+    SlicedSVGD as SlicedSVGD,
     SumFlow as SumFlow,
     TargetView as TargetView,
     Traits as Traits,
@@ -55,6 +60,7 @@ from flowrl._kernel import (
     SilvermanBandwidth as SilvermanBandwidth,
 )
 from flowrl._numpyro import NumpyroPosterior as NumpyroPosterior, from_numpyro as from_numpyro
+from flowrl._ramp import ramp as ramp
 from flowrl._renamed import old_names as _old_names
 from flowrl._select import (
     Selected as Selected,
@@ -68,16 +74,26 @@ from flowrl._solver import (
     AbstractProposal as AbstractProposal,
     AbstractSolver as AbstractSolver,
     AbstractStepSolver as AbstractStepSolver,
+    AbstractTrajectory as AbstractTrajectory,
+    Adaptive as Adaptive,
+    Coin as Coin,
     Diffrax as Diffrax,
     Ensemble as Ensemble,
     Euler as Euler,
+    Hamiltonian as Hamiltonian,
+    LearnedScale as LearnedScale,
+    Metropolis as Metropolis,
+    Microcanonical as Microcanonical,
+    Monotone as Monotone,
     Needs as Needs,
+    Nesterov as Nesterov,
     Optax as Optax,
     Problem as Problem,
     Progress as Progress,
     Proposal as Proposal,
     SolverOutput as SolverOutput,
     Step as Step,
+    Tempered as Tempered,
 )
 from flowrl._stepper import State as State, Stepper as Stepper
 from flowrl._supports import Support as Support, supports as supports
@@ -87,10 +103,12 @@ from flowrl._target import (
     Boltzmann as Boltzmann,
     Density as Density,
     Empirical as Empirical,
+    InverseProblem as InverseProblem,
     Posterior as Posterior,
     Score as Score,
     Tilted as Tilted,
     ValueGradient as ValueGradient,
+    bridge as bridge,
 )
 from flowrl._transport import Transport as Transport, transport as transport
 

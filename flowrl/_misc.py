@@ -52,6 +52,17 @@ def number(name: str, x: Any, ok: Callable[[np.ndarray], Any], expected: str) ->
     return real_array(name, x, ok, expected).astype(jnp.result_type(float))
 
 
+def log_weights_array(log_weights: Any, count: int, dtype: Any) -> Array:
+    """Return log weights (n,) of n particles, up to a constant; refuse what are none, and those that are all −∞."""
+    array = real_array("log_weights", log_weights, lambda x: ~np.isnan(x) & (x < np.inf), "< inf and not NaN")
+    if array.shape != (count,):
+        raise ValueError(f"log_weights must have shape ({count},), one per particle; got {array.shape}.")
+    known = concrete(log_weights)
+    if known is not None and not (known > -np.inf).any():
+        raise ValueError("log_weights are all -inf: no particle is left.")
+    return array.astype(dtype)
+
+
 def number_field(
     name: str, ok: Callable[[np.ndarray], Any], expected: str, dtype: Any = None
 ) -> Callable[[ArrayLike], Array]:
@@ -101,6 +112,9 @@ def check_fields(
                 raise ValueError(f"{name or type(thing).__name__}: {field} must be {text}, got {value}.")
 
 
+_LIST = " A list is a PyTree of its entries; for one array pass jnp.asarray(...)."
+
+
 def check_particles(particles: Particles) -> tuple[int, jnp.dtype]:
     """Return n and the dtype of particles; refuse anything but floating leaves (n, ...) of one dtype, n >= 1."""
     leaves = jax.tree_util.tree_leaves_with_path(particles)
@@ -111,14 +125,18 @@ def check_particles(particles: Particles) -> tuple[int, jnp.dtype]:
     for path, leaf in leaves:
         name = "particles" + jax.tree_util.keystr(path)
         if not isinstance(leaf, jax.Array | np.ndarray):
-            raise TypeError(f"{name} is a {type(leaf).__name__}; expected a floating array with a leading axis n.")
+            hint = _LIST if isinstance(particles, list | tuple) else ""
+            raise TypeError(
+                f"{name} is a {type(leaf).__name__}; expected a floating array with a leading axis n.{hint}"
+            )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
                 f"{name} has dtype {leaf.dtype}; only floating leaves can flow. Pass integers, masks and other "
                 "constants as arguments of the target, e.g. Boltzmann(value, tokens)."
             )
         if leaf.ndim == 0:
-            raise ValueError(f"{name} is a scalar; expected a leading axis n, e.g. shape (n,) or (n, d).")
+            hint = _LIST if isinstance(particles, list | tuple) else ""
+            raise ValueError(f"{name} is a scalar; expected a leading axis n, e.g. shape (n,) or (n, d).{hint}")
         sizes[name], dtypes[name] = leaf.shape[0], leaf.dtype
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the leaves of particles disagree about the number of particles n: {sizes}.")

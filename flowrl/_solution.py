@@ -34,6 +34,10 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]  (Eq
         "The particles reached `max_mmd`, the cap on their discrepancy to the start, and are where they last kept it. "
         "Allow more, or take smaller steps to come closer to the cap."
     )
+    tempering_unfinished = (
+        "The budget was spent before the last temperature, so the particles are those of a flatter distribution. Allow "
+        "more steps, or fewer moves per temperature."
+    )
     outside_domain = (
         "A particle started outside the domain, or the domain is empty (a lower face not below its upper one). Nothing "
         "was moved. Project the particles first, or widen the domain."
@@ -95,6 +99,7 @@ def _ending(result: Any) -> str:
         RESULTS.nonfinite_score,
         RESULTS.invalid_budget,
         RESULTS.outside_domain,
+        RESULTS.tempering_unfinished,
         RESULTS.max_steps_reached,
     )
     texts = {"ran all its steps": RESULTS.successful} | {RESULTS[member]: member for member in known}

@@ -68,7 +68,7 @@ def supports(
     needs = solver.needs
     if not isinstance(flow, needs.flows):
         kinds = " or ".join(f"{kind.__name__}()" for kind in needs.flows)
-        return _no(f"{names}: this solver takes only flow={kinds}, whose steps it knows the law of.")
+        return _no(f"{names}: this solver knows the distribution of no other steps; use flow={kinds}.")
     if traits.diffuses and needs.noise == "none":
         return _no(f"{names}: this solver cannot step a stochastic flow (it would rescale its noise); use Euler().")
     if traits.diffuses and needs.noise == "additive" and not traits.additive:
@@ -82,6 +82,15 @@ def supports(
         return _no(
             f"{type(solver).__name__} in {type(domain).__name__}: bringing particles back after a step is not an "
             'ordinary differential equation; use Euler(), or a domain that maps (by="bijector").'
+        )
+    if traits.unit_time and not needs.unit_time:
+        return _no(
+            f"{names}: the flow ends at time 1, and this solver has steps of another length; use Euler() or Diffrax()."
+        )
+    if traits.unmapped and domain.maps:
+        return _no(
+            f"{name} in {type(domain).__name__}: the prior is no longer normal in the coordinates of a map; use "
+            'Unbounded(), or a domain that brings particles back (by="project").'
         )
     if needs.energy and traits.energy_needs is None:
         return _no(f"{names}: this solver minimises the flow's energy and {name} has none.")
@@ -100,7 +109,7 @@ def supports(
     if needs.exact and target.stochastic:
         return _no(
             f"{type(solver).__name__} with {type(target).__name__}: to accept or reject a move by a minibatch would "
-            "sample another distribution; give the whole data, e.g. batch_size=None."
+            "sample another distribution; use all the data, e.g. batch_size=None."
         )
     return Support(supported=True, reason="")
 

@@ -18,7 +18,7 @@ from flowrl._solution import RESULTS, Solution, is_okay
 from flowrl._solver import AbstractSolver, Euler, Problem, SolverOutput
 from flowrl._supports import supports
 from flowrl._target import AbstractTarget, scalar
-from flowrl._validation import check, check_key, check_log_weights, resolve
+from flowrl._validation import check, check_key, check_log_weights, explain, resolve
 
 _EXAMPLES = {"flow": "SVGD()", "solver": "Euler() or Optax(optax.adam(1.0))", "domain": "Box(-1, 1)"}
 
@@ -87,7 +87,7 @@ class Transport(eqx.Module):
         check_key(self.flow, self.solver, target, key)
         save = tuple(np.asarray(save).tolist()) if isinstance(save, Sequence | np.ndarray | jax.Array) else save
         budget = resolve(budget, particles, unit_time=self.flow.traits.unit_time)
-        solution = _run(self, target, particles, budget, log_weights, key, save)
+        solution = _explained(self, target, particles, budget, log_weights, key, save)
         if throw:
             failed = ~is_okay(solution.result)
             known = concrete(failed)
@@ -157,6 +157,16 @@ def transport(
     """
     method = Transport(flow, solver, domain)
     return method(target, particles, budget, log_weights=log_weights, key=key, save=save, throw=throw)
+
+
+def _explained(method: Transport, target: AbstractTarget, particles: Particles, *rest: Any) -> Solution:
+    try:
+        return _run(method, target, particles, *rest)
+    except (TypeError, ValueError, IndexError) as error:
+        failure = error
+    # Not in the block above, whose error would be printed too.
+    explain(method.flow, target, particles)
+    raise failure
 
 
 @eqx.filter_jit

@@ -11,7 +11,7 @@ from flowrl._budget import Budget
 from flowrl._custom_types import Key, Particles
 from flowrl._domain import AbstractDomain
 from flowrl._flow import AbstractFlow, Traits
-from flowrl._misc import check_particles, concrete, ravel, real_array
+from flowrl._misc import check_particles, concrete, log_weights_array, ravel
 from flowrl._solver import AbstractSolver
 from flowrl._supports import supports
 from flowrl._target import AbstractTarget
@@ -104,19 +104,28 @@ def check_log_weights(log_weights: Any, flow: AbstractFlow, particles: Particles
     if log_weights is None:
         return None
     count, dtype = check_particles(particles)
-    weights = real_array("log_weights", log_weights, lambda x: ~np.isnan(x) & (x < np.inf), "< inf and not NaN")
-    if weights.shape != (count,):
-        raise ValueError(f"log_weights must have shape ({count},), one per particle; got {weights.shape}.")
-    known = concrete(weights)
-    if known is not None and not (known > -np.inf).any():
-        raise ValueError("log_weights are all -inf: no particle is left to transport.")
+    weights = log_weights_array(log_weights, count, dtype)
     if not flow.traits.weighs:
         raise ValueError(
             f"{type(flow).__name__} does not know weights; resample by them first, or use SVGD(), Langevin() or "
             "Ascent()."
         )
-    weights = weights.astype(dtype)
     return weights - jax.nn.logsumexp(weights) + jnp.log(jnp.asarray(count, dtype))
+
+
+def explain(flow: AbstractFlow, target: AbstractTarget, particles: Particles) -> None:
+    """Raise the error of the target's own function at one particle, if that is why a transport failed.
+
+    From within the transport it comes under a hundred lines of transformations. To look for it only after a failure
+    costs nothing otherwise.
+    """
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), particles)
+    key = jax.random.key(0) if target.stochastic else None
+    if "value" in target.knows:
+        jax.eval_shape(target.value, one)
+    if "gradient" in flow.traits.needs:
+        temperature = jax.ShapeDtypeStruct((), jax.tree.leaves(particles)[0].dtype)
+        jax.eval_shape(lambda x, a: target.gradient(x, a, key=key), one, temperature)
 
 
 def _check_samples(target: AbstractTarget, particles: Particles, domain: AbstractDomain) -> None:

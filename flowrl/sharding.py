@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from flowrl._custom_types import Mask, Positions, Scalar
-from flowrl._kernel import AbstractKernel, AbstractScalarKernel, centre
+from flowrl._custom_types import Mask, PerParticle, Positions, Scalar
+from flowrl._kernel import AbstractKernel, AbstractScalarKernel, centre, mass_of, total_of
 
 _T = TypeVar("_T")
 
@@ -131,13 +131,19 @@ class Sharded(AbstractKernel):
     def fitted(self, positions: Positions, alive: Mask) -> "Sharded":
         return Sharded(self.kernel.fitted(positions, alive), self.devices, self.axis)
 
-    def stein(self, positions: Positions, gradient: Positions, alive: Mask, temperature: Scalar) -> Positions:
+    def stein(
+        self,
+        positions: Positions,
+        gradient: Positions,
+        alive: Mask,
+        temperature: Scalar,
+        weights: PerParticle | None = None,
+    ) -> Positions:
         # A ring: each device keeps its block of particles, and the other blocks visit it one after the other.
         size = _size(self.devices, self.axis)
         if positions.shape[0] % size:
             raise ValueError(f"{positions.shape[0]} particles cannot be divided over {size} devices.")
-        x = centre(positions, alive)
-        weight = alive.astype(x.dtype)
+        x, mass = centre(positions, alive, weights), mass_of(alive, weights, positions.dtype)
         ring = [(i, (i + 1) % size) for i in range(size)]
 
         def local(kernel: AbstractScalarKernel, temperature: Array, x: Array, gradient: Array, weight: Array) -> Array:
@@ -158,8 +164,8 @@ class Sharded(AbstractKernel):
             # The sums over tiles start from zeros, which a device has without being told that they are its own.
             check_vma=False,
         )
-        v = summed(self.kernel.fitted(x, alive), temperature, x, gradient, weight)
-        return weight[:, None] * v / jnp.maximum(jnp.sum(weight), 1)
+        v = summed(self.kernel.fitted(x, alive), temperature, x, gradient, mass)
+        return alive.astype(x.dtype)[:, None] * v / total_of(mass)
 
     def stein_gram(
         self,

@@ -441,6 +441,75 @@ def test_effective_sample_size():
     assert np.isnan(size(jnp.asarray([0.0, jnp.nan], FLOAT)))
 
 
+# Weighted particles.
+
+COUNTS = np.array([1, 3, 2, 1, 1, 4, 1, 2, 1])
+LOGS = jnp.asarray(np.log(COUNTS), FLOAT)
+TWINS = np.repeat(np.arange(N), COUNTS)
+WEIGHTED = {
+    "ksd": lambda x, logs: diagnostics.ksd(x, -x, IMQ(SIGMA), log_weights=logs),
+    "mmd": lambda x, logs: diagnostics.mmd(x, Y, log_weights=logs),
+    "energy_distance": lambda x, logs: diagnostics.energy_distance(x, Y, log_weights=logs),
+    "wasserstein": lambda x, logs: diagnostics.wasserstein(x[:, 0], Y[:, 0], log_weights=logs),
+    "wasserstein_1": lambda x, logs: diagnostics.wasserstein(x[:, 1:2], Y[:, 1:2], 1, log_weights=logs),
+    "sliced_wasserstein": lambda x, logs: diagnostics.sliced_wasserstein(
+        x, Y, key=jr.key(0), projections=8, log_weights=logs
+    ),
+    "sinkhorn_divergence": lambda x, logs: diagnostics.sinkhorn_divergence(x, Y, iterations=60, log_weights=logs),
+}
+CHANCES = {  # whose weights are chances and no counts
+    "ksd_unbiased": lambda x, logs: diagnostics.ksd_squared(x, -x, IMQ(SIGMA), unbiased=True, log_weights=logs),
+    "mmd_unbiased": lambda x, logs: diagnostics.mmd_squared(x, Y, unbiased=True, log_weights=logs),
+    "variance_ratio": lambda x, logs: diagnostics.variance_ratio(x, 2.0, log_weights=logs),
+}
+NEAR = {"rtol": tolerance(1e-7, 2e-3), "atol": tolerance(1e-10, 1e-4)}
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_particle_of_weight_two_is_two_particles(name):
+    function = WEIGHTED[name]
+    assert_close(function(X, LOGS), function(X[TWINS], None), **NEAR)
+    assert_close(function(X, LOGS - 300), function(X, LOGS), **NEAR)
+
+
+@pytest.mark.parametrize("name", [*WEIGHTED, *CHANCES])
+def test_equal_weights_are_none_and_empty_slots_are_left_out_whatever_they_hold(name):
+    function = (WEIGHTED | CHANCES)[name]
+    equal = function(X, jnp.zeros(N, FLOAT))
+    assert_close(equal, function(X, None), **NEAR)
+    assert equal.dtype == FLOAT
+    spoilt = jnp.concatenate([X[:3], jnp.full((2, D), jnp.nan, FLOAT), X[3:]])
+    nothing = jnp.full(2, -jnp.inf, FLOAT)
+    assert_close(function(spoilt, jnp.concatenate([LOGS[:3], nothing, LOGS[3:]])), function(X, LOGS), **NEAR)
+    assert np.isnan(function(X.at[4, 1].set(jnp.nan).at[4, 0].set(jnp.nan), LOGS))
+    x, logs = jnp.stack([X, Z]), jnp.stack([LOGS, LOGS[::-1]])
+    assert_close(jax.vmap(function)(x, logs), jnp.stack([function(X, LOGS), function(Z, LOGS[::-1])]), **NEAR)
+    slope = jax.grad(function)(X, LOGS)
+    assert np.isfinite(slope).all()
+
+
+def test_pairs_of_two_different_particles_weigh_the_product_of_their_weights():
+    w = COUNTS / COUNTS.sum()
+    off = np.outer(w, w) * ~np.eye(N, dtype=bool)
+    gram = _naive_stein(X, -X, 0.81)
+    assert_close(CHANCES["ksd_unbiased"](X, LOGS), np.sum(off * gram) / off.sum(), **NEAR)
+    x = rows(X)
+    variance = np.cov(x.T, aweights=w, ddof=1)  # NumPy divides by 1 − Σ w², too
+    assert_close(CHANCES["variance_ratio"](X, LOGS), np.mean(np.diag(variance)) / 2, **NEAR)
+    one = jnp.where(jnp.arange(N) == 3, 0.0, -jnp.inf).astype(FLOAT)
+    assert CHANCES["variance_ratio"](X, one) == 0
+    assert np.isnan(CHANCES["ksd_unbiased"](X, one))
+
+
+def test_importance_weights_correct_the_sampler(key):
+    x = 1 + 1.5 * jr.normal(key, (4000, 1))
+    logs = -0.5 * x[:, 0] ** 2 + 0.5 * ((x[:, 0] - 1) / 1.5) ** 2
+    kernel = IMQ(FixedBandwidth(1.0))
+    assert diagnostics.ksd(x, -x, kernel, log_weights=logs) < 0.05 < 0.5 < diagnostics.ksd(x, -x, kernel)
+    reference = jnp.asarray(scipy.stats.norm.ppf((np.arange(2000) + 0.5) / 2000), x.dtype)[:, None]
+    assert diagnostics.wasserstein(x, reference, log_weights=logs) < 0.1 < 1 < diagnostics.wasserstein(x, reference)
+
+
 # What holds for all of them.
 
 PAIRS = {
@@ -556,6 +625,16 @@ def test_new_numbers_do_not_recompile():
         (lambda: diagnostics.variance_ratio(X, jnp.ones(2, FLOAT)), ValueError, "does not broadcast"),
         (lambda: diagnostics.variance_ratio(X, 0.0), ValueError, "must be positive"),
         (lambda: diagnostics.effective_sample_size(jnp.zeros(0, FLOAT)), ValueError, "shape"),
+        (
+            lambda: diagnostics.ksd(X, -X, log_weights=LOGS[:4]),
+            ValueError,
+            r"shape \(9,\), one per particle; got \(4,\)",
+        ),
+        (lambda: diagnostics.mmd(X, Y, log_weights=LOGS.at[0].set(jnp.nan)), ValueError, "log_weights must be < inf"),
+        (lambda: diagnostics.energy_distance(X, Y, log_weights=LOGS.at[0].set(jnp.inf)), ValueError, "not NaN"),
+        (lambda: diagnostics.variance_ratio(X, 1.0, log_weights=LOGS - jnp.inf), ValueError, "all -inf"),
+        (lambda: diagnostics.sinkhorn_divergence(X, Y, log_weights=LOGS - jnp.inf), ValueError, "all -inf"),
+        (lambda: diagnostics.wasserstein(X, Z, log_weights=LOGS), ValueError, "takes no log_weights there"),
         (lambda: diagnostics.stein_thinning(X, -X, 0), ValueError, "m must be"),
         (lambda: diagnostics.stein_thinning(X, -X, 2, regularisation=1.0), ValueError, "pass log_probs"),
         (lambda: diagnostics.stein_thinning(X, -X, 2, log_probs=X[:4, 0]), ValueError, "one per particle"),

@@ -131,6 +131,29 @@ def test_a_flow_a_solver_and_a_domain_of_ones_own():
     assert float(above.var()) == pytest.approx(2.95, abs=0.06)
 
 
+def test_four_methods_are_written_by_public_names():
+    program = _extension("solvers.py")
+    source = (ROOT / "docs" / "snippets" / "extend" / "solvers.py").read_text()
+    for part in ("mala", "kinetic", "tempered", "eks"):
+        block = source.split(f"[start:{part}]")[1].split(f"# --8<-- [end:{part}]")[0]
+        lines = [line for line in block.splitlines()[1:] if line.strip() and not line.strip().startswith(('"""', "#"))]
+        method = lines if part != "eks" else lines[: next(i for i, x in enumerate(lines) if "class Observed" in x)]
+        assert len(method) <= 30, part
+    exact, near = np.asarray(program["exact"].particles), program["near"]
+    assert exact.mean() == pytest.approx(3, abs=0.25)
+    assert exact.var() == pytest.approx(3, abs=0.5)
+    assert float(near.stats["displacement_max"]) <= 1
+    kinetic = np.asarray(program["kinetic"].particles)
+    assert np.abs(kinetic.mean(axis=0)).max() < 0.15
+    np.testing.assert_allclose(kinetic.var(axis=0), 1, atol=0.2)
+    assert float(program["tempered"].extras["log_evidence"]) == pytest.approx(-np.log(5) - 0.8, abs=0.15)
+    np.testing.assert_allclose(program["tempered"].particles.mean(axis=0), 0.8, atol=0.1)
+    # The posterior of a linear map: precision AᵀA/0.25 + 1/4 = 8.25 in both directions, mean AᵀA x* / ...
+    kalman = np.asarray(program["kalman"].particles)
+    np.testing.assert_allclose(kalman.mean(axis=0), np.array([2.0, 1.0]) * 8 / 8.25, atol=0.06)
+    np.testing.assert_allclose(kalman.var(axis=0), 1 / 8.25, rtol=0.3)
+
+
 @pytest.mark.slow
 def test_the_picture_of_the_home_page_is_drawn_and_its_caps_hold(tmp_path):
     script = runpy.run_path(str(ROOT / "docs" / "snippets" / "figures" / "budget.py"))

@@ -1,5 +1,7 @@
 """Selection: which particle of a set is taken, and how often."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -57,6 +59,76 @@ def test_uniform_select_is_uniform_over_finite_values(key):
     expected = np.zeros(7)
     expected[FINITE] = 1 / 4
     _assert_frequencies(_frequencies(lambda k: flowrl.uniform_select(particles, values, key=k), key), expected)
+
+
+LOGS = np.array([0.0, -1.0, -np.inf, 1.0, 5.0, 5.0, 5.0])
+
+
+@pytest.mark.parametrize("shift", [0.0, -1e5])
+def test_weights_multiply_the_chances(shift, key):
+    particles, values, logs = _particles(), jnp.asarray(VALUES, FLOAT), jnp.asarray(LOGS + shift, FLOAT)
+    expected = np.zeros(7)
+    expected[FINITE] = np.exp(LOGS[FINITE] + VALUES[FINITE] / 2)
+    select = lambda k: flowrl.softmax_select(particles, values, 2.0, key=k, log_weights=logs)
+    frequencies = _frequencies(select, key)
+    # Far from zero single precision rounds the weights themselves.
+    exact = np.asarray(logs, np.float64) - float(logs[0])
+    expected[FINITE] = np.exp(exact[FINITE] + VALUES[FINITE] / 2)
+    _assert_frequencies(frequencies, expected / expected.sum())
+    expected[FINITE] = np.exp(exact[FINITE])
+    select = lambda k: flowrl.uniform_select(particles, values, key=k, log_weights=logs)
+    _assert_frequencies(_frequencies(select, key), expected / expected.sum())
+
+
+def test_an_empty_slot_is_never_chosen_and_equal_weights_change_no_bit(key):
+    particles, values, logs = _particles(), jnp.asarray(VALUES, FLOAT), jnp.asarray(LOGS, FLOAT)
+    assert int(flowrl.best_of_n(particles, values, log_weights=logs).index) == 3  # the best has no weight
+    equal = jnp.full(7, -2.0, FLOAT)
+    assert same_bits(flowrl.best_of_n(particles, values, log_weights=equal), flowrl.best_of_n(particles, values))
+    for k in jr.split(key, 5):
+        plain = flowrl.softmax_select(particles, values, 0.7, key=k), flowrl.uniform_select(particles, values, key=k)
+        same = (
+            flowrl.softmax_select(particles, values, 0.7, key=k, log_weights=equal),
+            flowrl.uniform_select(particles, values, key=k, log_weights=equal),
+        )
+        assert same_bits(same, plain)
+
+
+def test_weights_of_many_sets_by_vmap(key):
+    values, logs = draw(3, (5, 4)), jnp.where(draw(4, (5, 4)) > 0, 0.0, -jnp.inf).at[4].set(-jnp.inf)
+    particles = draw(2, (5, 4, 3))
+    chosen = jax.vmap(lambda x, v, w: flowrl.best_of_n(x, v, log_weights=w).index)(particles, values, logs)
+    allowed = np.asarray(logs) > -np.inf
+    np.testing.assert_array_equal(chosen, np.argmax(np.where(allowed, values, -np.inf), axis=1))
+    assert int(chosen[4]) == 0  # no particle is left
+    keys = jr.split(key, 5)
+    for select in (
+        lambda x, v, w, k: flowrl.softmax_select(x, v, 1.0, key=k, log_weights=w).index,
+        lambda x, v, w, k: flowrl.uniform_select(x, v, key=k, log_weights=w).index,
+    ):
+        index = np.asarray(jax.vmap(select)(particles, values, logs, keys))
+        assert index[4] == 0
+        assert allowed[np.arange(4), index[:4]].all()
+
+
+@pytest.mark.parametrize(
+    ("logs", "message"),
+    [
+        (np.full(7, -np.inf), "all -inf: no particle is left"),
+        (np.full(7, np.nan), "< inf and not NaN"),
+        (np.full(7, np.inf), "< inf and not NaN"),
+        (np.zeros(6), r"shape \(7,\), one per particle; got \(6,\)"),
+    ],
+)
+def test_what_are_no_log_weights_is_refused(logs, message, key):
+    particles, values, logs = _particles(), jnp.asarray(VALUES, FLOAT), jnp.asarray(logs, FLOAT)
+    for select in (
+        lambda: inspect.unwrap(flowrl.best_of_n)(particles, values, log_weights=logs),  # past the type checker
+        lambda: inspect.unwrap(flowrl.softmax_select)(particles, values, 1.0, key=key, log_weights=logs),
+        lambda: inspect.unwrap(flowrl.uniform_select)(particles, values, key=key, log_weights=logs),
+    ):
+        with pytest.raises(ValueError, match=message):
+            select()
 
 
 def test_a_cold_softmax_is_best_of_n_and_huge_values_do_not_overflow(key):

@@ -23,7 +23,7 @@ import equinox as eqx
 import jax, jax.numpy as jnp, jax.random as jr, numpy as np
 import flowrl
 from flowrl import sharding
-from flowrl._validation import resolve
+from flowrl._validation import check_log_weights, resolve
 from flowrl._transport import _run
 from flowrl.rl import ReferenceLearner, Standardizer, make_replay, presets
 from flowrl.rl.data import Transitions
@@ -46,13 +46,20 @@ divided = over(target, placed, budget, throw=False)
 report["moved"] = far(alone.particles, x)
 report["particles"] = far(alone.particles, divided.particles)
 report["parts"] = [list(s.data.shape) for s in divided.particles.addressable_shards]
-program = _run.lower(over, target, placed, resolve(budget, placed), None, None).compile().compiled.as_text()
+inside = lambda method, start, logs=None: (
+    method, target, start, resolve(budget, start, unit_time=False), logs, None, None
+)
+program = _run.lower(*inside(over, placed)).compile().compiled.as_text()
 report["gathered"] = [line for line in re.findall(r"(\S+) all-gather", program) if "1600" in line]
 frozen = x.at[7].set(jnp.nan)
-alone = _run(flowrl.Transport(flowrl.SVGD(kernel)), target, frozen, resolve(budget, frozen), None, None)
-placed = sharding.split(frozen, devices)
-divided = _run(over, target, placed, resolve(budget, placed), None, None)
+alone = _run(*inside(flowrl.Transport(flowrl.SVGD(kernel)), frozen))
+divided = _run(*inside(over, sharding.split(frozen, devices)))
 report["frozen"] = far(jnp.nan_to_num(alone.particles), jnp.nan_to_num(divided.particles))
+logs = check_log_weights(2 * jr.normal(jr.key(1), (1600,)), flowrl.SVGD(), x)
+alone = _run(*inside(flowrl.Transport(flowrl.SVGD(kernel)), x, logs))
+divided = _run(*inside(over, placed, sharding.split(logs, devices)))
+report["weighted"] = far(alone.particles, divided.particles)
+report["weights matter"] = far(alone.particles, _run(*inside(over, placed)).particles)
 
 # Bytes of a device for one step of a large set; nothing is run.
 report["bytes"] = {}
@@ -144,6 +151,8 @@ def test_one_set_over_eight_devices_is_the_set_of_one(eight):
     assert eight["moved"] > 0.1
     assert eight["particles"] < 2e-5
     assert eight["frozen"] < 2e-5
+    assert eight["weighted"] < 2e-5
+    assert eight["weights matter"] > 0.01
     assert eight["parts"] == [[200, 5]] * 8
     assert eight["gathered"] == []
 

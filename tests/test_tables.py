@@ -69,6 +69,59 @@ def _flows():
     return _table(head, rows)
 
 
+METHODS = {
+    "Euler": flowrl.Euler(),
+    "Optax": flowrl.Optax(optax.adam(1.0)),
+    "JKO": flowrl.JKO(),
+    "Diffrax": flowrl.Diffrax(),
+    "Hamiltonian": flowrl.Hamiltonian(),
+    "Microcanonical": flowrl.Microcanonical(),
+    "Metropolis": flowrl.Metropolis(),
+    "Monotone": flowrl.Monotone(),
+    "Tempered": flowrl.Tempered(),
+}
+
+
+def _solvers():
+    head = [
+        "solver",
+        "asks the target for",
+        "flows",
+        "noise",
+        "jumps",
+        "draws",
+        "minibatches",
+        "step size",
+        "caps",
+        "tolerance",
+    ]
+    rows = []
+    for name, solver in METHODS.items():
+        needs = solver.needs
+        marks = {True: "yes", False: "–"}
+        size = "chooses" if needs.chooses else "given or adapted" if needs.adapts else "given"
+        kinds = (
+            "all" if needs.flows == (flowrl.AbstractFlow,) else ", ".join(f"`{kind.__name__}`" for kind in needs.flows)
+        )
+        if needs.energy:
+            kinds = "with an energy"
+        rows.append(
+            [
+                f"[`{name}`][flowrl.{name}]",
+                ", ".join(sorted(needs.target)) or "what the flow asks",
+                kinds,
+                {"none": "–", "additive": "additive", "any": "yes"}[needs.noise],
+                marks[needs.jumps],
+                marks[needs.random],
+                marks[not needs.exact],
+                size,
+                marks[needs.caps],
+                marks[needs.rests],
+            ]
+        )
+    return _table(head, rows)
+
+
 def _domains():
     head = ["solver", *DOMAINS]
     ascent = flowrl.Ascent()
@@ -130,6 +183,7 @@ def _quality():
 FLOWS_PAGE, POSTERIOR_PAGE = DOCS / "concepts" / "flows.md", DOCS / "tutorials" / "posterior.md"
 TABLES = {
     "flows": (FLOWS_PAGE, _flows),
+    "solvers": (FLOWS_PAGE, _solvers),
     "domains": (FLOWS_PAGE, _domains),
     "variance": (FLOWS_PAGE, _variance),
     "cost": (POSTERIOR_PAGE, _cost),

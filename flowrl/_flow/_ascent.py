@@ -8,6 +8,7 @@ from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._flow._base import AbstractFlow
 from flowrl._flow._target_view import TargetView
 from flowrl._flow._traits import Traits
+from flowrl._kernel import total_of
 
 
 class Ascent(AbstractFlow):
@@ -30,12 +31,14 @@ class Ascent(AbstractFlow):
         Xu et al., *Reinforcement Learning via Value Gradient Flow*, ICLR 2026.
     """
 
-    traits: ClassVar[Traits] = Traits(temperature="none", entropic=False, energy_needs=frozenset({"value"}))
+    traits: ClassVar[Traits] = Traits(
+        temperature="none", entropic=False, energy_needs=frozenset({"value"}), weighs=True
+    )
 
     def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         return view.gradient(positions, alive)
 
     def energy(self, view: TargetView, positions: Positions, alive: Mask) -> Scalar:
         log_density, alive = view.scaled_log_density(positions, alive)
-        weight = alive.astype(positions.dtype)
-        return -jnp.sum(weight * log_density) / jnp.maximum(jnp.sum(weight), 1)
+        mass = view.mass(alive)
+        return -jnp.sum(mass * log_density) / total_of(mass)

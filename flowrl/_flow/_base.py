@@ -156,7 +156,8 @@ class SumFlow(AbstractStochasticFlow, AbstractJumpFlow):
 
     Raises:
         TypeError: one of the flows is not a flow.
-        ValueError: there is no flow, more than one has noise or jumps, or a concrete weight is not positive.
+        ValueError: there is no flow, more than one has noise or jumps, one has its law at time 1, or a concrete weight
+            is not positive.
 
     Example:
         ```python
@@ -183,6 +184,12 @@ class SumFlow(AbstractStochasticFlow, AbstractJumpFlow):
                     f"{'white noise' if trait == 'diffuses' else 'set of ancestors'}. Weigh one flow, e.g. 2.0 * flow, "
                     "or transport with one after the other."
                 )
+        timed = _named(flows, lambda traits: traits.unit_time)
+        if timed:
+            raise ValueError(
+                f"{timed[0]} has the law of its target at time 1 by itself, not at another speed or with other flows; "
+                "transport with one flow after the other."
+            )
         weights = jnp.ones(len(flows)) if weights is None else weights
         value = concrete(weights)
         shape = jnp.shape(weights) if value is None else value.shape
@@ -211,6 +218,8 @@ class SumFlow(AbstractStochasticFlow, AbstractJumpFlow):
             diffuses=any(traits.diffuses for traits in every),
             additive=any(traits.additive for traits in every),  # at most one has noise
             jumps=any(traits.jumps for traits in every),
+            unmapped=any(traits.unmapped for traits in every),
+            weighs=all(traits.weighs for traits in every),
         )
 
     def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:

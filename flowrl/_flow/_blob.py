@@ -4,11 +4,11 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from flowrl._custom_types import Mask, Positions, Scalar
+from flowrl._custom_types import Mask, PerParticle, Positions, Scalar
 from flowrl._flow._base import AbstractFlow
 from flowrl._flow._target_view import TargetView
 from flowrl._flow._traits import Traits
-from flowrl._kernel import RBF, AbstractScalarKernel, LogNBandwidth, centre, refuse_linear
+from flowrl._kernel import RBF, AbstractScalarKernel, LogNBandwidth, centre, refuse_linear, total_of
 
 
 class Blob(AbstractFlow):
@@ -31,7 +31,7 @@ class Blob(AbstractFlow):
     """
 
     kernel: AbstractScalarKernel = RBF(LogNBandwidth())
-    traits: ClassVar[Traits] = Traits(energy_needs=frozenset({"value"}))
+    traits: ClassVar[Traits] = Traits(energy_needs=frozenset({"value"}), weighs=True)
 
     def __check_init__(self):
         if not isinstance(self.kernel, AbstractScalarKernel):
@@ -41,11 +41,11 @@ class Blob(AbstractFlow):
     def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         gradient, alive = view.gradient(positions, alive)
         x = centre(positions, alive)
-        kernel, weight = self.kernel.fitted(x, alive), alive.astype(x.dtype)
-        density = _density(kernel, x, alive)
+        kernel, mass = self.kernel.fitted(x, alive), view.mass(alive)
+        density = _density(kernel, x, alive, mass)
         # Moving x_i changes Σ_l log ρ_l through its own term, by Σ_j ∇k(x_i, x_j)/ρ_i, and through all terms, by
         # Σ_j ∇k(x_i, x_j)/ρ_j.
-        push = kernel.gradient(x, x, weight) / density[:, None] + kernel.gradient(x, x, weight / density)
+        push = kernel.gradient(x, x, mass) / density[:, None] + kernel.gradient(x, x, mass / density)
         return jnp.where(alive[:, None], gradient - view.temperature * push, 0), alive
 
     def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "Blob":
@@ -55,12 +55,13 @@ class Blob(AbstractFlow):
     def energy(self, view: TargetView, positions: Positions, alive: Mask) -> Scalar:
         log_density, alive = view.scaled_log_density(positions, alive)
         x = centre(positions, alive)
-        weight = alive.astype(x.dtype)
-        count = jnp.maximum(jnp.sum(weight), 1)
-        smoothed = jnp.log(_density(self.kernel.fitted(x, alive), x, alive) / count)
-        return jnp.sum(weight * (view.temperature * smoothed - log_density)) / count
+        mass = view.mass(alive)
+        count = total_of(mass)
+        smoothed = jnp.log(_density(self.kernel.fitted(x, alive), x, alive, mass) / count)
+        return jnp.sum(mass * (view.temperature * smoothed - log_density)) / count
 
 
-def _density(kernel: AbstractScalarKernel, x: Positions, alive: Mask):
-    """Return ρ_i = Σ_j k(x_i, x_j) over living j; 1 at the others, which may lie where it is zero."""
-    return jnp.where(alive, kernel.apply(x, x, alive.astype(x.dtype)[:, None])[:, 0], 1)
+def _density(kernel: AbstractScalarKernel, x: Positions, alive: Mask, mass: PerParticle) -> PerParticle:
+    """Return ρ_i = Σ_j k(x_i, x_j) over living j; 1 where it is zero, as at the others and far from all that weighs."""
+    density = kernel.apply(x, x, mass[:, None])[:, 0]
+    return jnp.where(alive & (density > 0), density, 1)

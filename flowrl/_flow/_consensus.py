@@ -24,7 +24,7 @@ class Consensus(AbstractStochasticFlow):
 
     with D(r) = diag(r) (anisotropic: each coordinate explores by itself, which is what works in many dimensions) or |r|
     times the identity. At α → 0 the consensus m is the best particle, at α → ∞ the mean. A `Boltzmann(value)` weighs by
-    exp(V/α); a `Density` has U = α log p, so it weighs by p whatever α.
+    exp(V/α); a `Density` has U = α log p, so it weighs by p whatever α. Weights of the particles multiply these.
 
     It maximises, and samples nothing: all particles end in one point, and no Jacobian enters on a mapped domain. Steps
     need λε < 1. The default σ is beyond the bound below which the set contracts in mean square, which
@@ -47,7 +47,9 @@ class Consensus(AbstractStochasticFlow):
     drift: Array
     diffusion: Array
     anisotropic: bool = eqx.field(static=True)
-    traits: ClassVar[Traits] = Traits(needs=frozenset({"value"}), temperature="positive", entropic=False, diffuses=True)
+    traits: ClassVar[Traits] = Traits(
+        needs=frozenset({"value"}), temperature="positive", entropic=False, diffuses=True, weighs=True
+    )
 
     def __init__(self, drift: ArrayLike = 1.0, diffusion: ArrayLike = 2.0, *, anisotropic: bool = True):
         self.drift = number("drift", drift, _at_least_zero, "a finite number >= 0")
@@ -71,11 +73,17 @@ def _at_least_zero(value: np.ndarray) -> bool:
 def _from_consensus(view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
     """Return z − m, zero for frozen particles, and who is still alive."""
     log_density, alive = view.scaled_log_density(positions, alive)
+    counts = alive if view.weights is None else view.mass(alive) > 0
     # The best is subtracted before dividing, so that no temperature overflows.
-    best = jax.lax.stop_gradient(jnp.max(jnp.where(alive, log_density, -jnp.inf)))
-    below = jnp.where(alive, log_density - jnp.where(jnp.any(alive), best, 0), 0)
-    weight = jnp.where(alive, jnp.exp(below / view.temperature), 0)
+    best = jax.lax.stop_gradient(jnp.max(jnp.where(counts, log_density, -jnp.inf)))
+    below = jnp.where(counts, log_density - jnp.where(jnp.any(counts), best, 0), 0)
+    logits = below / view.temperature
+    if view.weights is not None:
+        logits = logits + jnp.log(jnp.where(counts, view.mass(alive), 1))
+        top = jax.lax.stop_gradient(jnp.max(jnp.where(counts, logits, -jnp.inf)))
+        logits = jnp.where(counts, logits - top, 0)
+    weight = jnp.where(counts, jnp.exp(logits), 0)
     z = centre(positions, alive)
     # Not a maximum with 1, which the sum often is: a tie would halve the derivative.
-    mean = (weight[None] @ z) / jnp.where(jnp.any(alive), jnp.sum(weight), 1)
+    mean = (weight[None] @ z) / jnp.where(jnp.any(counts), jnp.sum(weight), 1)
     return jnp.where(alive[:, None], z - mean, 0), alive

@@ -25,7 +25,7 @@ class Langevin(AbstractStochasticFlow):
         Bernoulli 2(4), 1996.
     """
 
-    traits: ClassVar[Traits] = Traits(diffuses=True, additive=True)
+    traits: ClassVar[Traits] = Traits(diffuses=True, additive=True, weighs=True)
 
     def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         return view.gradient(positions, alive)

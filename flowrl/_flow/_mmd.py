@@ -9,7 +9,7 @@ from flowrl._custom_types import Mask, Positions, Scalar
 from flowrl._flow._base import AbstractFlow
 from flowrl._flow._target_view import TargetView
 from flowrl._flow._traits import Traits
-from flowrl._kernel import RBF, AbstractScalarKernel, refuse_linear
+from flowrl._kernel import RBF, AbstractScalarKernel, refuse_linear, total_of
 from flowrl._misc import number
 
 
@@ -59,15 +59,16 @@ class MMDFlow(AbstractFlow):
             entropic=False,
             energy_needs=frozenset({"samples"}) if self.noise is None else None,
             random=self.noise is not None,
+            weighs=True,
         )
 
     def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         kernel, x, y = self._ready(view, positions, alive)
-        weight = alive.astype(x.dtype)
+        mass = view.mass(alive)
         at = x
         if self.noise is not None:
             at = x + self.noise.astype(x.dtype) * jr.normal(view.flow_key, x.shape, x.dtype)
-        apart = kernel.gradient(at, x, weight) / jnp.maximum(jnp.sum(weight), 1)
+        apart = kernel.gradient(at, x, mass) / total_of(mass)
         toward = kernel.gradient(at, y, jnp.full(y.shape[0], 1 / y.shape[0], y.dtype))
         return jnp.where(alive[:, None], toward - apart, 0), alive
 
@@ -79,7 +80,8 @@ class MMDFlow(AbstractFlow):
         if self.noise is not None:
             raise TypeError("MMDFlow with noise descends no energy; the discrepancy is that of MMDFlow(kernel).")
         kernel, x, y = self._ready(view, positions, alive)
-        weight = alive.astype(x.dtype) / jnp.maximum(jnp.sum(alive.astype(x.dtype)), 1)
+        mass = view.mass(alive)
+        weight = mass / total_of(mass)
         share = jnp.full(y.shape[0], 1 / y.shape[0], y.dtype)
         own = jnp.sum(weight * kernel.apply(x, x, weight[:, None])[:, 0])
         cross = jnp.sum(weight * kernel.apply(x, y, share[:, None])[:, 0])

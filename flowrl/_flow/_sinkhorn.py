@@ -45,7 +45,11 @@ class SinkhornFlow(AbstractFlow):
     regularisation: Array
     iterations: int = eqx.field(static=True)
     traits: ClassVar[Traits] = Traits(
-        needs=frozenset({"samples"}), temperature="none", entropic=False, energy_needs=frozenset({"samples"})
+        needs=frozenset({"samples"}),
+        temperature="none",
+        entropic=False,
+        energy_needs=frozenset({"samples"}),
+        weighs=True,
     )
 
     def __init__(self, regularisation: ArrayLike = 0.05, iterations: int = 100):
@@ -65,7 +69,12 @@ class SinkhornFlow(AbstractFlow):
     def _against(self, view: TargetView, alive: Mask) -> tuple[Any, ...]:
         samples = view.samples()
         everyone = jnp.ones(samples.shape[0], samples.dtype)
-        return samples, alive.astype(samples.dtype), everyone, self._epsilon(samples), self.iterations
+        mass = view.mass(alive)
+        if view.weights is not None:
+            # A point of weight zero has no plan, but a living particle whose weight underflows shall move by its own.
+            least = 2 * mass.shape[0] * jnp.finfo(mass.dtype).tiny  # a normal number after division by their sum, too
+            mass = jnp.where(alive, jnp.maximum(mass, least), 0)
+        return samples, mass, everyone, self._epsilon(samples), self.iterations
 
     def _epsilon(self, samples: Float[Array, "m d"]) -> Scalar:
         moved = samples - samples[:1]

@@ -14,7 +14,8 @@ class SVGD(AbstractFlow):
 
     $$v(x) = \frac{1}{n} \sum_j k(x_j, x) ∇V(x_j) + α ∇_{x_j} k(x_j, x)$$
 
-    The first term climbs the value, the second keeps particles apart. α = 1 with `Density` is the textbook case; α = 0
+    With weights of the particles the mean over j is the weighted one; a bandwidth rule counts each of them once. The
+    first term climbs the value, the second keeps particles apart. α = 1 with `Density` is the textbook case; α = 0
     is the form of the VGF paper's experiments. The paper's own step ε φ with φ = k∇V/α + ∇k is `step_size = ε / α`.
 
     Attributes:
@@ -39,7 +40,7 @@ class SVGD(AbstractFlow):
     """
 
     kernel: AbstractKernel = RBF()
-    traits: ClassVar[Traits] = Traits()
+    traits: ClassVar[Traits] = Traits(weighs=True)
 
     def __check_init__(self):
         if not isinstance(self.kernel, AbstractKernel):
@@ -47,7 +48,7 @@ class SVGD(AbstractFlow):
 
     def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         gradient, alive = view.gradient(positions, alive)
-        return self.kernel.stein(positions, gradient, alive, view.temperature), alive
+        return self.kernel.stein(positions, gradient, alive, view.temperature, view.weights), alive
 
     def fitted(self, view: TargetView, positions: Positions, alive: Mask) -> "SVGD":
         del view

@@ -23,6 +23,7 @@ class Traits:
         jumps: the flow is an `AbstractJumpFlow` with jumps.
         weighs: its sums over the set know the weights of the particles (`TargetView.mass`), or it has no such sums.
         unit_time: its law is that of the target at time 1, so the steps of a budget must sum to 1.
+        unmapped: its equations hold in the coordinates of the target alone, so domains that map are refused.
 
     Raises:
         ValueError: a word is not one of those above.
@@ -38,6 +39,7 @@ class Traits:
     jumps: bool = False
     weighs: bool = False
     unit_time: bool = False
+    unmapped: bool = False
 
     def __post_init__(self):
         check_knowledge("Traits.needs", self.needs)

@@ -19,8 +19,14 @@ from flowrl._kernel._distance import (
     inner_products as inner_products,
     squared_distances as squared_distances,
 )
+from flowrl._kernel._gradient_gram import gradient_gram as gradient_gram
 from flowrl._kernel._linear import Linear as Linear, refuse_linear as refuse_linear
-from flowrl._kernel._preconditioned import Preconditioned as Preconditioned
+from flowrl._kernel._mass import mass_of as mass_of, total_of as total_of
+from flowrl._kernel._preconditioned import (
+    Preconditioned as Preconditioned,
+    _factor_of as covariance_root,  # noqa: F401
+    _whiten as whiten,  # noqa: F401
+)
 from flowrl._kernel._radial import IMQ as IMQ, Matern as Matern
 from flowrl._kernel._rbf import RBF as RBF
 from flowrl._kernel._scalar import AbstractScalarKernel as AbstractScalarKernel

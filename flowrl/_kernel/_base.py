@@ -11,7 +11,7 @@ from typing import NamedTuple
 import equinox as eqx
 from jaxtyping import Array, Float
 
-from flowrl._custom_types import Mask, Positions, Scalar
+from flowrl._custom_types import Mask, PerParticle, Positions, Scalar
 
 
 class Pairs(NamedTuple):
@@ -57,20 +57,36 @@ class AbstractKernel(eqx.Module):
     def fitted(self, positions: Positions, alive: Mask) -> "AbstractKernel":
         """Return the same kernel with everything that depends on data fixed at these particles.
 
+        Each living particle counts the same, whatever it weighs.
+
         Args:
             positions: (n, d).
             alive: particles that count.
         """
 
     @abc.abstractmethod
-    def stein(self, positions: Positions, gradient: Positions, alive: Mask, temperature: Scalar) -> Positions:
-        r"""Compute the Stein direction $v_i = \frac{1}{n} \sum_j k(x_j, x_i) g_j + α ∇_{x_j} k(x_j, x_i)$.
+    def stein(
+        self,
+        positions: Positions,
+        gradient: Positions,
+        alive: Mask,
+        temperature: Scalar,
+        weights: PerParticle | None = None,
+    ) -> Positions:
+        r"""Compute the Stein direction of every particle.
+
+        $$v_i = \frac{1}{\sum_j w_j} \sum_j w_j \left[k(x_j, x_i) g_j + α ∇_{x_j} k(x_j, x_i)\right]$$
+
+        What is fitted to the particles, a bandwidth or a covariance, is that of the living ones, each counted once
+        whatever it weighs.
 
         Args:
             positions: x, (n, d).
             gradient: g, (n, d); finite.
-            alive: particles that enter the sums; n counts them alone, and the others get v = 0.
+            alive: particles that enter the sums; the others get v = 0.
             temperature: α >= 0.
+            weights: w >= 0 (n,), one on average over the living, though any multiple gives the same; None if all weigh
+                the same. A living particle of weight zero moves, and moves no other.
         """
 
     @abc.abstractmethod

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flowrl._custom_types import Mask, Positions
+from flowrl._custom_types import Mask, PerParticle, Positions
+from flowrl._kernel._mass import mass_of, total_of
 from flowrl._misc import varying_as
 
 
-def centre(positions: Positions, alive: Mask) -> Positions:
-    """Subtract the mean of the living particles, and set the others to zero."""
+def centre(positions: Positions, alive: Mask, weights: PerParticle | None = None) -> Positions:
+    """Subtract the mean of the living particles, weighted if they have weights, and set the others to zero."""
     # |x|² + |y|² − 2xy cancels badly far from the origin: at an offset of 1000 float32 keeps no digit of a unit
     # distance.
     kept = jnp.where(alive[:, None], positions, 0)  # so that nothing non-finite enters a matrix product
@@ -18,8 +19,9 @@ def centre(positions: Positions, alive: Mask) -> Positions:
     chosen = alive & (jnp.arange(alive.shape[0]) == jnp.argmax(alive))
     first = jnp.sum(jnp.where(chosen[:, None], kept, 0), axis=0)
     kept = jnp.where(alive[:, None], kept - jax.lax.stop_gradient(first)[None], 0)
-    count = jnp.maximum(jnp.sum(alive.astype(kept.dtype)), 1)
-    mean = jax.lax.stop_gradient(kept.sum(axis=0, keepdims=True) / count)
+    mass = mass_of(alive, weights, kept.dtype)
+    weighted = kept if weights is None else mass[:, None] * kept
+    mean = jax.lax.stop_gradient(weighted.sum(axis=0, keepdims=True) / total_of(mass))
     return jnp.where(alive[:, None], kept - mean, 0)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, ArrayLike, Float
 
-from flowrl._custom_types import Mask, Positions, Scalar
+from flowrl._custom_types import Mask, PerParticle, Positions, Scalar
 from flowrl._kernel._base import AbstractKernel
 from flowrl._kernel._distance import centre, relative_to_mean
 from flowrl._kernel._rbf import RBF
@@ -72,11 +72,18 @@ class Preconditioned(AbstractKernel):
         parts = lambda kernel: (kernel.kernel, kernel.factor)
         return eqx.tree_at(parts, self, (inner, factor), is_leaf=lambda leaf: leaf is None)
 
-    def stein(self, positions: Positions, gradient: Positions, alive: Mask, temperature: Scalar) -> Positions:
+    def stein(
+        self,
+        positions: Positions,
+        gradient: Positions,
+        alive: Mask,
+        temperature: Scalar,
+        weights: PerParticle | None = None,
+    ) -> Positions:
         x = centre(positions, alive)
         factor = self._root(x, alive)
         z, wide = _whiten(factor, x), factor.dtype
-        v = self.kernel.stein(z, gradient.astype(wide) @ factor, alive, temperature.astype(wide))
+        v = self.kernel.stein(z, gradient.astype(wide) @ factor, alive, temperature.astype(wide), weights)
         return (v @ factor.T).astype(positions.dtype)
 
     def stein_gram(

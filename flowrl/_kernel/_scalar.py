@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from flowrl._custom_types import Mask, Positions, Scalar
+from flowrl._custom_types import Mask, PerParticle, Positions, Scalar
 from flowrl._kernel._base import AbstractKernel, Jet, Pairs
 from flowrl._kernel._blocks import by_tiles
 from flowrl._kernel._distance import centre, inner_products, relative_to_mean
+from flowrl._kernel._mass import mass_of, total_of
 from flowrl._misc import number
 
 
@@ -93,11 +94,17 @@ class AbstractScalarKernel(AbstractKernel):
 
         return by_tiles(summed, x, (y, columns))
 
-    def stein(self, positions: Positions, gradient: Positions, alive: Mask, temperature: Scalar) -> Positions:
-        x = centre(positions, alive)
-        weight = alive.astype(x.dtype)
-        v = self.fitted(x, alive).stein_sum(x, x, gradient, weight, temperature)
-        return weight[:, None] * v / jnp.maximum(jnp.sum(weight), 1)
+    def stein(
+        self,
+        positions: Positions,
+        gradient: Positions,
+        alive: Mask,
+        temperature: Scalar,
+        weights: PerParticle | None = None,
+    ) -> Positions:
+        x, mass = centre(positions, alive, weights), mass_of(alive, weights, positions.dtype)
+        v = self.fitted(x, alive).stein_sum(x, x, gradient, mass, temperature)
+        return alive.astype(x.dtype)[:, None] * v / total_of(mass)
 
     def stein_sum(
         self,

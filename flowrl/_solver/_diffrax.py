@@ -84,7 +84,8 @@ class Diffrax(AbstractSolver):
         """Any noise for `diffrax.Euler`; additive noise for other solvers of stochastic equations; else none."""
         sorts = (diffrax.AbstractItoSolver, diffrax.AbstractStratonovichSolver)
         additive = "additive" if isinstance(self.solver, sorts) else "none"
-        return Needs(noise="any" if isinstance(self.solver, diffrax.Euler) else additive, restriction=False)
+        noise = "any" if isinstance(self.solver, diffrax.Euler) else additive
+        return Needs(noise=noise, unit_time=True, restriction=False)
 
     def solve(self, problem: Problem, save: Any) -> SolverOutput:
         budget, scale = problem.budget, problem.view.scale

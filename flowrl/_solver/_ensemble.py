@@ -13,6 +13,7 @@ from flowrl._custom_types import Count, Key, Mask, PerParticle, Positions, Scala
 from flowrl._flow import AbstractFlow, TargetView, velocity_of
 from flowrl._solution import RESULTS
 from flowrl._solver._base import Problem
+from flowrl._target import AbstractTarget
 
 _codes: Any = RESULTS
 
@@ -133,6 +134,15 @@ class Step(eqx.Module):
         """
         return dataclasses.replace(self, **changes)
 
+    def toward(self, target: AbstractTarget) -> "Step":
+        """Return the step toward another target, at α = 1; what was evaluated of the first one does not hold there.
+
+        Args:
+            target: the density.
+        """
+        view = dataclasses.replace(self.view, target=target, temperature=jnp.ones_like(self.view.temperature))
+        return self.replace(view=view, unchanging=False)
+
     def keys(self, number: int) -> list[Key]:
         """Return independent keys for this step; the solver's `needs` must say that it draws.
 
@@ -185,7 +195,8 @@ class Step(eqx.Module):
         """
         if self.adapts is not None:
             return self.adapts
-        return self.index < share * jnp.asarray(self.problem.budget.steps)
+        steps = jnp.asarray(self.problem.budget.steps).astype(self.size.dtype)
+        return self.index.astype(self.size.dtype) < share * steps
 
 
 def select(mask: Mask, yes: PyTree, no: PyTree) -> PyTree:

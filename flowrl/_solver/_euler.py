@@ -1,11 +1,11 @@
 """Explicit Euler, Euler-Maruyama for diffusions, and jumps."""
 
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import jax.numpy as jnp
 import jax.random as jr
 
-from flowrl._custom_types import Mask, PerParticle, Positions
+from flowrl._custom_types import PerParticle, Positions
 from flowrl._flow import AbstractJumpFlow, drift_and_noise_of
 from flowrl._solver._ensemble import Ensemble, Step
 from flowrl._solver._needs import Needs
@@ -18,7 +18,9 @@ class Euler(AbstractProposal):
     Jumps are taken after the move, with the chances of a step of length ε.
     """
 
-    needs: ClassVar[Needs] = Needs(noise="any", jumps=True)
+    needs: ClassVar[Needs] = Needs(noise="any", jumps=True, unit_time=True)
+    acceptance: ClassVar[float] = 0.574  # Roberts and Rosenthal (1998): of Langevin proposals in many dimensions
+    gradients: ClassVar[int] = 1
 
     def step(self, step: Step, ensemble: Ensemble) -> Ensemble:
         traits = step.flow.traits
@@ -40,21 +42,20 @@ class Euler(AbstractProposal):
             ensemble = ensemble.take(flow.ancestors(step.view, positions + move, alive, step.size, jump_key))
         return ensemble
 
-    def evaluate(self, step: Step, ensemble: Ensemble) -> tuple[Any, Mask]:
-        return step.gradient(ensemble)
+    def prepare(self, step: Step, ensemble: Ensemble) -> Ensemble:
+        gradient, finite = step.gradient(ensemble)
+        return ensemble.replace(own=gradient, alive=finite)
 
-    def propose(self, step: Step, ensemble: Ensemble, here: Positions) -> Proposal:
-        # In units of the temperature: x' = x + h ∇(U/α) + √(2h) ξ, which is the step of Langevin dynamics of length
-        # ε for h = εα.
+    def propose(self, step: Step, ensemble: Ensemble) -> Proposal:
+        # x' = x + h ∇(U/α) + √(2h) ξ is Langevin's step of length ε for h = εα.
         (key,) = step.keys(1)
-        h = step.size * step.view.temperature
-        white = jr.normal(key, here.shape, here.dtype)
-        move = h * here + jnp.sqrt(2 * h) * white
+        here, h = ensemble.own, step.size * step.view.temperature
+        move = h * here + jnp.sqrt(2 * h) * jr.normal(key, here.shape, here.dtype)
         proposed = ensemble.moved(move)
-        there, fine = self.evaluate(step, proposed)
+        there, finite = step.gradient(proposed)
 
         def log_chance(move: Positions, gradient: Positions) -> PerParticle:
             return -jnp.sum((move - h * gradient) ** 2, axis=1) / (4 * h)
 
-        ratio = log_chance(-move, there) - log_chance(move, here)
-        return Proposal(proposed, ensemble, there, jnp.where(fine, ratio, -jnp.inf))
+        log_ratio = jnp.where(finite, log_chance(-move, there) - log_chance(move, here), -jnp.inf)
+        return Proposal(proposed.replace(own=there), ensemble, log_ratio)

@@ -9,6 +9,7 @@ import optimistix as optx
 
 from flowrl._custom_types import Positions, Scalar
 from flowrl._flow import velocity_of
+from flowrl._kernel import total_of
 from flowrl._misc import check_count, refuse_checked_sharding
 from flowrl._solution import RESULTS
 from flowrl._solver._ensemble import Ensemble, Step
@@ -22,9 +23,10 @@ class JKO(AbstractStepSolver):
     $$x^{k+1} = \operatorname{argmin}_x\; E(x) + \frac{1}{2 h n} \sum_i |x_i - x^k_i|^2, \qquad h = \text{step\_size}$$
 
     An energy of particles does not depend on their order, so the least value over x with the coupling to the previous
-    set held at the identity is that over x and the coupling: the JKO scheme itself. The minimiser starts at x^k, and
-    finds a local minimum. The energy falls at every h. What the flow fits to data (a bandwidth) is fixed during a step.
-    If the minimisation fails, the result is its `flowrl.RESULTS`, and the last iterate is kept.
+    set held at the identity is that over x and the coupling: the JKO scheme itself. Weights of the particles take the
+    place of 1/n. The minimiser starts at x^k, and finds a local minimum. The energy falls at every h. What the flow
+    fits to data (a bandwidth) is fixed during a step. If the minimisation fails, the result is its `flowrl.RESULTS`,
+    and the last iterate is kept.
 
     Attributes:
         minimiser: an optimistix minimiser, with its tolerances.
@@ -71,16 +73,20 @@ class JKO(AbstractStepSolver):
         h = jnp.where(step_size > 0, step_size, 1)
         # The minimiser keeps its history in the default precision, and fails on a move of another one.
         wide = jnp.result_type(float)
+        mass = view.mass(alive)
+        moves = (mass > 0)[:, None]
+        # In units in which every particle is pulled back alike: a light one would hardly show in the objective.
+        root = jnp.sqrt(jnp.where(moves, mass[:, None], 1) * count / total_of(mass))
 
         def objective(move: Positions, _: Any) -> Scalar:
-            z = positions + jnp.where(alive[:, None], move, 0).astype(positions.dtype)
+            z = positions + jnp.where(moves, move.astype(positions.dtype) / root, 0)
             energy = (count * fixed.energy(view, z, alive)).astype(wide)
             return energy + jnp.sum(move**2) / (2 * h.astype(wide))
 
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             start = jnp.zeros(positions.shape, wide)
             found = optx.minimise(objective, self.minimiser, start, max_steps=self.max_steps, throw=False)
-        move = jnp.where(step_size > 0, found.value.astype(positions.dtype), 0)
+        move = jnp.where(step_size > 0, found.value.astype(positions.dtype) / root, 0)
         result: Any = RESULTS
         result = result.where(step_size > 0, RESULTS.promote(found.result), result.successful)
         _, still = velocity_of(flow, view, positions + move, alive)

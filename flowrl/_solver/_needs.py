@@ -20,6 +20,7 @@ class Needs:
         energy: it takes only flows with an energy.
         noise: which diffusions it can integrate: "none", those whose noise is "additive", or "any".
         jumps: it can step flows with jumps.
+        unit_time: it follows a flow in the flow's own time, so that one in unit time ends at its target.
         restriction: it can use domains that bring particles back after each step.
         random: it draws, so transport asks for a key.
         exact: it is right for a target that it can evaluate, so one that draws a minibatch at each step is refused.
@@ -38,6 +39,7 @@ class Needs:
     energy: bool = False
     noise: Noise = "none"
     jumps: bool = False
+    unit_time: bool = False
     restriction: bool = True
     random: bool = False
     exact: bool = False

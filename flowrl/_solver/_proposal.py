@@ -1,11 +1,11 @@
 """Solvers whose step is a proposal with a known density, so that `Metropolis` can accept or reject it."""
 
 import abc
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from jaxtyping import PyTree
+from equinox import AbstractVar
 
-from flowrl._custom_types import Mask, PerParticle
+from flowrl._custom_types import PerParticle
 from flowrl._solver._ensemble import Ensemble, Step
 from flowrl._solver._step import AbstractStepSolver
 
@@ -16,35 +16,40 @@ class Proposal(NamedTuple):
     Attributes:
         proposed: the ensemble if every particle is accepted.
         kept: the ensemble if none is: the positions are those before, a momentum may be another.
-        there: what `evaluate` gives at the proposed positions.
-        log_ratio: log q(kept | proposed) − log q(proposed | kept) of each particle (n,), with the change of the
+        log_ratio: log q(kept | proposed) − log q(proposed | kept) of each particle (n,), with the change of the log
             density of all that is not a position; −inf where it is not finite.
     """
 
     proposed: Ensemble
     kept: Ensemble
-    there: PyTree
     log_ratio: PerParticle
 
 
 class AbstractProposal(AbstractStepSolver):
-    """A step solver whose steps have a known density under Langevin's flow, which `Metropolis` can make exact."""
+    """A step solver whose steps under Langevin's flow have a known density, so that `Metropolis` can make them exact.
+
+    Attributes:
+        acceptance: the share of accepted moves at which the proposal mixes best, in (0, 1).
+        gradients: gradients of the target that one proposal takes.
+    """
+
+    acceptance: AbstractVar[float]
+    gradients: AbstractVar[int]
 
     @abc.abstractmethod
-    def evaluate(self, step: Step, ensemble: Ensemble) -> tuple[Any, Mask]:
-        """Return what a proposal needs to know at the particles' positions, leaves (n, ...), and where it is finite.
+    def prepare(self, step: Step, ensemble: Ensemble) -> Ensemble:
+        """Return the ensemble with what proposals start from: a momentum, the gradient at the particles' positions.
 
         Args:
-            step: the target at this step's temperature.
-            ensemble: where the particles are.
+            step: the target at this step's temperature, the key.
+            ensemble: `own` is None before the first step; later only what depends on the target is evaluated again.
         """
 
     @abc.abstractmethod
-    def propose(self, step: Step, ensemble: Ensemble, here: Any) -> Proposal:
+    def propose(self, step: Step, ensemble: Ensemble) -> Proposal:
         """Propose one step.
 
         Args:
             step: the target at this step's temperature, ε, the key.
-            ensemble: where the particles are.
-            here: what `evaluate` gave there.
+            ensemble: from `prepare`, or the proposal before.
         """

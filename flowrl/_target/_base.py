@@ -27,6 +27,7 @@ _METHODS: dict[str, tuple[str, ...]] = {
     "gradient": ("gradient",),
     "value": ("value", "scaled_log_density"),
     "samples": ("samples",),
+    "forward": ("forward", "misfit", "prior_misfit"),
 }
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from flowrl._custom_types import Particle
 from flowrl._target._base import AbstractTarget
 
 
@@ -65,9 +66,41 @@ def as_function(given: Any, name: str) -> Callable[..., Any]:
     return given
 
 
+def called(function: Callable[..., Any], *args: Any, name: str, particle: Particle) -> Any:
+    """Return `function(*args)`, one of which is the particle; if it fails, say that it gets no more than one."""
+    try:
+        return function(*args)
+    except (TypeError, ValueError, IndexError) as error:
+        if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError):
+            raise  # of a branch on a traced number: nothing that shapes would explain
+        _cut_within_jax(error)
+        shape = jax.tree.map(jnp.shape, particle)
+        lines = str(error).splitlines() or [""]
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"{name} failed at one particle of shape {shape} ({type(error).__name__}: {lines[0]}). It is called with a "
+            "single particle, without the particle axis n: for x of shape (d,) a sum over coordinates is jnp.sum(x)."
+        ) from error
+
+
+def _cut_within_jax(error: Exception) -> None:
+    """End a traceback at the last line outside of JAX, as JAX does for errors that leave its own functions."""
+    last, entry = None, error.__traceback__
+    while entry is not None:
+        last = last if entry.tb_frame.f_globals.get("__name__", "").startswith("jax.") else entry
+        entry = entry.tb_next
+    if last is not None and jax.config.jax_traceback_filtering != "off":  # pyright: ignore[reportAttributeAccessIssue]
+        last.tb_next = None
+
+
 def scalar(out: Any, name: str) -> Float[Array, ""]:
     """Return what a user's function gave as an array (); refuse any other shape."""
-    out = jnp.asarray(out)
+    if out is None:
+        raise TypeError(f"{name} returned None for one particle; expected one scalar. Does it end with `return`?")
+    try:
+        out = jnp.asarray(out)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} returned a {type(out).__name__} for one particle; expected one scalar.") from error
     if out.shape != ():
         raise ValueError(
             f"{name} returned shape {out.shape} for one particle; expected one scalar. It is called with a single "

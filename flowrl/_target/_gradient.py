@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from flowrl._custom_types import Key, Particle, Scalar
 from flowrl._target._base import AbstractTarget, as_arguments
+from flowrl._target._function import called
 
 
 class Score(AbstractTarget):
@@ -47,7 +48,8 @@ class Score(AbstractTarget):
 
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
         del key
-        score = _like(self.function(*self.args, particle), particle, "score")
+        out = called(self.function, *self.args, particle, name="score", particle=particle)
+        score = _like(out, particle, "score")
         return jax.tree.map(lambda leaf: temperature.astype(leaf.dtype) * leaf, score)
 
 
@@ -75,7 +77,8 @@ class ValueGradient(AbstractTarget):
 
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
         del temperature, key
-        return _like(self.function(*self.args, particle), particle, "value_gradient")
+        out = called(self.function, *self.args, particle, name="value_gradient", particle=particle)
+        return _like(out, particle, "value_gradient")
 
 
 def _callable(given: Any, name: str) -> Callable[..., Any]:

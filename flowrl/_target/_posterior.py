@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from flowrl._custom_types import Key, Particle, Scalar
 from flowrl._misc import numbers_to_array, varying_as
 from flowrl._target._base import AbstractTarget
-from flowrl._target._function import as_function, scalar
+from flowrl._target._function import as_function, called, scalar
 
 # Data summed at once per particle: it bounds the memory, and is enough for the matrix products to be large.
 CHUNK = 1024
@@ -112,12 +112,17 @@ class Posterior(AbstractTarget):
         return self._prior(particle) + total
 
     def _prior(self, particle: Particle) -> Float[Array, ""]:
-        return scalar(self.log_prior(particle), "log_prior").astype(_dtype(particle))
+        out = called(self.log_prior, particle, name="log_prior", particle=particle)
+        return scalar(out, "log_prior").astype(_dtype(particle))
 
     def _likelihood(self, particle: Particle, rows: PyTree[Array]) -> Float[Array, ""]:
         """Sum of the log likelihoods of these rows."""
-        logs = jax.vmap(lambda row: scalar(self.log_likelihood(particle, row), "log_likelihood of one datum"))(rows)
-        return jnp.sum(logs.astype(_dtype(particle)))
+        name = "log_likelihood of one datum"
+
+        def log(row: PyTree[Array]) -> Float[Array, ""]:
+            return scalar(called(self.log_likelihood, particle, row, name=name, particle=particle), name)
+
+        return jnp.sum(jax.vmap(log)(rows).astype(_dtype(particle)))
 
     def _rows(self, key: Key | None) -> tuple[PyTree[Array], float]:
         """The data of this step, and how many each of them stands for."""

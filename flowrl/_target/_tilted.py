@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -42,6 +43,39 @@ class _Multiple(AbstractTarget):
 
     def value(self, particle: Particle) -> Float[Array, ""]:
         return self.factor * self.value_target.value(particle)
+
+
+def bridge(log_start: Any, log_prob: Any) -> "Tilted":
+    """Create the target p written as a tilt of another density, so that `Tempered` can bridge the two.
+
+    Args:
+        log_start: log density of the start, normalised if the evidence is wanted: a function of a particle or a
+            distribution with `log_prob`.
+        log_prob: log p, up to a constant, in the same form.
+
+    Returns:
+        `Tilted(log_start, log_prob − log_start)`: p itself at α = 1.
+
+    Example:
+        ```python
+        import jax.numpy as jnp
+        import flowrl
+
+        target = flowrl.bridge(lambda x: -0.5 * jnp.sum(x**2), lambda x: -jnp.sum((x - 1) ** 4))
+        ```
+    """
+    start, end = Density(log_start), Density(log_prob)
+    return Tilted(start, Boltzmann(_Difference(start, end)))
+
+
+class _Difference(eqx.Module):
+    """The function log p − log μ."""
+
+    start: Density
+    end: Density
+
+    def __call__(self, particle: Particle) -> Float[Array, ""]:
+        return self.end.value(particle) - self.start.value(particle)
 
 
 class Tilted(AbstractTarget):

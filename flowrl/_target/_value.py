@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key, Particle, Scalar
 from flowrl._target._base import AbstractTarget, as_arguments
-from flowrl._target._function import as_function, scalar
+from flowrl._target._function import as_function, called, scalar
 
 
 class AbstractValueTarget(AbstractTarget):
@@ -81,7 +81,7 @@ class Boltzmann(AbstractValueTarget):
         self.args = as_arguments(args)
 
     def value(self, particle: Particle) -> Float[Array, ""]:
-        return scalar(self.function(*self.args, particle), "value")
+        return scalar(called(self.function, *self.args, particle, name="value", particle=particle), "value")
 
     def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
         del temperature, key
@@ -121,7 +121,7 @@ class Density(AbstractValueTarget):
         self.args = as_arguments(args)
 
     def value(self, particle: Particle) -> Float[Array, ""]:
-        return scalar(self.function(*self.args, particle), "log_prob")
+        return scalar(called(self.function, *self.args, particle, name="log_prob", particle=particle), "log_prob")
 
     def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
         del key

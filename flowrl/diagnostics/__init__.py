@@ -7,10 +7,14 @@
 | the target's variance | `variance_ratio`: have the particles collapsed? |
 | log weights | `effective_sample_size` |
 
-A set is an array (n, d), or any PyTree that `transport` takes as particles; an array (n,) holds n numbers. All
-particles of a set weigh the same. Two sets, `x` and `y`, may differ in size, but must agree in dtype (else a TypeError)
-and in the shape of one particle (else a ValueError); where a function is not symmetric, `y` is the reference. An
-argument that is not a set raises a TypeError, an empty set a ValueError.
+A set is an array (n, d), or any PyTree that `transport` takes as particles; an array (n,) holds n numbers. The
+particles may have `log_weights`, such as `Solution.log_weights`: then sums over them are weighted, and the empty slots
+(−∞), frozen particles among them, are left out. All points of a reference weigh the same; `wasserstein` in more than
+one dimension, `ksd_test` and `stein_thinning` take no weights.
+
+Two sets, `x` and `y`, may differ in size, but must agree in dtype (else a TypeError) and in the shape of one particle
+(else a ValueError); where a function is not symmetric, `y` is the reference. An argument that is not a set raises a
+TypeError, an empty set a ValueError.
 
 Names that end in `_squared` return squares. Results are scalars `()`; distances are in the unit of their kernel or, for
 Wasserstein's and the energy distance, as in scipy. Nothing is left out silently: a set that holds NaN has the distance

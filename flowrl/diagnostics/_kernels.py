@@ -1,7 +1,7 @@
 """Distances between two sets that are sums over pairs of points.
 
-With z all points together and weights w_i = 1/n on x and −1/m on y, MMD² = Σ_ij w_i w_j k(z_i, z_j), and the square of
-the energy distance is −Σ_ij w_i w_j |z_i − z_j|.
+With z all points together and weights w_i = 1/n on x (or its own, normalised) and −1/m on y,
+MMD² = Σ_ij w_i w_j k(z_i, z_j), and the square of the energy distance is −Σ_ij w_i w_j |z_i − z_j|.
 """
 
 from collections.abc import Callable
@@ -10,12 +10,14 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowrl._custom_types import Particles, Scalar
+from flowrl._custom_types import Particles, PerParticle, Scalar
 from flowrl._kernel import RBF, AbstractScalarKernel, by_rows, centre, inner_products
-from flowrl.diagnostics._sets import as_matrices, root
+from flowrl.diagnostics._sets import as_matrices, distinct, emptied, log_shares, present, root
 
 
-def mmd(x: Particles, y: Particles, kernel: AbstractScalarKernel = RBF()) -> Scalar:
+def mmd(
+    x: Particles, y: Particles, kernel: AbstractScalarKernel = RBF(), *, log_weights: PerParticle | None = None
+) -> Scalar:
     r"""Compute the maximum mean discrepancy between two sets, the distance of their mean embeddings.
 
     $$\mathrm{MMD} = \Bigl| \frac{1}{n} \sum_i k(x_i, ·) - \frac{1}{m} \sum_j k(y_j, ·) \Bigr|_{H}$$
@@ -30,9 +32,12 @@ def mmd(x: Particles, y: Particles, kernel: AbstractScalarKernel = RBF()) -> Sca
             several sets to one reference compare.
         kernel: k, a scalar kernel; bounded and characteristic ones, such as `RBF` and `IMQ`, tell any two distributions
             apart.
+        log_weights: log weights of x (n,), up to a constant; −∞ is an empty slot, which is left out whatever it holds.
+            None for equal weights.
 
     Raises:
         TypeError: `kernel` is not a scalar kernel.
+        ValueError: `log_weights` are no log weights.
 
     Example:
         ```python
@@ -46,10 +51,17 @@ def mmd(x: Particles, y: Particles, kernel: AbstractScalarKernel = RBF()) -> Sca
     ??? cite "Source"
         Gretton et al., *A Kernel Two-Sample Test*, JMLR 2012.
     """
-    return root(mmd_squared(x, y, kernel))
+    return root(mmd_squared(x, y, kernel, log_weights=log_weights))
 
 
-def mmd_squared(x: Particles, y: Particles, kernel: AbstractScalarKernel = RBF(), *, unbiased: bool = False) -> Scalar:
+def mmd_squared(
+    x: Particles,
+    y: Particles,
+    kernel: AbstractScalarKernel = RBF(),
+    *,
+    unbiased: bool = False,
+    log_weights: PerParticle | None = None,
+) -> Scalar:
     """Compute the squared maximum mean discrepancy between two sets, see `mmd`.
 
     Args:
@@ -58,21 +70,23 @@ def mmd_squared(x: Particles, y: Particles, kernel: AbstractScalarKernel = RBF()
         kernel: as for `mmd`.
         unbiased: leave out the pairs of a point with itself. Then the mean over independent samples is the squared
             discrepancy of their distributions (for a kernel that does not depend on them), and the result can be
-            negative.
+            negative. NaN if one point of x has all the weight.
+        log_weights: as for `mmd`.
 
     Raises:
         TypeError: `kernel` is not a scalar kernel.
-        ValueError: a set has one point where two are needed.
+        ValueError: a set has one point where two are needed, or `log_weights` are no log weights.
     """
     if not isinstance(kernel, AbstractScalarKernel):
         raise TypeError(f"kernel must be a scalar kernel such as RBF(), got {kernel!r}.")
     a, b = as_matrices(x, y)
+    logs = log_shares(log_weights, a)
     if unbiased and min(a.shape[0], b.shape[0]) < 2:
         raise ValueError(f"unbiased=True needs two points in each set, got {a.shape[0]} in x and {b.shape[0]} in y.")
-    return _mmd_squared(a, b, kernel, unbiased)
+    return _mmd_squared(a, b, logs, kernel, unbiased)
 
 
-def energy_distance(x: Particles, y: Particles) -> Scalar:
+def energy_distance(x: Particles, y: Particles, *, log_weights: PerParticle | None = None) -> Scalar:
     r"""Compute the energy distance between two sets, which needs no bandwidth.
 
     $$D^2 = \frac{2}{nm} \sum_{ij} |x_i - y_j| - \frac{1}{n^2} \sum_{ij} |x_i - x_j|
@@ -84,6 +98,10 @@ def energy_distance(x: Particles, y: Particles) -> Scalar:
     Args:
         x: leaves (n, ...).
         y: leaves (m, ...).
+        log_weights: of x, as for `mmd`.
+
+    Raises:
+        ValueError: `log_weights` are no log weights.
 
     Example:
         ```python
@@ -98,33 +116,57 @@ def energy_distance(x: Particles, y: Particles) -> Scalar:
         Székely and Rizzo, *Energy statistics: a class of statistics based on distances*, Journal of Statistical
         Planning and Inference 2013.
     """
-    return _energy_distance(*as_matrices(x, y))
+    a, b = as_matrices(x, y)
+    return _energy_distance(a, b, log_shares(log_weights, a))
 
 
 @eqx.filter_jit
-def _mmd_squared(x: Array, y: Array, kernel: AbstractScalarKernel, unbiased: bool) -> Array:  # noqa: FBT001
+def _mmd_squared(
+    x: Array,
+    y: Array,
+    log_shares: PerParticle | None,
+    kernel: AbstractScalarKernel,
+    unbiased: bool,  # noqa: FBT001
+) -> Array:
     everyone = jnp.ones(y.shape[0], bool)
-    return _contrast(kernel.fitted(centre(y, everyone), everyone).gram, x, y, unbiased=unbiased)
+    return _contrast(kernel.fitted(centre(y, everyone), everyone).gram, x, y, log_shares, unbiased=unbiased)
 
 
 @eqx.filter_jit
-def _energy_distance(x: Array, y: Array) -> Array:
-    return root(-_contrast(_distances, x, y, unbiased=False))
+def _energy_distance(x: Array, y: Array, log_shares: PerParticle | None) -> Array:
+    return root(-_contrast(_distances, x, y, log_shares, unbiased=False))
 
 
-def _contrast(entries: Callable[[Array, Array], Array], x: Array, y: Array, *, unbiased: bool) -> Array:
+def _contrast(
+    entries: Callable[[Array, Array], Array],
+    x: Array,
+    y: Array,
+    log_shares: PerParticle | None,
+    *,
+    unbiased: bool,
+) -> Array:
     """Compute mean f(x, x') + mean f(y, y') − 2 mean f(x, y) of a symmetric function of pairs."""
     n, m = x.shape[0], y.shape[0]
+    (x,) = emptied(log_shares, x)
     # Both sets together, and always as the first argument: a kernel counts positions from the mean of that one, and a
     # kernel such as `Linear` is the same for all pairs only if that mean is.
     points = jnp.concatenate([x, y])
-    points, index = centre(points, jnp.ones(n + m, bool)), jnp.arange(n + m)
+    there = jnp.concatenate([present(log_shares, x), jnp.ones(m, bool)])
+    points, index = centre(points, there), jnp.arange(n + m)
     own_x, own_y = (1 / (n * (n - 1)), 1 / (m * (m - 1))) if unbiased else (1 / n**2, 1 / m**2)
+    shares = None
+    if log_shares is not None:
+        shares = jnp.concatenate([jnp.exp(log_shares), jnp.full(m, 1 / m, x.dtype)])
+        own_x, own_y = (1 / distinct(shares[:n]), m / (m - 1)) if unbiased else (1, 1)
 
     def rows(block: tuple[Array, Array]) -> Array:
         here, number = block
         own = jnp.where(index < n, own_x, own_y).astype(x.dtype)[:, None]
-        weight = jnp.where((index < n)[:, None] == (number < n)[None, :], own, -1 / (n * m))
+        same = (index < n)[:, None] == (number < n)[None, :]
+        if shares is None:
+            weight = jnp.where(same, own, -1 / (n * m))
+        else:
+            weight = jnp.where(same, own, -1) * shares[:, None] * shares[number][None, :]
         if unbiased:
             weight = jnp.where(index[:, None] == number[None, :], 0, weight)
         return jnp.sum(weight * entries(points, here), axis=0)

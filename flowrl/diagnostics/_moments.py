@@ -6,27 +6,31 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from flowrl._custom_types import Particles, Scalar
+from flowrl._custom_types import Particles, PerParticle, Scalar
 from flowrl._misc import concrete
-from flowrl.diagnostics._sets import as_matrix
+from flowrl.diagnostics._sets import as_matrix, distinct, emptied, log_shares
 
 
-def variance_ratio(particles: Particles, variance: Particles) -> Scalar:
+def variance_ratio(particles: Particles, variance: Particles, *, log_weights: PerParticle | None = None) -> Scalar:
     r"""Compute the particles' variance over the target's, averaged over coordinates: below 1 they have collapsed.
 
     $$\frac{1}{d} \sum_k \frac{\mathrm{var}_k(x)}{σ_k^2}, \qquad
       \mathrm{var}_k(x) = \frac{1}{n - 1} \sum_i (x_{ik} - \bar x_k)^2$$
 
     1 on average for independent samples of the target. Below 1 the particles are too narrow, as those of SVGD are in
-    many dimensions; 0 means that all coincide. One particle has the ratio 0.
+    many dimensions; 0 means that all coincide. One particle has the ratio 0. With weights w that sum to one the mean
+    is the weighted one, and the variance $\sum_i w_i (x_{ik} - \bar x_k)^2 / (1 - \sum_i w_i^2)$.
 
     Args:
         particles: leaves (n, ...).
         variance: σ² > 0 of each coordinate: what broadcasts against one particle, leaf by leaf, such as a number or an
             array (d,). From samples of a reference: `jnp.var(samples, axis=0, ddof=1)`.
+        log_weights: log weights of the particles (n,), up to a constant; −∞ is an empty slot, which is left out
+            whatever it holds. None for equal weights.
 
     Raises:
-        ValueError: `variance` does not broadcast against one particle, or a concrete one is not positive.
+        ValueError: `variance` does not broadcast against one particle, a concrete one is not positive, or `log_weights`
+            are no log weights.
 
     Example:
         ```python
@@ -54,9 +58,17 @@ def variance_ratio(particles: Particles, variance: Particles) -> Scalar:
     value = concrete(reference)
     if value is not None and not (value > 0).all():
         raise ValueError(f"variance must be positive in every coordinate, but its smallest entry is {value.min()}.")
-    x = x - x[:1]
-    x = x - jnp.mean(x, axis=0, keepdims=True)
-    return jnp.mean(jnp.sum(x * x, axis=0, keepdims=True) / max(x.shape[0] - 1, 1) / reference)
+    logs = log_shares(log_weights, x)
+    if logs is None:
+        x = x - x[:1]
+        x = x - jnp.mean(x, axis=0, keepdims=True)
+        return jnp.mean(jnp.sum(x * x, axis=0, keepdims=True) / max(x.shape[0] - 1, 1) / reference)
+    shares = jnp.exp(logs)
+    (x,) = emptied(logs, x - x[jnp.argmax(logs)][None])
+    x = x - (shares @ x)[None]
+    pairs = distinct(shares)
+    summed = shares[None] @ (x * x)
+    return jnp.mean(summed / jnp.where(pairs > 0, pairs, 1) / reference)
 
 
 def effective_sample_size(log_weights: Float[Array, " n"]) -> Scalar:

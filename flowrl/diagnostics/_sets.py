@@ -1,13 +1,14 @@
 """Sets of particles as matrices, and the checks of arguments that all diagnostics share."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from flowrl._custom_types import Particles, PerParticle, Positions
-from flowrl._misc import check_particles, ravel
+from flowrl._custom_types import Mask, Particles, PerParticle, Positions, Scalar
+from flowrl._misc import check_particles, log_weights_array, ravel
 
 
 def as_matrix(particles: Particles, name: str) -> Positions:
@@ -41,6 +42,36 @@ def with_scores(particles: Particles, scores: Particles) -> tuple[Positions, Pos
             f"there are {x.shape[0]} particles but {s.shape[0]} scores; scores(target, particles) gives one for each."
         )
     return x, s
+
+
+def log_shares(log_weights: Any, x: Positions) -> PerParticle | None:
+    """Return log weights (n,) whose weights sum to one, or None for equal ones; refuse what are none.
+
+    Raises:
+        TypeError: they are not real numbers.
+        ValueError: their shape is not (n,), or concrete ones are NaN, +∞ or all −∞.
+    """
+    if log_weights is None:
+        return None
+    logs = log_weights_array(log_weights, x.shape[0], x.dtype)
+    return logs - jax.nn.logsumexp(logs)
+
+
+def present(log_shares: PerParticle | None, x: Positions) -> Mask:
+    """Return which points are in the set (n,): all but the empty slots, whose log weight is −∞."""
+    return jnp.ones(x.shape[0], bool) if log_shares is None else log_shares > -jnp.inf
+
+
+def emptied(log_shares: PerParticle | None, *matrices: Positions) -> tuple[Positions, ...]:
+    """Return matrices (n, d) with zeros in the empty slots, where anything may stand."""
+    if log_shares is None:
+        return matrices
+    return tuple(jnp.where((log_shares > -jnp.inf)[:, None], matrix, 0) for matrix in matrices)
+
+
+def distinct(shares: PerParticle) -> Scalar:
+    """Return 1 − Σ w², the weight of all pairs of two different points; (n − 1)/n for equal weights."""
+    return jnp.sum(shares * (1 - shares))
 
 
 def root(squared: Array) -> Array:

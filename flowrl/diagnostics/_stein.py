@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, ArrayLike
 
-from flowrl._custom_types import Key, Particles, Positions, Scalar
+from flowrl._custom_types import Key, Mask, Particles, PerParticle, Positions, Scalar
 from flowrl._kernel import IMQ, AbstractKernel, by_rows, centre
 from flowrl._misc import check_count, concrete
 from flowrl._target import AbstractTarget
-from flowrl.diagnostics._sets import as_matrix, root, with_scores
+from flowrl.diagnostics._sets import as_matrix, distinct, emptied, log_shares, present, root, with_scores
 
 
 class KSDTest(eqx.Module):
@@ -62,15 +62,21 @@ def scores(
     return _scores(target, jax.tree.map(jnp.asarray, particles), jnp.asarray(temperature).astype(dtype), key)
 
 
-def ksd(particles: Particles, scores: Particles, kernel: AbstractKernel | None = None) -> Scalar:
+def ksd(
+    particles: Particles,
+    scores: Particles,
+    kernel: AbstractKernel | None = None,
+    *,
+    log_weights: PerParticle | None = None,
+) -> Scalar:
     r"""Compute the kernel Stein discrepancy between particles and a distribution, all pairs counted.
 
     $$\mathrm{KSD}^2 = \frac{1}{n^2} \sum_{ij} (s_i·s_j k + s_i·∇_y k + s_j·∇_x k + ∇_x·∇_y k)(x_i, x_j), \qquad
       s_i = ∇ \log p(x_i)$$
 
-    It needs neither samples nor the normalising constant. With `IMQ` at a fixed bandwidth and log-concave tails of p it
-    goes to zero only if the particles converge to p. It is blind to how much mass each of well separated modes has:
-    particles that miss a mode can have a small one.
+    Weights that sum to one take the place of 1/n. It needs neither samples nor the normalising constant. With `IMQ` at
+    a fixed bandwidth and log-concave tails of p it goes to zero only if the particles converge to p. It is blind to how
+    much mass each of well separated modes has: particles that miss a mode can have a small one.
 
     The density must vanish on the boundary of its support, or the discrepancy of its own samples is not zero: for a
     domain with walls compare samples instead.
@@ -79,11 +85,13 @@ def ksd(particles: Particles, scores: Particles, kernel: AbstractKernel | None =
         particles: leaves (n, ...).
         scores: ∇ log p at each particle, of the same structure and shapes: `scores(target, particles, temperature)`.
         kernel: k, scalar or matrix-valued; `IMQ()` by default. A bandwidth that depends on data is fitted to the
-            particles: use `IMQ(FixedBandwidth(σ))` to compare several sets.
+            particles, each counted once: use `IMQ(FixedBandwidth(σ))` to compare several sets.
+        log_weights: log weights of the particles (n,), up to a constant; −∞ is an empty slot, which is left out
+            whatever it holds. None for equal weights.
 
     Raises:
         TypeError: `kernel` is not a kernel or has no Stein kernel.
-        ValueError: particles and scores differ in shape.
+        ValueError: particles and scores differ in shape, or `log_weights` are no log weights.
 
     Example:
         ```python
@@ -101,11 +109,16 @@ def ksd(particles: Particles, scores: Particles, kernel: AbstractKernel | None =
         Liu, Lee and Jordan, *A kernelized Stein discrepancy for goodness-of-fit tests*, ICML 2016. Gorham and Mackey,
         *Measuring Sample Quality with Kernels*, ICML 2017.
     """
-    return root(ksd_squared(particles, scores, kernel))
+    return root(ksd_squared(particles, scores, kernel, log_weights=log_weights))
 
 
 def ksd_squared(
-    particles: Particles, scores: Particles, kernel: AbstractKernel | None = None, *, unbiased: bool = False
+    particles: Particles,
+    scores: Particles,
+    kernel: AbstractKernel | None = None,
+    *,
+    unbiased: bool = False,
+    log_weights: PerParticle | None = None,
 ) -> Scalar:
     """Compute the squared kernel Stein discrepancy, see `ksd`.
 
@@ -114,16 +127,19 @@ def ksd_squared(
         scores: as for `ksd`.
         kernel: as for `ksd`.
         unbiased: leave out the pairs of a particle with itself. Then it is 0 on average for independent samples of p
-            (for a kernel that does not depend on them), and can be negative.
+            (for a kernel that does not depend on them), and can be negative. NaN if one has all the weight.
+        log_weights: as for `ksd`.
 
     Raises:
         TypeError: `kernel` is not a kernel or has no Stein kernel.
-        ValueError: particles and scores differ in shape, or there is one particle where two are needed.
+        ValueError: particles and scores differ in shape, there is one particle where two are needed, or `log_weights`
+            are no log weights.
     """
     x, s = with_scores(particles, scores)
+    logs = log_shares(log_weights, x)
     if unbiased and x.shape[0] < 2:
         raise ValueError("unbiased=True needs two particles, got one.")
-    return _ksd_squared(x, s, checked(kernel), unbiased)
+    return _ksd_squared(x, s, logs, checked(kernel), unbiased)
 
 
 def ksd_test(
@@ -199,21 +215,32 @@ def _scores(target: AbstractTarget, particles: Particles, temperature: Scalar, k
 
 
 @eqx.filter_jit
-def _ksd_squared(x: Positions, s: Positions, kernel: AbstractKernel, unbiased: bool) -> Scalar:  # noqa: FBT001
+def _ksd_squared(
+    x: Positions,
+    s: Positions,
+    log_shares: PerParticle | None,
+    kernel: AbstractKernel,
+    unbiased: bool,  # noqa: FBT001
+) -> Scalar:
     n, index = x.shape[0], jnp.arange(x.shape[0])
-    x, kernel = _fitted(x, kernel)
+    x, s = emptied(log_shares, x, s)
+    x, kernel = _fitted(x, kernel, present(log_shares, x))
+    shares = None if log_shares is None else jnp.exp(log_shares)
 
     def rows(block: tuple[Array, Array, Array]) -> Array:
         gram = _columns(kernel, x, s, block) if unbiased else kernel.stein_gram(x, s, *block[:2])
-        return jnp.sum(gram, axis=0)
+        return jnp.sum(gram, axis=0) if shares is None else jnp.sum(shares[:, None] * gram, axis=0)
 
-    return jnp.sum(by_rows(rows, (x, s, index), n)) / (n * (n - 1) if unbiased else n * n)
+    sums = by_rows(rows, (x, s, index), n)
+    if shares is None:
+        return jnp.sum(sums) / (n * (n - 1) if unbiased else n * n)
+    return jnp.sum(shares * sums) / (distinct(shares) if unbiased else 1)
 
 
 @eqx.filter_jit
 def _ksd_test(x: Positions, s: Positions, kernel: AbstractKernel, key: Key, bootstraps: int) -> KSDTest:
     n, index = x.shape[0], jnp.arange(x.shape[0])
-    x, kernel = _fitted(x, kernel)
+    x, kernel = _fitted(x, kernel, jnp.ones(n, bool))
     # The first column is the statistic itself, so that signs which are all equal tie with it exactly.
     signs = jr.rademacher(key, (n, bootstraps), x.dtype)
     signs = jnp.concatenate([jnp.ones((n, 1), x.dtype), signs], axis=1)
@@ -226,10 +253,9 @@ def _ksd_test(x: Positions, s: Positions, kernel: AbstractKernel, key: Key, boot
     return KSDTest(values[0], jnp.where(jnp.isnan(values[0]), jnp.nan, p_value))
 
 
-def _fitted(x: Positions, kernel: AbstractKernel) -> tuple[Positions, AbstractKernel]:
-    everyone = jnp.ones(x.shape[0], bool)
-    x = centre(x, everyone)
-    return x, kernel.fitted(x, everyone)
+def _fitted(x: Positions, kernel: AbstractKernel, there: Mask) -> tuple[Positions, AbstractKernel]:
+    x = centre(x, there)
+    return x, kernel.fitted(x, there)
 
 
 def _columns(kernel: AbstractKernel, x: Positions, s: Positions, block: tuple[Array, Array, Array]) -> Array:

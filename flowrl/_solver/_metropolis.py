@@ -1,0 +1,165 @@
+"""Accept or reject each particle's step, so that the distribution it samples is exact."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, PyTree
+
+from flowrl._custom_types import Count, PerParticle, Scalar
+from flowrl._flow import Langevin
+from flowrl._misc import check_fields
+from flowrl._solver._ensemble import Ensemble, Step
+from flowrl._solver._euler import Euler
+from flowrl._solver._needs import Needs
+from flowrl._solver._proposal import AbstractProposal
+from flowrl._solver._step import AbstractStepSolver
+
+
+class _Memory(NamedTuple):
+    """What belongs to the set: the proposal's memory, log of the step size over the budget's, the acceptance."""
+
+    proposal: PyTree
+    log_factor: Scalar
+    acceptance: Scalar
+    counted: Count
+    steps: Count
+    step_size: Scalar
+
+
+class Metropolis(AbstractStepSolver):
+    r"""Every particle a Markov chain whose steps are accepted or rejected, so that it samples the target exactly.
+
+    A proposal x' of x is taken with probability
+
+    $$\min\left(1, \frac{π(x') q(x | x')}{π(x) q(x' | x)}\right), \qquad π ∝ \exp(U/α)$$
+
+    and else the particle stays. With `flow=Langevin()` and Euler's step it is MALA; with `Hamiltonian()` it is
+    Hamiltonian Monte Carlo of every particle, with `Hamiltonian(leaps=1, friction=1.0)` its generalised form, with
+    `Microcanonical()` MAMS. A proposal outside of the domain or the displacement cap is rejected, so the law is the
+    target's, restricted to them; mapped coordinates and units of length are part of the density.
+
+    The step size of the set adapts by Robbins and Monro's rule until the mean acceptance is the one asked for, and is
+    then fixed: particles are draws of the target from there on. `Solution.extras` has `acceptance` (mean probability,
+    after the adaptation), `step_size`, and `gradients` (per particle).
+
+    Attributes:
+        proposal: a solver whose step has a known density.
+        acceptance: the share of accepted moves that the step size adapts to, in (0, 1); None for the proposal's own.
+        share: the first share of the budget in which the step size adapts, in [0, 1]; 0 for the budget's own step size.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import flowrl
+
+        target = flowrl.Density(lambda x: jnp.sum(2 * jnp.log(x) - x))  # Gamma(3, 1) in two dimensions
+        start, key = 1 + jax.random.uniform(jax.random.key(0), (200, 2)), jax.random.key(1)
+        solution = flowrl.transport(
+            target, start, flowrl.Budget(300, None), flow=flowrl.Langevin(), solver=flowrl.Metropolis(),
+            domain=flowrl.positive(), key=key,
+        )
+        assert abs(solution.particles.mean() - 3) < 0.3
+        ```
+
+    ??? cite "Source"
+        Roberts and Tweedie, *Exponential convergence of Langevin distributions and their discrete approximations*,
+        Bernoulli 2(4), 1996 (MALA). Andrieu and Thoms, *A tutorial on adaptive MCMC*, Statistics and Computing 18,
+        2008 (the adaptation).
+    """
+
+    proposal: AbstractProposal = Euler()
+    acceptance: float | None = eqx.field(static=True, default=None)
+    share: float = eqx.field(static=True, default=0.5)
+
+    def __check_init__(self):
+        if not isinstance(self.proposal, AbstractProposal):
+            raise TypeError(
+                f"proposal must be a solver whose steps have a known density: Euler(), Hamiltonian() or "
+                f"Microcanonical(); got {self.proposal!r}."
+            )
+        check_fields(self, shares=("share",))
+        if self.acceptance is not None and not 0 < self.acceptance < 1:
+            raise ValueError(f"Metropolis: acceptance must be in (0, 1), got {self.acceptance}.")
+
+    @property
+    def needs(self) -> Needs:
+        """The value and the gradient of every particle, by Langevin's flow alone."""
+        return Needs(
+            target=frozenset({"value", "gradient"}),
+            flows=(Langevin,),
+            noise="any",
+            random=True,
+            exact=True,
+            adapts=frozenset({"step_size"} if self.share > 0 else ()),
+            rests=False,
+        )
+
+    def init(self, step: Step, ensemble: Ensemble) -> Ensemble:
+        ensemble = self.proposal.prepare(step, ensemble)
+        log_density, finite = step.log_density(ensemble)
+        zero, none = jnp.zeros((), log_density.dtype), jnp.zeros((), int)
+        memory = _Memory(ensemble.memory, zero, zero, none, none, step.size)
+        return ensemble.replace(own=(ensemble.own, log_density), alive=finite & ensemble.alive, memory=memory)
+
+    def step(self, step: Step, ensemble: Ensemble) -> Ensemble:
+        memory: _Memory = ensemble.memory
+        propose_key, accept_key = step.keys(2)
+        sized = self._sized(step, memory).replace(key=propose_key)
+        adapts = step.within(self.share)
+        before = ensemble.replace(own=ensemble.own[0], memory=memory.proposal)
+        log_density = ensemble.own[1]
+        if not step.unchanging:
+            before = self.proposal.prepare(sized, before)
+            log_density, finite = step.log_density(before)
+            before = before.replace(alive=before.alive & finite)
+        proposed, kept, log_ratio = self.proposal.propose(sized.replace(adapts=adapts), before)
+        there, finite = step.log_density(proposed.replace(alive=before.alive))
+        log_chance = jnp.where(finite & step.allowed(proposed), there - log_density + log_ratio, -jnp.inf)
+        chance = jnp.exp(jnp.minimum(jnp.where(jnp.isnan(log_chance), -jnp.inf, log_chance), 0))
+        accepted = before.alive & (jr.uniform(accept_key, chance.shape, chance.dtype) < chance)
+        after = proposed.where(accepted, kept)
+        own = (after.own, jnp.where(accepted, there, log_density))
+        memory = self._adapted(memory, proposed.memory, sized, adapts, step.view.mass(before.alive), chance)
+        return after.replace(own=own, alive=before.alive, memory=memory)
+
+    def _sized(self, step: Step, memory: _Memory) -> Step:
+        return step.replace(size=step.size * jnp.exp(memory.log_factor))
+
+    def _adapted(
+        self,
+        memory: _Memory,
+        proposal: PyTree,
+        sized: Step,
+        adapts: Bool[Array, ""],
+        mass: PerParticle,
+        chance: PerParticle,
+    ) -> _Memory:
+        wanted = self.proposal.acceptance if self.acceptance is None else self.acceptance
+        mean = jnp.sum(mass * chance) / jnp.maximum(jnp.sum(mass), jnp.finfo(mass.dtype).tiny)
+        # From −1, all rejected, to 1, all accepted, so that a step size comes up from far below as fast as down.
+        surplus = jnp.where(mean > wanted, (mean - wanted) / (1 - wanted), (mean - wanted) / wanted)
+        gain = (memory.steps + 1).astype(mean.dtype) ** -0.6
+        log_factor = memory.log_factor + jnp.where(adapts, gain * surplus, 0)
+        counted = jnp.where(adapts, jnp.zeros_like(memory.counted), memory.counted + 1)
+        weight = 1 / jnp.maximum(counted, 1).astype(mean.dtype)
+        acceptance = memory.acceptance + weight * (mean - memory.acceptance)
+        return _Memory(proposal, log_factor, acceptance, counted, memory.steps + 1, sized.size)
+
+    def stopped(self, ensemble: Ensemble, who: Array) -> Ensemble:
+        inner = ensemble.replace(own=ensemble.own[0], memory=ensemble.memory.proposal)
+        inner = self.proposal.stopped(inner, who)
+        memory = ensemble.memory._replace(proposal=inner.memory)
+        return inner.replace(own=(inner.own, ensemble.own[1]), memory=memory)
+
+    def spent(self, step: Step, ensemble: Ensemble) -> Scalar:
+        memory: _Memory = ensemble.memory
+        return self.proposal.spent(self._sized(step, memory), ensemble.replace(memory=memory.proposal))
+
+    def extras(self, ensemble: Ensemble) -> dict[str, Any]:
+        memory: _Memory = ensemble.memory
+        inner = self.proposal.extras(ensemble.replace(own=ensemble.own[0], memory=memory.proposal))
+        learned = {"acceptance": memory.acceptance, "step_size": memory.step_size}
+        return inner | learned | {"gradients": 1 + memory.steps * self.proposal.gradients}

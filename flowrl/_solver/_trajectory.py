@@ -1,0 +1,177 @@
+"""What proposals along a trajectory share: each particle has a momentum, and the set learns a unit of length."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from equinox import AbstractVar
+from jaxtyping import Array, Float
+
+from flowrl._custom_types import Key, Mask, PerParticle, Positions, Scalar
+from flowrl._misc import check_fields
+from flowrl._solver._ensemble import Ensemble, Step
+from flowrl._solver._proposal import AbstractProposal, Proposal
+
+Row = Float[Array, "1 d"]
+Kick = Callable[[Positions, Positions], tuple[Positions, PerParticle]]
+
+
+class LearnedScale(eqx.Module):
+    """A unit of length for each coordinate, the standard deviation of the particles, smoothed over steps.
+
+    It is learned in the first share of the budget, and is then fixed, so that what is sampled after it is exact. One
+    particle alone learns nothing.
+
+    Attributes:
+        share: the first share of the budget in which it learns, in [0, 1]. Within `Metropolis` its own share counts.
+    """
+
+    share: float = eqx.field(static=True, default=0.5)
+
+    def __check_init__(self):
+        check_fields(self, shares=("share",))
+
+    def updated(self, scale: Row, step: Step, ensemble: Ensemble) -> Row:
+        """Return the scale after one more look at the set.
+
+        Args:
+            scale: standard deviations so far, (1, d).
+            step: the step.
+            ensemble: the particles.
+        """
+        mass = step.view.mass(ensemble.alive)[:, None]
+        if mass.shape[0] == 1:
+            return scale
+        total = jnp.maximum(jnp.sum(mass), jnp.finfo(scale.dtype).tiny)
+        positions = jnp.where(mass > 0, ensemble.positions, 0)
+        mean = jnp.sum(mass * positions, axis=0, keepdims=True) / total
+        variance = jnp.sum(mass * (positions - mean) ** 2, axis=0, keepdims=True) / total
+        # A few particles know little of a variance; and a set that starts in one place is not to stay there.
+        weight = 0.1 * total / (total + 5)
+        variance = (1 - weight) * scale**2 + weight * variance
+        return jnp.where(step.within(self.share), jnp.sqrt(variance), scale)
+
+
+class Phase(NamedTuple):
+    """What belongs to each particle on a trajectory.
+
+    Attributes:
+        momentum: its momentum, or its direction, (n, d).
+        gradient: ∇(U/α) where it is, (n, d).
+    """
+
+    momentum: Positions
+    gradient: Positions
+
+
+class AbstractTrajectory(AbstractProposal):
+    """A proposal that follows a trajectory: leapfrog steps of a momentum that the gradient turns.
+
+    A subclass says how momenta are drawn, and makes proposals from `travelled`.
+
+    Attributes:
+        leaps: leapfrog steps K per step.
+        scale: how the unit of length of each coordinate is learned; None for the budget's.
+    """
+
+    leaps: AbstractVar[int]
+    scale: AbstractVar[LearnedScale | None]
+
+    @abc.abstractmethod
+    def drawn(self, key: Key, like: Positions) -> Positions:
+        """Return momenta of the distribution at rest (n, d).
+
+        Args:
+            key: randomness.
+            like: an array (n, d) of the shape and dtype.
+        """
+
+    @property
+    def gradients(self) -> int:
+        """One for each leapfrog step."""
+        return self.leaps
+
+    def init(self, step: Step, ensemble: Ensemble) -> Ensemble:
+        return self.prepare(step, ensemble)
+
+    def prepare(self, step: Step, ensemble: Ensemble) -> Ensemble:
+        gradient, finite = step.gradient(ensemble)
+        if ensemble.own is not None:
+            return ensemble.replace(own=ensemble.own._replace(gradient=gradient), alive=finite)
+        (key,) = step.keys(1)
+        scale = jnp.ones((1, gradient.shape[1]), gradient.dtype)
+        return ensemble.replace(own=Phase(self.drawn(key, gradient), gradient), memory=scale, alive=finite)
+
+    def step(self, step: Step, ensemble: Ensemble) -> Ensemble:
+        problem = step.problem
+        brought_back = problem.view.domain.restricts or problem.budget.max_displacement is not None
+        if brought_back or not step.unchanging:
+            ensemble = self.prepare(step, ensemble)
+        proposed, _, log_ratio = self.propose(step, ensemble)
+        return proposed.replace(alive=ensemble.alive & (log_ratio > -jnp.inf))
+
+    def learned(self, step: Step, ensemble: Ensemble) -> Row:
+        """Return the unit of length (1, d) at this step.
+
+        Args:
+            step: the step.
+            ensemble: the particles; their memory is the unit so far.
+        """
+        return ensemble.memory if self.scale is None else self.scale.updated(ensemble.memory, step, ensemble)
+
+    def travelled(
+        self, step: Step, ensemble: Ensemble, momentum: Positions, scale: Row, h: Scalar, kick: Kick
+    ) -> tuple[Ensemble, PerParticle, Mask]:
+        """Take K leapfrog steps: half a kick, a move by h, half a kick.
+
+        Args:
+            step: the step.
+            ensemble: where the trajectory starts.
+            momentum: at its start, (n, d).
+            scale: the unit of length (1, d).
+            h: length of one leapfrog step.
+            kick: of a momentum and a gradient in that unit, the momentum after half a step, and what it gained in log
+                density of the momentum (n,).
+
+        Returns:
+            The ensemble at the end, the sum of the gains, and where all gradients were finite.
+        """
+
+        def leap(carry: tuple[Ensemble, PerParticle, Mask], _: Any) -> tuple[tuple[Ensemble, PerParticle, Mask], None]:
+            moving, gained, fine = carry
+            momentum, first = kick(moving.own.momentum, scale * moving.own.gradient)
+            moving = moving.moved(h * scale * momentum)
+            gradient, finite = step.gradient(moving)
+            momentum, second = kick(momentum, scale * gradient)
+            moving = moving.replace(own=Phase(momentum, gradient))
+            return (moving, gained + first + second, fine & finite), None
+
+        start = ensemble.replace(own=ensemble.own._replace(momentum=momentum), memory=scale)
+        carry = (start, jnp.zeros_like(momentum[:, 0]), ensemble.alive)
+        return (jax.lax.scan(leap, carry, length=self.leaps) if self.leaps > 1 else leap(carry, None))[0]
+
+    def proposal(self, ensemble: Ensemble, momentum: Positions, end: tuple[Ensemble, PerParticle, Mask]) -> Proposal:
+        """Return the proposal of a trajectory; a particle that is rejected turns round.
+
+        Args:
+            ensemble: where it started.
+            momentum: at its start, (n, d).
+            end: from `travelled`.
+        """
+        moved, gained, fine = end
+        kept = ensemble.replace(own=ensemble.own._replace(momentum=-momentum), memory=moved.memory)
+        return Proposal(moved, kept, jnp.where(fine, gained, -jnp.inf))
+
+    def stopped(self, ensemble: Ensemble, who: Mask) -> Ensemble:
+        momentum = jnp.where(who[:, None], -ensemble.own.momentum, ensemble.own.momentum)
+        return ensemble.replace(own=ensemble.own._replace(momentum=momentum))
+
+    def spent(self, step: Step, ensemble: Ensemble) -> Scalar:
+        del ensemble
+        return step.size * self.leaps
+
+    def extras(self, ensemble: Ensemble) -> dict[str, Array]:
+        return {} if self.scale is None else {"scale": ensemble.memory[0]}
