@@ -115,6 +115,13 @@ def _ending(result: Any) -> str:
     )
 
 
+def _span(value: np.ndarray) -> str:
+    if value.size == 0:
+        return "-"
+    low, high = value.min(), value.max()
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+
+
 def _verdict(solution: Solution) -> str:
     stats = {name: np.asarray(value) for name, value in solution.stats.items()}
     batch = stats["steps"].shape
@@ -122,11 +129,7 @@ def _verdict(solution: Solution) -> str:
     sets = "one set" if not batch else f"{int(np.prod(batch))} sets"
 
     def span(name: str) -> str:
-        value = stats[name]
-        if value.size == 0:
-            return "-"
-        low, high = value.min(), value.max()
-        return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+        return _span(stats[name])
 
     unmeasured = np.isnan(stats["path_length"]).any()
     path = "" if unmeasured else f", mean path {span('path_length')}"
@@ -139,6 +142,10 @@ def _verdict(solution: Solution) -> str:
         values = np.asarray(solution.values)
         if np.isfinite(values).any():
             lines.append(f"  value    mean {np.nanmean(values):.4g}, best {np.nanmax(values):.4g}")
+    numbers = {name: np.asarray(x) for name, x in solution.extras.items() if eqx.is_array(x)}
+    learned = [f"{name} {_span(x)}" for name, x in numbers.items() if x.shape == batch]
+    if learned:
+        lines.append(f"  learned  {', '.join(learned)}")
     lines.append(f"  ended    {_ending(solution.result)}")
     if stats["fraction_at_cap"].size and stats["fraction_at_cap"].max() > 0.5:
         lines.append("  try      most particles ended at max_displacement: the cap, not the steps, is the budget here")
