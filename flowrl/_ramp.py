@@ -11,14 +11,15 @@ from flowrl._misc import concrete, number
 
 
 def ramp(step_size: ArrayLike, steps: int, *, start: float = 1e-3, share: float = 0.1) -> Schedule:
-    r"""Return a schedule of step sizes that grow geometrically to the full one, for `Budget(steps, ramp(...))`.
+    r"""Return a schedule of step sizes that grow geometrically to the full one.
 
     $$ε_l = ε\, s^{1 - \min(1,\, l / (c L))}$$
 
-    with the start s, the share c, and L steps in all. A set that starts k times too wide under a flow that moves with
-    its covariance, as `ALDI` and `SVGD(Preconditioned())` do, is stable only for steps k² times smaller than near the
-    target. On a Gaussian target its covariance falls like 1/2t, so that steps which grow in proportion to the time
-    spent stay stable all the way. Where densities are not Gaussian `flowrl.Adaptive` finds the steps by itself.
+    with the start s, the share c, and L steps in all; `Budget` takes it in the place of ε. A set that starts k times
+    too wide under a flow that moves with its covariance, as `ALDI` and `SVGD(Preconditioned())` do, is stable only for
+    steps k² times smaller than near the target. On a Gaussian target the covariance falls like 1/2t, so steps that grow
+    in proportion to the time spent stay stable all the way. Where a density is far from Gaussian, `flowrl.Adaptive`
+    finds the steps by itself.
 
     Args:
         step_size: ε >= 0, the full step size.

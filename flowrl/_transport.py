@@ -129,7 +129,8 @@ def transport(
         solver: how the flow is integrated.
         domain: where particles may be; they must start there.
         log_weights: log weights of the particles (n,), up to a constant; −inf is an empty slot, whose particle is
-            frozen. None for equal weights.
+            frozen. Means over the set, as in `SVGD`, are then weighted ones, so that a particle of weight two is two
+            particles; flows whose `traits` do not say `weighs` refuse them. None for equal weights.
         key: randomness; may be None if flow, solver and target are deterministic.
         save: where to record the trajectory. Step solvers take increasing step counts, e.g. `save=(0, 1, 3)`; `Diffrax`
             takes increasing times. They are part of the compiled program: Python numbers, never traced.

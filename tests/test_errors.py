@@ -133,7 +133,7 @@ CASES = {
     "keys": ("transport(normal, jax.random.split(jax.random.key(0), 4), budget)", TypeError, ["floating"]),
     "nan": ("transport(normal, x.at[1, 1].set(jnp.nan), budget)", ValueError, ["NaN or infinity", "repair"]),
     "infinity": ("transport(normal, x.at[1, 1].set(jnp.inf), budget)", ValueError, ["NaN or infinity"]),
-    "lists": ("transport(normal, [[1.0, 2.0], [3.0, 4.0]], budget)", ValueError, ["scalar", "leading axis"]),
+    "lists": ("transport(normal, [[1.0, 2.0], [3.0, 4.0]], budget)", ValueError, ["scalar", "jnp.asarray"]),
     # Targets
     "unwrapped target": ("transport(log_normal, x, budget)", TypeError, ["Boltzmann(value)", "Density(log_prob)"]),
     "swapped": ("transport(x, normal, budget)", TypeError, ["target must be", "Empirical(samples)"]),

@@ -50,9 +50,7 @@ class EKI(AbstractFlow):
         Meteorological Society 136, 2010; and *A mollified ensemble Kalman filter*, ibid.
     """
 
-    traits: ClassVar[Traits] = Traits(
-        needs=frozenset({"forward"}), temperature="none", unit_time=True, unmapped=True
-    )
+    traits: ClassVar[Traits] = Traits(needs=frozenset({"forward"}), temperature="none", unit_time=True, unmapped=True)
 
     def velocity(self, view: TargetView, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         misfit, alive = misfits(view, positions, alive)

@@ -8,9 +8,7 @@ from flowrl._kernel._distance import inner_products
 from flowrl._kernel._scalar import AbstractScalarKernel, _pairs
 
 
-def gradient_gram(
-    kernel: AbstractScalarKernel, x: Positions, mass: PerParticle, alive: Mask
-) -> Float[Array, "n n"]:
+def gradient_gram(kernel: AbstractScalarKernel, x: Positions, mass: PerParticle, alive: Mask) -> Float[Array, "n n"]:
     r"""Compute $M_{ij} = \sum_k w_k ∇_x k(x_k, x_i) \cdot ∇_x k(x_k, x_j)$ of a fitted kernel; zero for the frozen.
 
     Args:

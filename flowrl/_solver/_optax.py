@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from flowrl._custom_types import PerParticle
-from flowrl._misc import row_norm
 from flowrl._solver._ensemble import Ensemble, Step
 from flowrl._solver._needs import Needs
+from flowrl._solver._speed import flow_speed
 from flowrl._solver._step import AbstractStepSolver
 
 
@@ -65,9 +65,5 @@ class Optax(AbstractStepSolver):
 
     def speed(self, step: Step, ensemble: Ensemble, moved: PerParticle) -> PerParticle:
         del moved
-        # The flow's own: an optimiser that shortens its steps (Adagrad) would seem to come to rest anywhere. What the
-        # domain or the cap holds back is at rest.
-        velocity, _ = step.velocity(ensemble)
-        probe = ensemble.moved(step.size * velocity).coordinates
-        held = step.problem.restrict(probe)[0] - ensemble.coordinates
-        return row_norm(held / ensemble.scale) / jnp.where(step.size > 0, step.size, 1)
+        # An optimiser that shortens its steps (Adagrad) would seem to come to rest anywhere.
+        return flow_speed(step, ensemble)
