@@ -1,4 +1,4 @@
-"""The matrix of inner products of kernel gradients, the normal equations of a flow that is a gradient of a kernel sum."""
+"""Inner products of kernel gradients: the normal equations of a velocity that is the gradient of a kernel sum."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

@@ -41,8 +41,9 @@ class InverseProblem(AbstractTarget):
     differentiate it, and once more at the end for the values. JAX must be able to trace it; a program outside of JAX
     is called by `jax.pure_callback(..., vmap_method="sequential")`. A result that is not finite freezes its particle.
 
-    `Tilted(problem.log_prior, problem.log_likelihood)` is the same posterior for `KFRFlow`, which does not differentiate
-    either. If G can be differentiated, both that and `Density(problem.value)` are targets of every flow with a gradient.
+    `Tilted(problem.log_prior, problem.log_likelihood)` is the same posterior for `KFRFlow`, which does not
+    differentiate either. If G can be differentiated, both that and `Density(problem.value)` are targets of every flow
+    with a gradient.
 
     Attributes:
         forward_map: G, a function of one particle.
