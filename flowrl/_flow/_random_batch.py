@@ -48,7 +48,7 @@ class RandomBatch(AbstractFlow):
         import flowrl
 
         target = flowrl.Density(lambda x: -0.5 * jnp.sum(x**2))
-        start, budget = 3 * jr.normal(jr.key(0), (2000, 5)), flowrl.Budget(200, 0.5)
+        start, budget = 2 + jr.normal(jr.key(0), (2000, 5)), flowrl.Budget(100, 0.5)
         flow = flowrl.RandomBatch(flowrl.SVGD(), size=100)
         solution = flowrl.transport(target, start, budget, flow=flow, key=jr.key(1))
         assert abs(float(solution.particles.var()) - 1) < 0.1
