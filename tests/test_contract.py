@@ -35,10 +35,14 @@ FLOWS = {
     "SinkhornFlow": flowrl.SinkhornFlow(iterations=5),
     "Consensus": flowrl.Consensus(),
     "Langevin + BirthDeath": flowrl.Langevin() + flowrl.BirthDeath(),
+    "RandomBatch": flowrl.RandomBatch(flowrl.SVGD(IMQ), 3),
+    "SlicedSVGD": flowrl.SlicedSVGD(),
 }
 SOLVERS = {
     "Euler": flowrl.Euler(),
     "Adam": flowrl.Optax(optax.adam(1.0, eps_root=1e-16)),
+    "Nesterov": flowrl.Nesterov(),
+    "Coin": flowrl.Coin(),
     "Monotone": flowrl.Monotone(),
     "MALA": flowrl.Metropolis(),
     "HMC": flowrl.Metropolis(flowrl.Hamiltonian(2)),
@@ -147,6 +151,8 @@ def _budget(case, steps):
     }[case.budget]
     if case.budget == "schedules" and temperature is not None:
         temperature = np.array([1.0, 0.9, 0.8])
+    if "step_size" in SOLVERS[case.solver].needs.chooses:
+        options = options | {"step_size": None}
     return flowrl.Budget(
         **({"steps": jnp.asarray(steps), "step_size": 0.02, "temperature": temperature, "max_steps": BOUND} | options)
     )
