@@ -149,13 +149,21 @@ def test_an_affine_flow_of_an_exact_quadrature_has_the_posterior_in_closed_form(
 
 
 def test_a_gaussian_posterior_in_unit_time():
-    """N(0, I) and an observation with deviation 1/2: N(1.2, I/5), up to what 150 draws know of it."""
+    """N(0, I) and an observation of 1.5 with deviation 1: N(0.75, I/2).
+
+    What 150 draws know of it is what they say when weighed by the tilt, and the flow ends there.
+    """
+    target = _tilted(quadratic, jnp.full(2, 1.5, FLOAT))
     for seed in range(2):
         start = draw(seed, (150, 2))
-        solution = flowrl.transport(_tilted(_precise, 1.5), start, ONCE, flow=flowrl.KFRFlow(), solver=DIFFRAX)
-        x = np.asarray(solution.particles)
-        np.testing.assert_allclose(x.mean(axis=0), 1.2, atol=0.2)
-        np.testing.assert_allclose(x.var(axis=0), 0.2, rtol=0.5)
+        solution = flowrl.transport(target, start, ONCE, flow=flowrl.KFRFlow(), solver=DIFFRAX)
+        x, start = np.asarray(solution.particles, np.float64), np.asarray(start, np.float64)
+        weights = np.exp(-0.5 * np.sum((start - 1.5) ** 2, axis=1))
+        weights /= weights.sum()
+        mean = weights @ start
+        np.testing.assert_allclose(x.mean(axis=0), mean, atol=0.04)
+        np.testing.assert_allclose(x.var(axis=0), weights @ (start - mean) ** 2, atol=0.12)
+        np.testing.assert_allclose(mean, 0.75, atol=0.3)
 
 
 def test_two_modes_get_their_shares():
@@ -170,19 +178,19 @@ def test_two_modes_get_their_shares():
     at = 1.5 / (1 + 0.3**2)
     assert x[left, 0].mean() == pytest.approx(-at, abs=0.3)
     assert x[~left, 0].mean() == pytest.approx(at, abs=0.3)
-    assert np.all(np.abs(x[:, 0]) > 0.3)
+    assert np.mean(np.abs(x[:, 0]) > 0.6) > 0.95
     # The other coordinate is that of the reference.
     assert x[:, 1].mean() == pytest.approx(0, abs=0.25)
     assert x[:, 1].var() == pytest.approx(1, abs=0.35)
 
 
 def test_euler_and_diffrax_agree_where_steps_are_small():
-    start, target = draw(3, (20, 2)), _tilted(quadratic, jnp.ones(2, FLOAT))
-    coarse = flowrl.transport(target, start, flowrl.Budget(200, None), flow=flowrl.KFRFlow())
+    start, target = draw(3, (60, 2)), _tilted(quadratic, jnp.full(2, 0.5, FLOAT))
+    coarse = flowrl.transport(target, start, flowrl.Budget(100, None), flow=flowrl.KFRFlow())
     fine = flowrl.transport(target, start, ONCE, flow=flowrl.KFRFlow(), solver=DIFFRAX)
     assert float(coarse.stats["time"]) == pytest.approx(1)
     np.testing.assert_allclose(coarse.particles, fine.particles, atol=0.03)
-    assert np.abs(coarse.particles - start).max() > 0.3
+    assert np.abs(coarse.particles - start).max() > 0.2
 
 
 def test_a_map_of_the_domain_changes_nothing_but_the_coordinates():
@@ -190,7 +198,7 @@ def test_a_map_of_the_domain_changes_nothing_but_the_coordinates():
     y = draw(4, (15, 1))
 
     def square(y):
-        return -jnp.sum((y - 1) ** 2)
+        return -0.2 * jnp.sum((y - 1) ** 2)
 
     free = flowrl.transport(_tilted(square), y, flowrl.Budget(10, None), flow=flowrl.KFRFlow())
     positive = flowrl.Box(0, jnp.inf, by="bijector")
@@ -246,12 +254,12 @@ def test_a_unit_of_length_changes_nothing_with_a_bandwidth_from_the_particles():
 
 
 def test_many_sets_are_a_loop_over_them():
-    starts, centres = draw(8, (3, 10, 2)), draw(9, (3,))
+    starts, centres = draw(8, (3, 10, 2)), draw(9, (3, 2))
     flow, budget = flowrl.KFRFlow(), flowrl.Budget(10, None)
 
     @jax.jit
     def run(x, centre):
-        return flowrl.transport(_tilted(_precise, centre), x, budget, flow=flow, throw=False).particles
+        return flowrl.transport(_tilted(quadratic, centre), x, budget, flow=flow, throw=False).particles
 
     each = jnp.stack([run(*pair) for pair in zip(starts, centres, strict=True)])
     assert_close(jax.vmap(run)(starts, centres), each, rtol=tolerance(1e-7, 2e-2), atol=tolerance(1e-9, 2e-3))
@@ -301,13 +309,13 @@ REFUSED = {
         "KFRFlow divides by the temperature, so it must be > 0",
     ),
     "no regularisation": (
-        lambda x: flowrl.KFRFlow(regularisation=0.0),
+        lambda _: flowrl.KFRFlow(regularisation=0.0),
         ValueError,
         "regularisation must be > 0 and finite, got 0",
     ),
-    "a multiple": (lambda x: 2.0 * flowrl.KFRFlow(), ValueError, "KFRFlow has the law of its target at time 1"),
+    "a multiple": (lambda _: 2.0 * flowrl.KFRFlow(), ValueError, "KFRFlow has the law of its target at time 1"),
     "a sum": (
-        lambda x: flowrl.KFRFlow() + flowrl.Langevin(),
+        lambda _: flowrl.KFRFlow() + flowrl.Langevin(),
         ValueError,
         "not at another speed or with other flows; transport with one flow after the other",
     ),

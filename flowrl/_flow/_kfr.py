@@ -31,15 +31,15 @@ class KFRFlow(AbstractFlow):
     particles the means over k are weighted. A step costs O(n³) and holds matrices n × n.
 
     `Budget(steps, None)` takes steps of 1/steps. Where V/α differs by much between particles the flow is stiff, and
-    Euler's steps throw particles far off: `Diffrax()` with `Budget(1, None)` finds its own. The approximation is that
-    of the kernel: particles come to too small a variance in many dimensions, and a tilt that lies beyond all particles
-    is not reached by kernels that fall off. For the latter add one that does not,
-    `RBF() + 0.1 * Linear() * Linear()`, whose flow is affine, in a budget with the particles' spread as `scale`.
+    Euler's steps throw particles far off: `Diffrax()` with `Budget(1, None)` finds its own. The set knows the tilt from
+    its own draws of μ: a set of a few tens falls into clumps, variances come out too small in many dimensions, and a
+    posterior beyond all particles is not reached by kernels that fall off. For the last add one that does not,
+    `RBF() + 0.1 * (Linear() * Linear())`, whose flow is affine, in a budget with the particles' spread as `scale`.
 
     Attributes:
         kernel: k, scalar; `RBF()` with the median bandwidth of the moment by default.
-        regularisation: λ > 0 in units of the mean of M's diagonal, an array (). Larger ones move particles less; where
-            λ is below 4n times the rounding error of the dtype, that is taken.
+        regularisation: λ > 0 in units of the mean of M's diagonal, an array (); at least 4n times the rounding error of
+            the dtype is taken. A larger one makes the flow smoother and leaves particles behind.
 
     Raises:
         TypeError: `kernel` is not a scalar kernel.
@@ -78,7 +78,7 @@ class KFRFlow(AbstractFlow):
         needs=frozenset({"log_tilt"}), temperature="positive", weighs=True, unit_time=True
     )
 
-    def __init__(self, kernel: AbstractScalarKernel = RBF(), regularisation: ArrayLike = 1e-4):  # noqa: B008
+    def __init__(self, kernel: AbstractScalarKernel = RBF(), regularisation: ArrayLike = 1e-3):  # noqa: B008
         if not isinstance(kernel, AbstractScalarKernel):
             raise TypeError(f"kernel must be a scalar kernel such as RBF(), got {kernel!r}.")
         self.kernel = kernel
