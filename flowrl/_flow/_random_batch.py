@@ -99,7 +99,7 @@ class RandomBatch(AbstractFlow):
             own = eqx.tree_at(lambda v: v.velocity_key, view, key, is_leaf=lambda leaf: leaf is None)
             velocity, living = velocity_of(flow, own, x, living)
             alone, _ = jax.vmap(lambda z, lives: velocity_of(flow, own, z, lives))(x[:, None], living[:, None])
-            return alone[:, 0], _count(living, x) * velocity - alone[:, 0], living
+            return alone[:, 0], jnp.sum(living.astype(x.dtype)) * velocity - alone[:, 0], living
 
         def batches(
             rows: tuple[Int[Array, " b"], Float[Array, "b m d"], Bool[Array, "b m"]],
@@ -108,13 +108,9 @@ class RandomBatch(AbstractFlow):
 
         rows = (jnp.arange(n // size), positions[dealt], alive[dealt])
         alone, others, living = by_rows(batches, rows, size * max(size, d))
-        total = jnp.maximum(_count(living.ravel(), positions), 1)
-        companions = jax.vmap(lambda batch: _count(batch, positions))(living) - 1
-        share = (1 - 1 / total) / jnp.maximum(companions, 1)
+        counts = jnp.sum(living.astype(positions.dtype), axis=1)
+        total = jnp.maximum(jnp.sum(counts), 1)
+        share = (1 - 1 / total) / jnp.maximum(counts - 1, 1)
         velocity = jnp.where(living[..., None], alone / total + share[:, None, None] * others, 0)
         place = dealt.ravel()
         return jnp.zeros_like(positions).at[place].set(velocity.reshape(n, d)), alive.at[place].set(living.ravel())
-
-
-def _count(alive: Mask, like: Positions) -> Float[Array, ""]:
-    return jnp.sum(alive.astype(like.dtype))
