@@ -154,6 +154,21 @@ def test_four_methods_are_written_by_public_names():
     np.testing.assert_allclose(kalman.var(axis=0), 1 / 8.25, rtol=0.3)
 
 
+def test_filters_inside_a_scan_are_better_than_what_is_observed():
+    program = runpy.run_path(str(ROOT / "docs" / "snippets" / "filters" / "lorenz63.py"))
+    errors = {
+        name: np.asarray(program["error"](analysis, jax.random.key(1), cycles=12, burn_in=4))[None]
+        for name, analysis in program["FILTERS"].items()
+    }
+    assert list(errors) == ["bootstrap particle filter", "EnKF, stochastic", "EKI", "KFRFlow"]
+    for name, error in errors.items():
+        assert 0.3 < error[0] < program["OBSERVATION_NOISE"], name
+    rows = program["rows"]({name: np.append(error, 2 * error) for name, error in errors.items()})
+    written = (ROOT / "docs" / "results" / "lorenz63.csv").read_text().splitlines()
+    assert list(rows[0]) == written[0].split(",")
+    assert len(rows) + 1 == len(written)
+
+
 @pytest.mark.slow
 def test_the_picture_of_the_home_page_is_drawn_and_its_caps_hold(tmp_path):
     script = runpy.run_path(str(ROOT / "docs" / "snippets" / "figures" / "budget.py"))

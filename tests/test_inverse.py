@@ -199,7 +199,9 @@ def test_the_map_is_evaluated_once_a_step_and_once_for_the_values(name):
 
 def test_eki_is_kalmans_update_of_the_ensembles_own_moments():
     start = _prior(9, 20)
-    solver = flowrl.Diffrax(diffrax.Tsit5(), diffrax.PIDController(rtol=tolerance(1e-8, 1e-5), atol=1e-9))
+    solver = flowrl.Diffrax(
+        diffrax.Tsit5(), diffrax.PIDController(rtol=tolerance(1e-8, 1e-4), atol=tolerance(1e-9, 1e-6))
+    )
     solution = flowrl.transport(_problem(), start, ONCE, flow=flowrl.EKI(), solver=solver)
     want, got = _update(*_moments(start, 1)), _moments(solution.particles, 1)
     assert float(solution.stats["time"]) == pytest.approx(1)

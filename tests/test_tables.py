@@ -15,6 +15,8 @@ RESULTS = DOCS / "results"
 
 FLOWS = {
     "SVGD": flowrl.SVGD(),
+    "SlicedSVGD": flowrl.SlicedSVGD(),
+    "RandomBatch": flowrl.RandomBatch(flowrl.SVGD(), 100),
     "Ascent": flowrl.Ascent(),
     "Langevin": flowrl.Langevin(),
     "ALDI": flowrl.ALDI(),
@@ -23,6 +25,9 @@ FLOWS = {
     "MMDFlow": flowrl.MMDFlow(),
     "SinkhornFlow": flowrl.SinkhornFlow(),
     "Consensus": flowrl.Consensus(),
+    "EKS": flowrl.EKS(),
+    "EKI": flowrl.EKI(),
+    "KFRFlow": flowrl.KFRFlow(),
     "BirthDeath": flowrl.BirthDeath(),
 }
 SOLVERS = {
@@ -54,7 +59,11 @@ def _flows():
     rows = []
     for name, flow in FLOWS.items():
         traits = flow.traits
-        random = [word for word, is_so in (("noise", traits.diffuses), ("jumps", traits.jumps)) if is_so]
+        random = [
+            word
+            for word, is_so in (("noise", traits.diffuses), ("jumps", traits.jumps), ("velocity", traits.random))
+            if is_so
+        ]
         marks = ["yes" if flowrl.supports(flow, solver, flowrl.Unbounded()) else "–" for solver in SOLVERS.values()]
         rows.append(
             [
@@ -78,6 +87,9 @@ METHODS = {
     "Microcanonical": flowrl.Microcanonical(),
     "Metropolis": flowrl.Metropolis(),
     "Monotone": flowrl.Monotone(),
+    "Nesterov": flowrl.Nesterov(),
+    "Coin": flowrl.Coin(),
+    "Adaptive": flowrl.Adaptive(),
     "Tempered": flowrl.Tempered(),
 }
 
@@ -141,6 +153,23 @@ def _variance():
     return _table(head, [[str(d), str(n), *(f"{found[m, d, n]:.2f}" for m in methods)] for d, n in cases])
 
 
+def _parameter_free():
+    found = _groups(_read("parameter_free.csv"), "method", "target")
+    targets = list(dict.fromkeys(target for _, target in found))
+
+    def cell(runs):
+        if not runs[0]["mean_error"]:
+            return "refused"
+        error, least, largest = (
+            worst(float(row[name]) for row in runs)
+            for name, worst in (("mean_error", max), ("least_variance", min), ("largest_variance", max))
+        )
+        return "diverged" if error > 1e3 else f"{error:.2f}; {least:.2f} to {largest:.2f}"
+
+    methods = list(dict.fromkeys(method for method, _ in found))
+    return _table(["method", *targets], [[method, *(cell(found[method, t]) for t in targets)] for method in methods])
+
+
 def _groups(rows, *names):
     """Rows that share what is named, in the order of the file."""
     groups = {}
@@ -180,14 +209,25 @@ def _quality():
     return _table(["posterior", "method", "particles", "mean / sd", "log sd", "KSD", "test log-likelihood"], rows)
 
 
+def _filters():
+    rows = []
+    for row in _read("lorenz63.csv"):
+        error = f"{float(row['rmse']):.2f} ± {float(row['half_width_95']):.2f}"
+        excess = f"{float(row['excess']):+.2f} ± {float(row['excess_half_width_95']):.2f}" if rows else "–"
+        rows.append([row["filter"], error, f"{float(row['worst_seed']):.2f}", excess])
+    return _table(["filter", "error", "worst seed", "more than the first"], rows)
+
+
 FLOWS_PAGE, POSTERIOR_PAGE = DOCS / "concepts" / "flows.md", DOCS / "tutorials" / "posterior.md"
 TABLES = {
     "flows": (FLOWS_PAGE, _flows),
     "solvers": (FLOWS_PAGE, _solvers),
     "domains": (FLOWS_PAGE, _domains),
     "variance": (FLOWS_PAGE, _variance),
+    "parameter free": (FLOWS_PAGE, _parameter_free),
     "cost": (POSTERIOR_PAGE, _cost),
     "quality": (POSTERIOR_PAGE, _quality),
+    "filters": (DOCS / "tutorials" / "filtering.md", _filters),
 }
 
 

@@ -26,7 +26,9 @@ class EKI(AbstractFlow):
     only for the values in the solution. `Budget(steps, None)` takes steps of 1/steps. The flow is stiff where data are
     precise and the prior is wide: Euler's first step must stay below $2/λ$, λ the largest eigenvalue of
     $Γ^{-1/2} C_{GG} Γ^{-1/2}$ at the start, which is the largest ratio of the prior's variance of G(x) to the noise's.
-    `Diffrax()` finds its steps by itself, with `Budget(1, None)`. Particles stay in their affine hull.
+    `Diffrax()` finds its steps by itself, the first of which is 1/steps: with `Budget(1, None)` where λ is small, with
+    one of about 1/λ where it is large, since an overflow in the first step cannot be mended. Particles stay in their
+    affine hull.
 
     Example:
         ```python
@@ -40,8 +42,8 @@ class EKI(AbstractFlow):
 
 
         problem = flowrl.InverseProblem(forward_map, [2.0], 0.1, prior_mean=[0.0, 0.0], prior_scale=1.0)
-        prior = jr.normal(jr.key(0), (1000, 2))
-        solution = flowrl.transport(problem, prior, flowrl.Budget(1, None), flow=flowrl.EKI(), solver=flowrl.Diffrax())
+        prior, budget = jr.normal(jr.key(0), (1000, 2)), flowrl.Budget(100, None)
+        solution = flowrl.transport(problem, prior, budget, flow=flowrl.EKI(), solver=flowrl.Diffrax())
         assert jnp.abs(solution.particles.mean(axis=0) - 2 / 2.01).max() < 0.1
         ```
 

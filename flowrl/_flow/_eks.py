@@ -44,7 +44,7 @@ class EKS(AbstractStochasticFlow):
 
 
         problem = flowrl.InverseProblem(forward_map, [5.0, 1.0, 2.0], 0.5, prior_mean=[0.0, 0.0], prior_scale=3.0)
-        prior, sizes = 3 * jr.normal(jr.key(0), (500, 2)), 0.1 * jnp.minimum(1, 0.01 * 1.1 ** jnp.arange(100))
+        prior, sizes = 3 * jr.normal(jr.key(0), (500, 2)), 0.1 * jnp.minimum(1, 0.01 * 1.1 ** jnp.arange(100.0))
         solution = flowrl.transport(problem, prior, flowrl.Budget(100, sizes), flow=flowrl.EKS(), key=jr.key(1))
         assert jnp.abs(solution.particles.mean(axis=0) - jnp.array([1.0, 2.0])).max() < 0.05
         ```
