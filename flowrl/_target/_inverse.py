@@ -63,7 +63,7 @@ class InverseProblem(AbstractTarget):
 
         problem = flowrl.InverseProblem(rounded, [3.0, 2.0], noise=0.1, prior_mean=[1.5, 0.5], prior_scale=0.5)
         prior = jnp.array([[1.5, 0.5]]) + 0.5 * jr.normal(jr.key(0), (100, 2))
-        budget = flowrl.Budget(200, 0.05 * jnp.minimum(1, 0.02 * 1.05 ** jnp.arange(200.0)))  # small while they are wide
+        budget = flowrl.Budget(200, 0.05 * jnp.minimum(1, 0.02 * 1.05 ** jnp.arange(200.0)))
         solution = flowrl.transport(problem, prior, budget, flow=flowrl.EKS(), key=jr.key(1))
         assert jnp.abs(solution.particles.mean(axis=0) - jnp.array([2.0, 1.0])).max() < 0.2
         ```
