@@ -62,6 +62,7 @@ from flowrl._kernel import (
 from flowrl._numpyro import NumpyroPosterior as NumpyroPosterior, from_numpyro as from_numpyro
 from flowrl._ramp import ramp as ramp
 from flowrl._renamed import old_names as _old_names
+from flowrl._sample import Samples as Samples, Verdict as Verdict, sample as sample
 from flowrl._select import (
     Selected as Selected,
     best_of_n as best_of_n,

@@ -5,7 +5,7 @@ defines one step and shares the loop of `flowrl._solver._step`.
 """
 
 import abc
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -199,7 +199,11 @@ class AbstractSolver(eqx.Module):
         needs: what the solver asks of target, flow, domain and budget.
     """
 
-    needs: AbstractVar[Needs]
+    # Not a field: where it depends on a part it is a property, which type checkers would take for a missing argument.
+    if TYPE_CHECKING:
+        needs: ClassVar[Needs]
+    else:
+        needs: AbstractVar[Needs]
 
     @abc.abstractmethod
     def solve(self, problem: Problem, save: Any) -> SolverOutput:

@@ -84,7 +84,7 @@ class Tempered(AbstractStepSolver):
         particle filter*, Biometrika 105, 2018: errors from genealogies.
     """
 
-    inner: AbstractStepSolver = Metropolis()  # pyright: ignore[reportCallIssue]  (`needs` is a property)
+    inner: AbstractStepSolver = Metropolis()
     ess: float = eqx.field(static=True, default=0.9)
     moves: int = eqx.field(static=True, default=8)
 

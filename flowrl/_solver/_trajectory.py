@@ -50,7 +50,7 @@ class LearnedScale(eqx.Module):
         mean = jnp.sum(mass * positions, axis=0, keepdims=True) / total
         variance = jnp.sum(mass * (positions - mean) ** 2, axis=0, keepdims=True) / total
         # A few particles know little of a variance; and a set that starts in one place is not to stay there.
-        weight = 0.1 * total / (total + 5)
+        weight = 0.3 * total / (total + 5)
         variance = (1 - weight) * scale**2 + weight * variance
         return jnp.where(step.within(self.share), jnp.sqrt(variance), scale)
 

@@ -1,0 +1,231 @@
+"""Sample a posterior without tuning."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array
+
+from flowrl._budget import Budget
+from flowrl._custom_types import Key, Particle, Particles, Positions
+from flowrl._domain import AbstractDomain, Unbounded
+from flowrl._flow import Langevin
+from flowrl._misc import check_count, ravel
+from flowrl._numpyro import NumpyroPosterior
+from flowrl._sample._samples import Samples
+from flowrl._sample._verdict import Verdict, judge
+from flowrl._solution import Solution
+from flowrl._solver import AbstractProposal, Hamiltonian, Metropolis, Microcanonical, Tempered
+from flowrl._target import AbstractTarget, Density, bridge
+from flowrl._transport import Transport, make_problem
+from flowrl._validation import resolve
+
+_LEAPS = 8
+_MOVES = 4  # per temperature, of tempering
+_JUDGED = 20  # sets of draws at which the verdict takes gradients
+
+
+def sample(
+    target: AbstractTarget | NumpyroPosterior | Callable[[Particle], Any],
+    particles: Particles | int = 100,
+    *,
+    key: Key,
+    like: Particle | None = None,
+    max_gradients: int = 100_000,
+    domain: AbstractDomain = Unbounded(),  # noqa: B008  (an immutable module: the signature is the doc of the default)
+    proposal: AbstractProposal | None = None,
+    warm: float = 0.3,
+    tempered: bool = False,
+) -> Samples:
+    """Draw from a posterior without choosing a step size, a number of steps or a start, and say whether it arrived.
+
+    Each particle is a chain of its own that accepts and rejects (`Metropolis`), so draws are exact once the set has
+    arrived. The first share `warm` of the gradients finds the step size and the unit of length of each coordinate from
+    the whole set; both are then fixed, and every state of every particle after it is a draw. With `tempered` the
+    particles first go to the target by temperatures, so that separate modes get their mass, and the evidence is
+    measured.
+
+    Args:
+        target: log p of one particle, as a function or a target that knows value and gradient; or a model by
+            `from_numpyro`.
+        particles: where they start, leaves (n, ...), inside the domain; or their number n. A number starts a numpyro
+            model at draws of its prior, and anything else uniformly within 2 of zero in unconstrained coordinates, for
+            which `like` says what one particle is.
+        key: randomness.
+        like: one particle, such as `jnp.zeros(d)`; only its structure, shapes and dtype count. For a number of
+            particles and a target that is no numpyro model.
+        max_gradients: gradients of log p that all particles may take together, > 0; the verdict's own are among them.
+        domain: where particles may be.
+        proposal: how a particle moves, `Microcanonical(leaps=8)` by default, and `Hamiltonian(leaps=8)` on a line.
+        warm: share of the gradients that is spent on the adaptation, in (0, 1).
+        tempered: spend half of the gradients on tempering, from a normal distribution with the mean and three times the
+            deviation of the start to the target. `log_evidence` is that of exp(log p), so of a normalised log joint the
+            marginal likelihood.
+
+    Returns:
+        The `Samples`: draws, verdict, what was spent and chosen.
+
+    Raises:
+        TypeError: target, particles or `like` are of the wrong kind.
+        ValueError: a number is out of range, or too few gradients for the particles.
+
+    Example:
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import flowrl
+
+        def log_prob(x):
+            return -0.5 * jnp.sum((x / jnp.array([1.0, 100.0])) ** 2)
+
+        samples = flowrl.sample(log_prob, 100, like=jnp.zeros(2), key=jax.random.key(0))
+        print(samples)
+        assert samples.verdict.arrived
+        ```
+
+    ??? cite "Source"
+        Robnik, Cohn-Gordon and Seljak, *Metropolis Adjusted Microcanonical Hamiltonian Monte Carlo*, 2025,
+        arXiv:2503.01707. Many short chains that adapt together: Hoffman and Sountsov, *Tuning-Free Generalized
+        Hamiltonian Monte Carlo*, AISTATS 2022.
+    """
+    posterior = target if isinstance(target, NumpyroPosterior) else None
+    density = _density(target)
+    if not 0 < warm < 1:
+        raise ValueError(f"warm must be in (0, 1), got {warm}.")
+    check_count("max_gradients", max_gradients)
+    start_key, bridge_key, warm_key, draw_key = jr.split(key, 4)
+    start = _start(posterior, particles, like, domain, start_key)
+    n, d = ravel(start)[0].shape
+    if proposal is None:
+        proposal = Hamiltonian(_LEAPS) if d == 1 else Microcanonical(_LEAPS)
+    each = max_gradients // n - 1
+    spent, phases, evidence = 1, [], {}
+    if tempered:
+        moves = each // 2 // proposal.gradients
+        solver = Tempered(inner=Metropolis(proposal=proposal), moves=min(_MOVES, max(moves // 8, 1)))
+        method = Transport(Langevin(), solver, domain)
+        start, first, solution = _bridged(method, density, start, moves, bridge_key)
+        phases.append(first)
+        evidence = {name: solution.extras[name] for name in ("log_evidence", "log_evidence_error")}
+        spent, each = spent + moves * proposal.gradients, each - moves * proposal.gradients
+    learning = int(warm * each) // proposal.gradients
+    kept = (each - learning * proposal.gradients) // (proposal.gradients + 1)
+    if learning < 10 or kept < 10:
+        needed = int(n * (2 if tempered else 1) * (11 * (proposal.gradients + 1) / min(warm, 1 - warm) + 2))
+        raise ValueError(
+            f"{max_gradients} gradients are {max_gradients // n} for each of {n} particles, too few to adapt by "
+            f"{proposal.gradients} a step; give at least {needed}, or fewer particles."
+        )
+    adapt = Transport(Langevin(), Metropolis(proposal=proposal, share=1.0), domain), Budget(learning, None)
+    warmed = adapt[0](density, start, adapt[1], key=warm_key, throw=False)
+    fixed = eqx.tree_at(lambda p: p.scale, proposal, None, is_leaf=lambda x: x is None)
+    scale = _unravel(start, warmed.extras["scale"]) if "scale" in warmed.extras else 1.0
+    budget = Budget(kept, warmed.extras["step_size"], scale=scale)
+    draw = Transport(Langevin(), Metropolis(proposal=fixed, share=0.0), domain), budget
+    drawn = draw[0](density, warmed.particles, budget, key=draw_key, save=tuple(range(1, kept + 1)), throw=False)
+    assert drawn.trajectory is not None
+    verdict, judged = _judge(draw[0], density, drawn, tempered=tempered)
+    depth = spent + learning * proposal.gradients + kept * proposal.gradients + judged + 2
+    stats = {
+        "gradients": jnp.asarray(n * depth),
+        "depth": jnp.asarray(depth),
+        "acceptance": drawn.extras["acceptance"],
+        "step_size": drawn.extras["step_size"],
+    }
+    return Samples(drawn.trajectory, verdict, stats | evidence, scale, (*phases, adapt, draw), posterior)
+
+
+def _density(target: Any) -> AbstractTarget:
+    if isinstance(target, NumpyroPosterior):
+        return target.target
+    if isinstance(target, type):
+        raise TypeError(f"target is the class {target.__name__}; did you mean an instance, {target.__name__}(...)?")
+    density = target if isinstance(target, AbstractTarget) else Density(target)
+    if not {"value", "gradient"} <= density.knows:
+        raise TypeError(
+            f"{type(density).__name__} does not know its value and its gradient, by which draws are accepted; use "
+            "Density(log_prob) or Boltzmann(value)."
+        )
+    return density
+
+
+def _start(
+    posterior: NumpyroPosterior | None, particles: Any, like: Particle | None, domain: AbstractDomain, key: Key
+) -> Particles:
+    if isinstance(particles, bool) or not isinstance(particles, int):
+        if like is not None:
+            raise ValueError("particles are given, so `like` has nothing to say; leave it out, or give a number.")
+        return jax.tree.map(jnp.asarray, particles)
+    check_count("particles", particles)
+    if posterior is not None:
+        return posterior.initial(particles, key)
+    if like is None:
+        raise ValueError(
+            "a number of particles does not say what one is: pass like=jnp.zeros(d), a PyTree of arrays, or the "
+            "particles themselves."
+        )
+    like = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)) if jnp.ndim(x) == 0 else jnp.asarray(x), like)
+    flat, unravel = jax.flatten_util.ravel_pytree(like)
+    if not domain.restricts:
+        start = jax.vmap(unravel)(jr.uniform(key, (particles, flat.shape[0]), flat.dtype, -2, 2))
+        return eqx.filter_vmap(domain.forward)(start) if domain.maps else start
+    # Means of four points that were brought inside: on the boundary, where those of many are, log p may be infinite.
+    wide = jr.uniform(key, (4, particles, flat.shape[0]), flat.dtype, -4, 4)
+    inside = [domain.restrict(jax.vmap(unravel)(points)) for points in wide]
+    mixed = jax.tree.map(lambda *points: sum(points) / 4, *inside)
+    return eqx.filter_vmap(domain.forward)(mixed) if domain.maps else mixed
+
+
+def _bridged(
+    method: Transport, density: AbstractTarget, start: Particles, moves: int, key: Key
+) -> tuple[Particles, tuple[Transport, Budget], Solution]:
+    """Temper from a normal distribution around the start to the target."""
+    if method.domain.maps or method.domain.restricts:
+        raise ValueError(
+            "tempered=True begins with a normal distribution, which no domain holds; write the density in coordinates "
+            "without bounds, or temper by Tilted(log_prior, log_likelihood) and Tempered() from draws of the prior."
+        )
+    draw_key, move_key = jr.split(key)
+    rows, unravel = ravel(start)
+    mean, deviation = rows.mean(axis=0), 3 * jnp.maximum(rows.std(axis=0), 1e-3)
+    begin = unravel(mean[None] + deviation[None] * jr.normal(draw_key, rows.shape, rows.dtype))
+    target, budget = bridge(_Normal(mean, deviation), density.value), Budget(moves, None)
+    solution = method(target, begin, budget, key=move_key, throw=False)
+    return solution.particles, (method, budget), solution
+
+
+class _Normal(eqx.Module):
+    """A normalised normal distribution over particles, by coordinate."""
+
+    mean: Array
+    deviation: Array
+
+    def __call__(self, particle: Particle) -> Array:
+        x = jax.flatten_util.ravel_pytree(particle)[0]
+        z = (x - self.mean) / self.deviation
+        return -0.5 * jnp.sum(z**2) - jnp.sum(jnp.log(self.deviation)) - 0.5 * x.size * jnp.log(2 * jnp.pi)
+
+
+def _unravel(start: Particles, row: Array) -> Particles:
+    return jax.tree.map(lambda leaf: leaf[0], ravel(start)[1](row[None]))
+
+
+def _judge(method: Transport, density: AbstractTarget, drawn: Solution, *, tempered: bool) -> tuple[Verdict, int]:
+    """Return the verdict, and how many gradients of each particle it took."""
+    trajectory, particles = drawn.trajectory, drawn.particles
+    budget = resolve(Budget(1, 0.0), particles, unit_time=False)
+    problem = make_problem(method, density, particles, budget, None)
+    draws = jax.vmap(problem.coordinates)(trajectory)
+    every = max(draws.shape[0] // _JUDGED, 1)
+    judged = draws[every - 1 :: every]
+
+    def gradient(positions: Positions) -> Positions:
+        return problem.view.gradient(positions, jnp.ones(positions.shape[0], bool))[0]
+
+    frozen = drawn.stats["nonfinite"] / draws.shape[1]
+    gradients = jax.lax.map(gradient, judged)
+    return judge(draws, judged, gradients, drawn.extras["acceptance"], frozen, tempered=tempered), judged.shape[0]

@@ -1,0 +1,205 @@
+"""A posterior by one call: draws that are right without tuning, and a verdict that says when they are not."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from problems import FLOAT, draw
+
+import flowrl
+
+KEY = jr.key(0)
+WIDTHS = jnp.asarray([1.0, 0.01, 100.0], FLOAT)
+
+
+def _wide(x):
+    return -0.5 * jnp.sum((x / WIDTHS) ** 2)
+
+
+def _correlated(x):
+    return -0.5 * (x[0] ** 2 - 1.8 * x[0] * x[1] + x[1] ** 2) / (1 - 0.81)
+
+
+def _gamma(x):
+    return jnp.sum(2 * jnp.log(x) - x)
+
+
+def _student(x):
+    """Ten Student-t of five degrees of freedom, on a ridge."""
+    return -3 * jnp.sum(jnp.log1p((x - jnp.mean(x)) ** 2 / 5)) - 0.5 * jnp.mean(x) ** 2
+
+
+def _modes(x):
+    """Normalised: 0.3 at 4, 0.7 at −4, of unit variance."""
+    parts = jnp.log(0.3) - 0.5 * jnp.sum((x - 4) ** 2), jnp.log(0.7) - 0.5 * jnp.sum((x + 4) ** 2)
+    return jnp.logaddexp(*parts) - 0.5 * x.size * jnp.log(2 * jnp.pi)
+
+
+def _funnel(x):
+    return -0.5 * (x[0] / 3) ** 2 - 0.5 * jnp.sum(x[1:] ** 2) * jnp.exp(-x[0]) - 0.5 * (x.size - 1) * x[0]
+
+
+# log p, dimensions, domain, mean and variance of each coordinate.
+PROBLEMS = {
+    "widths": (_wide, 3, flowrl.Unbounded(), np.zeros(3), np.asarray(WIDTHS) ** 2),
+    "correlated": (_correlated, 2, flowrl.Unbounded(), np.zeros(2), np.ones(2)),
+    "gamma by map": (_gamma, 2, flowrl.positive(), np.full(2, 3.0), np.full(2, 3.0)),
+    "line": (lambda x: -0.5 * jnp.sum(x**2), 1, flowrl.Unbounded(), np.zeros(1), np.ones(1)),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_one_call_without_tuning(name):
+    log_prob, d, domain, mean, variance = PROBLEMS[name]
+    samples = flowrl.sample(log_prob, 100, like=jnp.zeros(d, FLOAT), key=KEY, domain=domain)
+    x = np.asarray(samples.pooled(), float)
+    np.testing.assert_array_less(np.abs(x.mean(axis=0) - mean) / np.sqrt(variance), 0.1)
+    np.testing.assert_allclose(x.var(axis=0), variance, rtol=0.15)
+    assert bool(samples.verdict.arrived), samples
+    assert float(samples.verdict.equipartition) == pytest.approx(1, abs=0.2)
+    assert int(samples.stats["gradients"]) <= 100_000
+    assert "arrived" in str(samples)
+
+
+def test_a_phase_can_be_used_alone_and_gives_the_same_kind_of_draws():
+    samples = flowrl.sample(_wide, 60, like=jnp.zeros(3, FLOAT), key=KEY, max_gradients=60_000)
+    (adapt, first), (method, budget) = samples.phases
+    again = method(flowrl.Density(_wide), jax.tree.map(lambda leaf: leaf[-1], samples.draws), budget, key=jr.key(9))
+    np.testing.assert_allclose(np.std(np.asarray(again.particles), axis=0) / np.asarray(WIDTHS), 1, atol=0.4)
+    assert first.step_size is None
+    assert adapt.solver.share == 1
+    assert float(budget.step_size) == pytest.approx(float(samples.stats["step_size"]))
+
+
+def test_particles_of_any_structure_and_a_given_start():
+    start = {"a": draw(0, (40, 2)), "b": draw(1, (40,))}
+
+    def log_prob(x):
+        return -0.5 * jnp.sum((x["a"] / 3) ** 2) - 0.5 * (x["b"] - 1) ** 2
+
+    samples = flowrl.sample(log_prob, start, key=KEY, max_gradients=40_000)
+    assert samples.draws["a"].shape[1:] == (40, 2)
+    assert float(samples.draws["b"].mean()) == pytest.approx(1, abs=0.1)
+    assert float(samples.draws["a"].std()) == pytest.approx(3, rel=0.1)
+    assert samples.thinned(10, key=KEY)["a"].shape == (10, 2)
+
+
+def test_many_posteriors_at_once_and_under_jit():
+    starts, centres = draw(2, (3, 30, 2)), jnp.asarray([0.0, 2.0, -5.0], FLOAT)
+
+    def one(start, centre, key):
+        target = flowrl.Density(lambda c, x: -0.5 * jnp.sum((x - c) ** 2), centre)
+        samples = flowrl.sample(target, start, key=key, max_gradients=30_000)
+        return jnp.mean(samples.draws), samples.verdict.arrived
+
+    keys = jr.split(KEY, 3)
+    means, arrived = jax.jit(jax.vmap(one))(starts, centres, keys)
+    np.testing.assert_allclose(means, centres, atol=0.1)
+    assert bool(arrived.all())
+    np.testing.assert_allclose(one(starts[1], centres[1], keys[1])[0], means[1], atol=0.05)
+
+
+# What the verdict sees
+
+
+def test_two_modes_are_told_and_tempering_weighs_them():
+    plain = flowrl.sample(_modes, 100, like=jnp.zeros(2, FLOAT), key=KEY)
+    assert not bool(plain.verdict.arrived)
+    assert "separate modes" in str(plain)
+    assert "tempered=True" in str(plain)
+    tempered = flowrl.sample(_modes, 400, like=jnp.zeros(2, FLOAT), key=KEY, max_gradients=300_000, tempered=True)
+    assert float(jnp.mean(tempered.pooled()[:, 0] > 0)) == pytest.approx(0.3, abs=0.07)
+    error = float(tempered.stats["log_evidence_error"])
+    assert abs(float(tempered.stats["log_evidence"])) < max(4 * error, 0.1)
+    assert bool(tempered.verdict.arrived), tempered
+
+
+def test_a_funnel_an_improper_density_and_a_short_run_have_not_arrived():
+    assert not bool(flowrl.sample(_funnel, 100, like=jnp.zeros(10, FLOAT), key=KEY).verdict.arrived)
+    improper = flowrl.sample(lambda x: 0 * jnp.sum(x), 100, like=jnp.zeros(2, FLOAT), key=KEY)
+    assert not bool(improper.verdict.arrived)
+    far = flowrl.sample(
+        lambda x: -0.5 * jnp.sum((x - 3000) ** 2), 100, like=jnp.zeros(2, FLOAT), key=KEY, max_gradients=35_000
+    )
+    assert "not arrived" in str(far)
+
+
+def test_few_particles_cannot_tell():
+    samples = flowrl.sample(_correlated, 4, like=jnp.zeros(2, FLOAT), key=KEY, max_gradients=8_000)
+    assert "cannot tell" in str(samples)
+    assert not bool(samples.verdict.arrived)
+
+
+def test_a_start_outside_of_the_support_is_told():
+    def half(x):
+        return jnp.where(x[0] > 1, -0.5 * jnp.sum((x - 2) ** 2), -jnp.inf)
+
+    samples = flowrl.sample(half, 100, like=jnp.zeros(2, FLOAT), key=KEY, max_gradients=40_000)
+    assert "frozen" in str(samples)
+
+
+def test_draws_of_something_else_are_caught_by_equipartition():
+    """SVGD's particles in ten dimensions, too narrow by the log-n rule, beside exact draws of the same shape."""
+    random = np.random.default_rng(0)
+    exact = jnp.asarray(random.standard_normal((20, 100, 10)), FLOAT)
+    assert bool(flowrl._sample._verdict.judge(exact, exact, -exact, 0.9, 0.0, tempered=False).arrived)
+    narrow = 0.6 * exact
+    verdict = flowrl._sample._verdict.judge(narrow, narrow, -narrow, 0.9, 0.0, tempered=False)
+    assert not bool(verdict.arrived)
+    assert float(verdict.equipartition) == pytest.approx(0.36, abs=0.05)
+    assert "too narrow" in str(verdict)
+
+
+MISUSE = {
+    "batched": (
+        lambda: flowrl.sample(lambda x: -0.5 * jnp.sum(x**2, axis=1), 20, like=jnp.zeros(2), key=KEY),
+        "one particle",
+    ),
+    "a vector": (lambda: flowrl.sample(lambda x: -0.5 * x**2, 20, like=jnp.zeros(2), key=KEY), "scalar"),
+    "no shape": (lambda: flowrl.sample(_wide, 20, key=KEY), "like=jnp.zeros"),
+    "too few gradients": (
+        lambda: flowrl.sample(_wide, 100, like=jnp.zeros(3), key=KEY, max_gradients=1000),
+        "too few to adapt",
+    ),
+    "no particles": (
+        lambda: flowrl.sample(_wide, 0, like=jnp.zeros(3), key=KEY),
+        "particles must be a Python int >= 1",
+    ),
+    "a score": (
+        lambda: flowrl.sample(flowrl.Score(jnp.negative), 20, like=jnp.zeros(3), key=KEY),
+        "does not know its value",
+    ),
+    "a class": (lambda: flowrl.sample(flowrl.Density, 20, like=jnp.zeros(3), key=KEY), "did you mean an instance"),
+    "a share": (lambda: flowrl.sample(_wide, 20, like=jnp.zeros(3), key=KEY, warm=1.0), r"warm must be in \(0, 1\)"),
+    "tempered in a domain": (
+        lambda: flowrl.sample(_gamma, 50, like=jnp.zeros(2), key=KEY, domain=flowrl.positive(), tempered=True),
+        "which no domain holds",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISUSE)
+def test_misuse_is_refused_in_a_sentence(case):
+    call, message = MISUSE[case]
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
+
+
+def test_a_numpyro_model_and_arviz():
+    numpyro, dist = pytest.importorskip("numpyro"), pytest.importorskip("numpyro.distributions")
+
+    def model(y):
+        rate = numpyro.sample("rate", dist.Gamma(3.0, 1.0))
+        mean = numpyro.sample("mean", dist.Normal(0.0, 10.0).expand([2]).to_event(1))
+        numpyro.sample("y", dist.Normal(mean, rate).to_event(1), obs=y)
+
+    posterior = flowrl.from_numpyro(model, jnp.asarray([1.0, -1.0]), key=KEY)
+    samples = flowrl.sample(posterior, 50, key=KEY, max_gradients=50_000)
+    sites = samples.constrained()
+    assert sites["mean"].shape[0] == 50
+    assert sites["mean"].shape[2:] == (2,)
+    assert float(sites["rate"].min()) > 0
+    pytest.importorskip("arviz_base")
+    tree = samples.to_arviz()
+    assert tree["posterior"]["mean"].shape == sites["mean"].shape
