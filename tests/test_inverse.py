@@ -202,7 +202,7 @@ def test_eki_is_kalmans_update_of_the_ensembles_own_moments():
     solver = flowrl.Diffrax(
         diffrax.Tsit5(), diffrax.PIDController(rtol=tolerance(1e-8, 1e-4), atol=tolerance(1e-9, 1e-6))
     )
-    solution = flowrl.transport(_problem(), start, ONCE, flow=flowrl.EKI(), solver=solver)
+    solution = flowrl.transport(_problem(), start, flowrl.Budget(100, None), flow=flowrl.EKI(), solver=solver)
     want, got = _update(*_moments(start, 1)), _moments(solution.particles, 1)
     assert float(solution.stats["time"]) == pytest.approx(1)
     for a, b in zip(got, want, strict=True):
