@@ -59,8 +59,9 @@ def ramp(step_size: ArrayLike, steps: int, *, start: float = 1e-3, share: float 
     def schedule(step: Any) -> Any:
         if not growing:
             return full
-        # On the host where it can be: a budget asks for every step.
-        numbers = jnp if concrete(step) is None else np
-        return full * start ** numbers.maximum(0.0, 1 - step / growing)
+        known = concrete(step)  # on the host where it can be: a budget asks for every step
+        if known is not None:
+            return full * start ** max(0.0, 1 - float(known) / growing)
+        return full * start ** jnp.maximum(0, 1 - step.astype(full.dtype) / growing)
 
     return schedule
