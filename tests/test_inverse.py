@@ -470,3 +470,17 @@ def test_new_data_do_not_compile_again():
     )
     assert len(traces) == 1
     assert not np.allclose(one, two)
+
+
+def test_a_stiff_start_does_not_stall_the_default_integrator():
+    """The whole unit of time as a first step overflowed, and no step after it was accepted."""
+    problem = flowrl.InverseProblem(_stiff, [2.0], 0.1, prior_mean=[0.0, 0.0], prior_scale=1.0)
+    solution = flowrl.transport(
+        problem, draw(0, (100, 2)), flowrl.Budget(1, None), flow=flowrl.EKI(), solver=flowrl.Diffrax()
+    )
+    assert solution.result == flowrl.RESULTS.successful
+    assert float(solution.particles.sum(axis=1).mean()) == pytest.approx(2, abs=0.05)
+
+
+def _stiff(x):
+    return x[:1] + x[1:]

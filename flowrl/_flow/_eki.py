@@ -42,7 +42,7 @@ class EKI(AbstractFlow):
 
 
         problem = flowrl.InverseProblem(forward_map, [2.0], 0.1, prior_mean=[0.0, 0.0], prior_scale=1.0)
-        prior, budget = jr.normal(jr.key(0), (1000, 2)), flowrl.Budget(100, None)
+        prior, budget = jr.normal(jr.key(0), (1000, 2)), flowrl.Budget(1, None)
         solution = flowrl.transport(problem, prior, budget, flow=flowrl.EKI(), solver=flowrl.Diffrax())
         assert jnp.abs(solution.particles.mean(axis=0) - 2 / 2.01).max() < 0.1
         ```

@@ -118,6 +118,9 @@ class Diffrax(AbstractSolver):
         if (scheduled or problem.view.target.stochastic) and not stochastic:
             # The velocity jumps where the temperature or the minibatch does, and no step should straddle that.
             controller = diffrax.ClipStepSizeController(controller, jump_ts=ends)
+        # The whole unit of time at once would overflow within the first step, from which no controller comes back.
+        adaptive = isinstance(self.controller, diffrax.AbstractAdaptiveStepSizeController)
+        found = problem.flow.traits.unit_time and adaptive
         times = _times(save, start.dtype)
         times = None if times is None else jnp.minimum(times, total)
         saves = [diffrax.SubSaveAt(t1=True)] + ([] if times is None else [diffrax.SubSaveAt(ts=times)])
@@ -128,7 +131,7 @@ class Diffrax(AbstractSolver):
                 self.solver,
                 t0=jnp.zeros((), start.dtype),
                 t1=total,
-                dt0=jnp.minimum(first, total),
+                dt0=None if found else jnp.minimum(first, total),
                 y0=start,
                 args=problem,
                 stepsize_controller=controller,
