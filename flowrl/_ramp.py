@@ -17,8 +17,9 @@ def ramp(step_size: ArrayLike, steps: int, *, start: float = 1e-3, share: float 
 
     with the start s, the share c, and L steps in all; `Budget` takes it in the place of ε. A set that starts k times
     too wide under a flow that moves with its covariance, as `ALDI` and `SVGD(Preconditioned())` do, is stable only for
-    steps k² times smaller than near the target. On a Gaussian target the covariance falls like 1/2t, so steps that grow
-    in proportion to the time spent stay stable all the way. Where a density is far from Gaussian, `flowrl.Adaptive`
+    steps k² times smaller than near the target. On a Gaussian target the covariance of ALDI falls like 1/2t, under a
+    kernel more slowly, so steps that grow in proportion to the time spent stay stable all the way. The defaults suit
+    starts up to some ten times too wide. Where a start is wider, or a density far from Gaussian, `flowrl.Adaptive`
     finds the steps by itself.
 
     Args:
@@ -28,7 +29,7 @@ def ramp(step_size: ArrayLike, steps: int, *, start: float = 1e-3, share: float 
         share: c in [0, 1], the share of the steps after which the full one is reached; 0 for no ramp.
 
     Returns:
-        A function of the step index l = 0, 1, ..., as in optax.
+        A function of the step index l = 0, 1, ..., as in optax; of an array of indices the step sizes.
 
     Raises:
         ValueError: one of the numbers is out of its range.
@@ -61,7 +62,7 @@ def ramp(step_size: ArrayLike, steps: int, *, start: float = 1e-3, share: float 
             return full
         known = concrete(step)  # on the host where it can be: a budget asks for every step
         if known is not None:
-            return full * start ** max(0.0, 1 - float(known) / growing)
+            return full * start ** np.maximum(0.0, 1 - known / growing)
         return full * start ** jnp.maximum(0, 1 - step.astype(full.dtype) / growing)
 
     return schedule

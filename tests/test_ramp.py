@@ -33,15 +33,18 @@ def test_no_share_and_no_start_are_no_ramp():
         assert (np.asarray(flowrl.Budget(10, flowrl.ramp(0.25, 10, **options)).step_size) == 0.25).all()
 
 
-def test_a_share_of_less_than_a_step_is_one_small_step():
-    sizes = flowrl.Budget(3, flowrl.ramp(1.0, 3, start=0.1)).step_size
-    np.testing.assert_allclose(sizes, [0.1, 1, 1], rtol=1e-6)
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_share_of_less_than_a_step_is_one_small_step(steps):
+    schedule = flowrl.ramp(1.0, steps, start=0.1)
+    sizes = [float(schedule(step)) for step in range(max(steps, 2))]
+    np.testing.assert_allclose(sizes, [0.1] + [1] * (len(sizes) - 1), rtol=1e-6)
 
 
 def test_it_is_a_schedule_under_jit_and_for_traced_steps():
     schedule = flowrl.ramp(0.5, 20)
     traced = jax.jit(jax.vmap(schedule))(jnp.arange(20))
-    np.testing.assert_allclose(traced, flowrl.Budget(20, schedule).step_size, rtol=tolerance(1e-10, 1e-4))
+    for other in (flowrl.Budget(20, schedule).step_size, schedule(np.arange(20)), schedule(jnp.arange(20))):
+        np.testing.assert_allclose(traced, other, rtol=tolerance(1e-10, 1e-4))
     sizes = jax.jit(lambda size: flowrl.Budget(20, flowrl.ramp(size, 20)).step_size)(0.5)
     np.testing.assert_allclose(sizes, traced, rtol=tolerance(1e-10, 1e-4))
     assert flowrl.Budget(jnp.asarray(5), schedule, max_steps=20).step_size.shape == (20,)
@@ -56,8 +59,10 @@ REFUSED = {
     "infinite": (lambda: flowrl.ramp(np.inf, 10), "step_size must be >= 0 and finite"),
     "schedules": (lambda: flowrl.ramp(np.ones(3), 3), "step_size must be one number"),
     "steps": (lambda: flowrl.ramp(0.1, -1), "steps must be a Python int >= 0"),
+    "true": (lambda: flowrl.ramp(0.1, True), "steps must be a Python int >= 0"),
     "start": (lambda: flowrl.ramp(0.1, 10, start=0.0), "start must be in"),
     "late start": (lambda: flowrl.ramp(0.1, 10, start=2.0), "start must be in"),
+    "negative share": (lambda: flowrl.ramp(0.1, 10, share=-0.1), "share must be in"),
     "share": (lambda: flowrl.ramp(0.1, 10, share=1.5), "share must be in"),
 }
 
@@ -166,6 +171,17 @@ def _posterior(name, particles, seed):
     log_prob, data, mean, sd = POSTERIORS[name]
     start = jr.uniform(jr.key(seed), (particles, len(mean)), jnp.float32, -2, 2)
     return flowrl.Density(log_prob, jnp.asarray(data, jnp.float32)), start, np.array(mean), np.array(sd)
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_a_few_particles_of_aldi_survive_a_few_steps_from_far(name):
+    n, steps = (250, 200) if name == "logistic regression" else (400, 400)
+    target, start, mean, sd = _posterior(name, n, 100)
+    solution = flowrl.transport(
+        target, start, flowrl.Budget(steps), flow=flowrl.ALDI(), solver=flowrl.Adaptive(), key=jr.key(0)
+    )
+    assert int(solution.stats["nonfinite"]) == 0
+    assert np.abs((np.asarray(solution.particles, np.float64).mean(axis=0) - mean) / sd).max() < 0.25
 
 
 @pytest.mark.slow

@@ -29,9 +29,10 @@ class Preconditioned(AbstractKernel):
     $$K(x, y) = Σ\, k(A^{-1} x, A^{-1} y), \qquad Σ = A A^\top$$
 
     `SVGD` with it runs in whitened coordinates, so a normal target of any conditioning is as easy as N(0, I). Step
-    sizes are in units of whitened coordinates, where 0.1 to 1 suits. With the particles' own covariance start narrow
-    rather than wide: at particles s times as wide as the target in some direction, the gradient flow is s² times as
-    stiff.
+    sizes are in units of whitened coordinates, where 0.1 to 1 suits. At particles s times as wide as the target in some
+    direction, and with their own covariance, the gradient flow is s² times as stiff. So where a start may be too wide,
+    let the steps grow, `Budget(steps, flowrl.ramp(0.3, steps))`, or take `solver=flowrl.Adaptive()`, which allows steps
+    up to 1 from there.
 
     The particles' covariance is a constant for outer autodiff, and regularised where it is singular (n <= d, coincident
     particles). With n <= d the particles hardly leave the plane that they span.

@@ -20,6 +20,11 @@ class Optax(AbstractStepSolver):
     scale of the value, so after L steps it has moved about L ε. Every transport starts from a fresh optimiser state.
     Stochastic flows are refused: rescaling noise changes the distribution it samples.
 
+    Of the optimisers in `optax.contrib` that are said to need no rate, `prodigy` and `dadapt_adamw` bring SVGD to rest
+    as they are, with a step size of 1; `cocob`, `dog` and `dowg` are slow on some targets, `schedule_free_adamw` keeps
+    a rate of its own, and `momo` asks for the value of a loss, which a flow does not have. The numbers, beside those of
+    `flowrl.Coin`, are in [Choosing a flow](../concepts/flows.md#solvers-without-a-step-size).
+
     Attributes:
         optimiser: a complete optax optimiser of unit learning rate; the step size belongs to the budget. Create it once
             and keep it: a new one compiles again.
