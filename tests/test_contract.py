@@ -43,6 +43,7 @@ SOLVERS = {
     "Adam": flowrl.Optax(optax.adam(1.0, eps_root=1e-16)),
     "Nesterov": flowrl.Nesterov(),
     "Coin": flowrl.Coin(),
+    "Adaptive": flowrl.Adaptive(),
     "Monotone": flowrl.Monotone(),
     "MALA": flowrl.Metropolis(),
     "HMC": flowrl.Metropolis(flowrl.Hamiltonian(2)),
