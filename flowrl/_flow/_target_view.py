@@ -47,7 +47,9 @@ class TargetView(eqx.Module):
         Args:
             log_weights: (n,); −inf is an empty slot.
         """
-        weights = jnp.exp(log_weights - jax.nn.logsumexp(log_weights)) * log_weights.shape[0]
+        total = jax.nn.logsumexp(log_weights)
+        shares = jnp.exp(log_weights - jnp.where(jnp.isfinite(total), total, 0))
+        weights = shares * log_weights.shape[0]
         return eqx.tree_at(lambda view: view.weights, self, weights, is_leaf=lambda x: x is None)
 
     def mass(self, alive: Mask) -> PerParticle:

@@ -244,7 +244,8 @@ _codes: Any = RESULTS  # the members of an Equinox enumeration are unknown to ty
 def _step(problem: Problem, index: Count, ensemble: Ensemble) -> Step:
     view, size, key = problem.at(index)
     if ensemble.log_weights is not None:
-        view = view.weighted(ensemble.log_weights)
+        # Of the living alone: a heavy one that is frozen would leave the others nothing.
+        view = view.weighted(jnp.where(ensemble.alive, ensemble.log_weights, -jnp.inf))
     temperature = problem.budget.temperature
     unchanging = not problem.view.target.stochastic and (temperature is None or temperature.ndim == 0)
     return Step(problem, view, size, index, key, unchanging)
@@ -257,7 +258,7 @@ def _rested(budget: Budget, progress: Progress, step_size: Scalar, speed: PerPar
     weight = progress.ensemble.alive.astype(speed.dtype)
     if progress.ensemble.log_weights is not None:
         weight = weight * jnp.exp(progress.ensemble.log_weights)
-    speed = jnp.sqrt(jnp.sum(weight * speed**2) / jnp.maximum(jnp.sum(weight), 1))
+    speed = jnp.sqrt(jnp.sum(weight * speed**2) / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny))
     rests = due & (step_size > 0) & (speed <= budget.tolerance)
     result = _codes.where(rests, _codes.stationary, progress.result)
     return eqx.tree_at(lambda p: p.result, progress, result)
