@@ -34,6 +34,9 @@ FLOWS = {
     "KSDDescent": flowrl.KSDDescent(IMQ),
     "SinkhornFlow": flowrl.SinkhornFlow(iterations=5),
     "Consensus": flowrl.Consensus(),
+    "EKS": flowrl.EKS(),
+    "EKI": flowrl.EKI(),
+    "KFRFlow": flowrl.KFRFlow(IMQ, 0.01),
     "Langevin + BirthDeath": flowrl.Langevin() + flowrl.BirthDeath(),
     "RandomBatch": flowrl.RandomBatch(flowrl.SVGD(IMQ), 3),
     "SlicedSVGD": flowrl.SlicedSVGD(),
@@ -65,7 +68,7 @@ DOMAINS = {
     "Simplex, mirror": flowrl.Simplex(),
     "Product": None,  # depends on the structure
 }
-TARGETS = ("Boltzmann", "Density", "Score", "Tilted", "Posterior", "Empirical")
+TARGETS = ("Boltzmann", "Density", "Score", "Tilted", "Posterior", "InverseProblem", "Empirical")
 BUDGETS = ("plain", "scaled", "capped", "schedules", "stops")
 STRUCTURES = ("matrix", "tree")
 DTYPES = (jnp.float32, jnp.float64) if X64 else (jnp.float32,)
@@ -127,6 +130,11 @@ def _likelihood(particle, datum):
     return -0.1 * (_sum(particle) - datum) ** 2
 
 
+def _forward(particle):
+    leaves = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(particle)])
+    return jnp.stack([jnp.sum(leaves), jnp.sum(leaves**2)])
+
+
 def _target(case, particles):
     dtype = jnp.dtype(case.dtype)
     if case.target == "Empirical":
@@ -137,6 +145,9 @@ def _target(case, particles):
         "Score": lambda: flowrl.Score(_score),
         "Tilted": lambda: flowrl.Tilted(_value, _value),
         "Posterior": lambda: flowrl.Posterior(_value, _likelihood, jnp.arange(5, dtype=dtype), batch_size=2),
+        "InverseProblem": lambda: flowrl.InverseProblem(
+            _forward, jnp.ones(2, dtype), 0.5, jax.tree.map(lambda leaf: jnp.full(leaf.shape[1:], 0.3), particles), 0.5
+        ),
     }[case.target]()
 
 
@@ -150,6 +161,8 @@ def _budget(case, steps):
         "schedules": {"step_size": np.array([0.02, 0.01, 0.03])},
         "stops": {"max_mmd": 0.5, "check_every": 2, "tolerance": 1e-6},
     }[case.budget]
+    if traits.unit_time:
+        options["step_size"] = np.array([0.3, 0.2, 0.5]) if case.budget == "schedules" else None
     if case.budget == "schedules" and temperature is not None:
         temperature = np.array([1.0, 0.9, 0.8])
     if "step_size" in SOLVERS[case.solver].needs.chooses:

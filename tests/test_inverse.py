@@ -330,10 +330,19 @@ def _move(flow, target=None, budget=ONCE, particles=None, **options):
     return flowrl.transport(_problem() if target is None else target, particles, budget, flow=flow, **options)
 
 
+class _Half(flowrl.AbstractTarget):
+    """It knows its map, but not how far a result is from the data."""
+
+    knows = frozenset({"forward"})
+    needs_positive_temperature = True
+    forward = staticmethod(_map)
+
+
 SINGULAR = np.outer(DATA, DATA)
 STEPS = flowrl.Budget(5, 0.1)
 REFUSED = {
     "a class": (lambda: _problem(flowrl.Density), TypeError, "forward_map must be a function of one particle"),
+    "a map alone": (_Half, TypeError, r"_Half.knows has 'forward'; then write misfit\(\) and prior_misfit\(\)"),
     "singular noise": (
         lambda: _problem(noise=SINGULAR),
         ValueError,

@@ -26,9 +26,8 @@ class EKI(AbstractFlow):
     only for the values in the solution. `Budget(steps, None)` takes steps of 1/steps. The flow is stiff where data are
     precise and the prior is wide: Euler's first step must stay below $2/λ$, λ the largest eigenvalue of
     $Γ^{-1/2} C_{GG} Γ^{-1/2}$ at the start, which is the largest ratio of the prior's variance of G(x) to the noise's.
-    `Diffrax()` finds its steps by itself, the first of which is 1/steps: with `Budget(1, None)` where λ is small, with
-    one of about 1/λ where it is large, since an overflow in the first step cannot be mended. Particles stay in their
-    affine hull.
+    `Diffrax()` finds its steps by itself, the first one too, with `Budget(1, None)`. Particles stay in their affine
+    hull.
 
     Example:
         ```python

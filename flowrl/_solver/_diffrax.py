@@ -27,10 +27,10 @@ _codes: Any = RESULTS
 class Diffrax(AbstractSolver):
     """The flow in continuous time, dx/dt = v(x) (or dx = v dt + noise dW), to the budget's time Σ ε.
 
-    Step size control, adjoints, events and Brownian motion are diffrax's. The first step is the budget's first ε; with
-    `diffrax.ConstantStepSize()` all are. A temperature schedule holds for the time of its step. For deterministic flows
-    `max_displacement` and `max_mmd` are events, located by root finding, and `tolerance` is
-    `diffrax.steady_state_event`; `check_every` is refused.
+    Step size control, adjoints, events and Brownian motion are diffrax's. The first step is the budget's first ε, for a
+    flow in unit time one that diffrax finds; with `diffrax.ConstantStepSize()` all are the budget's. A temperature
+    schedule holds for the time of its step. For deterministic flows `max_displacement` and `max_mmd` are events,
+    located by root finding, and `tolerance` is `diffrax.steady_state_event`; `check_every` is refused.
 
     Diffusions take a solver of stochastic equations and a constant step size, and no caps. If their noise is additive,
     as Langevin's is, any will do (`diffrax.ShARK()`, `diffrax.SRA1()`); else `diffrax.Euler()`, since the others need

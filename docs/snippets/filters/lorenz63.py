@@ -63,7 +63,8 @@ def kalman_flow(particles, y, key):
 def fisher_rao_flow(particles, y, key):
     del key
     flow = flowrl.KFRFlow(flowrl.RBF() + 0.1 * flowrl.Linear() * flowrl.Linear(), regularisation=1e-3)
-    budget, solver = flowrl.Budget(1, None, scale=particles.std(axis=0)), flowrl.Diffrax(diffrax.Bosh3(), max_steps=64)
+    budget = flowrl.Budget(1, None, scale=particles.std(axis=0))
+    solver = flowrl.Diffrax(diffrax.Bosh3(), max_steps=256)
     posterior = problem(particles, y)
     target = flowrl.Tilted(posterior.log_prior, posterior.log_likelihood)
     return flowrl.transport(target, particles, budget, flow=flow, solver=solver, throw=False).particles
