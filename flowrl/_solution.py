@@ -79,10 +79,10 @@ class Solution(eqx.Module):
     values: Array | None
     result: Any
     stats: dict[str, Array]
-    log_weights: Array
     trajectory: Particles | None = None
-    extras: dict[str, Any] = eqx.field(default_factory=dict)
     notes: tuple[str, ...] = eqx.field(static=True, default=())
+    log_weights: Array | None = None
+    extras: dict[str, Any] = eqx.field(default_factory=dict)
 
     def __str__(self) -> str:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self)):

@@ -246,7 +246,7 @@ def make_solution(problem: Problem, output: SolverOutput, *, taken: Bool[Array, 
     # An empty set has no weights to normalise: a set without a living particle keeps them at −inf.
     total = jax.nn.logsumexp(log_weights)
     log_weights = jnp.where(jnp.isfinite(total), log_weights - total, -jnp.inf)
-    return Solution(moved, values, result, stats, log_weights, trajectory, output.extras, notes)
+    return Solution(moved, values, result, stats, trajectory, notes, log_weights, output.extras)
 
 
 def _values(target: AbstractTarget, particles: Particles, alive: Mask) -> Float[Array, " n"]:

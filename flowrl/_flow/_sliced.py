@@ -11,7 +11,7 @@ from flowrl._custom_types import Key, Mask, PerParticle, Positions
 from flowrl._flow._base import AbstractFlow
 from flowrl._flow._target_view import TargetView
 from flowrl._flow._traits import Traits
-from flowrl._kernel import RBF, AbstractKernel, by_rows, centre
+from flowrl._kernel import RBF, AbstractKernel, MedianBandwidth, by_rows, centre
 
 
 class SlicedSVGD(AbstractFlow):
@@ -28,7 +28,8 @@ class SlicedSVGD(AbstractFlow):
     costs O(n² d) for the kernels, whose bandwidths are fitted to each axis, and O(d³ + n d²) for the rotation.
 
     Attributes:
-        kernel: k, on the real line; `RBF()` with the median bandwidth of each axis by default.
+        kernel: k, on the real line; by default `RBF` with the median bandwidth, on each axis that of at most 128
+            particles.
 
     Raises:
         TypeError: kernel is not a kernel.
@@ -50,7 +51,8 @@ class SlicedSVGD(AbstractFlow):
         directions, here they are random and orthogonal.
     """
 
-    kernel: AbstractKernel = RBF()
+    # The median of each axis at each step: that of many particles would cost as much as the kernel.
+    kernel: AbstractKernel = RBF(MedianBandwidth(128))
     traits: ClassVar[Traits] = Traits(random=True, weighs=True)
 
     def __check_init__(self):
