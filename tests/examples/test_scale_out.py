@@ -46,6 +46,7 @@ def read(out):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_small_run_over_four_devices_is_that_of_one(tmp_path):
     out = tmp_path / "new" / "folder"
     done = run(*SMALL, "--seeds", "4", "--out", str(out))

@@ -71,6 +71,7 @@ def whole(tmp_path_factory):
     return base, out
 
 
+@pytest.mark.slow
 def test_table_has_every_method_and_budget(whole):
     base, out = whole
     table = rows(base / "run")
@@ -99,6 +100,7 @@ def test_table_has_every_method_and_budget(whole):
     assert "held-out correlation" in out
 
 
+@pytest.mark.slow
 def test_resume_after_the_last_method_changes_nothing(whole):
     base, _ = whole
     before = (base / "run" / "metrics.csv").read_bytes()
@@ -108,6 +110,7 @@ def test_resume_after_the_last_method_changes_nothing(whole):
     assert len(rows(base / "run")) == 9
 
 
+@pytest.mark.slow
 def test_another_run_in_the_same_directory_is_refused(whole):
     base, _ = whole
     said = run(*TINY, "--methods", "sft", "--out", base / "run", "--data-dir", base / "data", fails=True)
@@ -248,6 +251,7 @@ def real_options(tmp_path):
     return models, [word for name, value in options.items() for word in (name, *str(value).split())]
 
 
+@pytest.mark.slow
 def test_real_weights_need_no_gold(tmp_path):
     out = run(*real_options(tmp_path)[1])
     table = rows(tmp_path / "run")
