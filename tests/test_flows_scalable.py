@@ -82,9 +82,10 @@ def test_rotations_are_drawn_uniformly():
 
 def test_axes_are_taken_by_blocks(monkeypatch, key):
     x, view = draw(2, (12, 5)), _view(key, d=5)
-    velocity = lambda: jax.jit(lambda x: flowrl.SlicedSVGD().velocity(view, x, jnp.ones(12, bool))[0])(x)
+    velocity = lambda: jax.jit(lambda x: SLICED.velocity(view, x, jnp.ones(12, bool))[0])(x)
     whole = velocity()
-    for entries in (300, 40):  # two axes at a time; one at a time, its pairs in tiles
+    for backend, entries in (("cpu", 40), ("gpu", 10), ("gpu", 1)):  # on accelerators 32 times as many entries
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         monkeypatch.setattr(_blocks, "ENTRIES", entries)
         assert_close(velocity(), whole, atol=tolerance(1e-12, 1e-5))
 
