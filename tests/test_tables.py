@@ -170,6 +170,17 @@ def _parameter_free():
     return _table(["method", *targets], [[method, *(cell(found[method, t]) for t in targets)] for method in methods])
 
 
+def _scalable():
+    head = ["d", "n", "flow", "error of the mean", "variance", "ms per step"]
+    rows = []
+    for row in _read("scalable.csv"):
+        name, _, inner = row["flow"].partition("(")
+        flow = f"`{name}({inner.replace('SVGD', 'SVGD()')}`" if inner else f"`{name}()`"
+        numbers = (f"{float(row['mean_error']):.3f}", f"{float(row['variance']):.2f}", f"{float(row['ms']):.2g}")
+        rows.append([row["d"], f"{int(row['n']):,}", flow, *numbers])
+    return _table(head, rows)
+
+
 def _groups(rows, *names):
     """Rows that share what is named, in the order of the file."""
     groups = {}
@@ -224,6 +235,7 @@ TABLES = {
     "solvers": (FLOWS_PAGE, _solvers),
     "domains": (FLOWS_PAGE, _domains),
     "variance": (FLOWS_PAGE, _variance),
+    "scalable": (FLOWS_PAGE, _scalable),
     "parameter free": (FLOWS_PAGE, _parameter_free),
     "cost": (POSTERIOR_PAGE, _cost),
     "quality": (POSTERIOR_PAGE, _quality),
