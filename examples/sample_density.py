@@ -54,8 +54,8 @@ def move(name, target, start, key, save=None):
     """Spend the budget of a flow."""
     flow, steps, size = FLOWS[name]
     # Steps grow to their full size over the first quarter: where particles start, the score can be very steep.
-    growth = np.minimum(1, np.arange(1, steps + 1) / (steps / 4))
-    budget = flowrl.Budget(steps, size * growth, 0.02 if name == "Consensus" else None)
+    sizes = flowrl.ramp(size, steps, share=0.25)
+    budget = flowrl.Budget(steps, sizes, 0.02 if name == "Consensus" else None)
     solver = ADAM if name == "KSDDescent" else flowrl.Euler()
     return flowrl.transport(target, start, budget, flow=flow, solver=solver, key=key, save=save, throw=False)
 
