@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from flowrl._budget import Budget
-from flowrl._custom_types import Key, Mask, Particles, PerParticle
+from flowrl._custom_types import Count, Key, Mask, Particles, PerParticle
 from flowrl._domain import AbstractDomain, Unbounded
 from flowrl._flow import SVGD, AbstractFlow, TargetView
 from flowrl._misc import concrete, ravel
@@ -217,15 +217,17 @@ def make_solution(problem: Problem, output: SolverOutput, *, taken: Bool[Array, 
     moved = jax.tree.map(lambda new, old: jnp.where(kept, new, old), moved, particles)
     displacement = jnp.where(kept, jax.lax.stop_gradient(problem.displacement(output.coordinates)), 0)
     alive = jnp.where(kept, output.alive, finite)
-    log_weights = jnp.zeros(finite.shape, displacement.dtype) if problem.log_weights is None else problem.log_weights
+    log_weights = problem.log_weights
     if output.log_weights is not None:
-        log_weights = jnp.where(kept, output.log_weights, log_weights)
+        before = jnp.zeros_like(displacement) if log_weights is None else log_weights
+        log_weights = jnp.where(kept, output.log_weights, before)
     values = _values(target, moved, alive) if valued else None
     if values is not None:
         # One that left the support in the last step was never asked for its score.
         alive = alive & jnp.isfinite(values)
     result = output.result if isinstance(output.result, RESULTS) else RESULTS.promote(output.result)
-    result = RESULTS.where(jnp.any(alive), result, RESULTS.nonfinite_score)
+    frozen = jnp.sum(~alive)
+    result = RESULTS.where(frozen < alive.size, result, RESULTS.nonfinite_score)
     result = RESULTS.where(inside, result, RESULTS.outside_domain)
     result = RESULTS.where(valid, result, RESULTS.invalid_budget)
     # Nothing was moved, so nothing was spent: a failed transport reports neither.
@@ -233,7 +235,7 @@ def make_solution(problem: Problem, output: SolverOutput, *, taken: Bool[Array, 
     stats = spent | {
         "displacement_max": jnp.max(displacement),
         "displacement_rms": jnp.sqrt(jnp.mean(displacement**2)),
-        "nonfinite": jnp.sum(~alive),
+        "nonfinite": frozen,
     }
     trajectory = None
     if output.trajectory is not None:
@@ -242,11 +244,17 @@ def make_solution(problem: Problem, output: SolverOutput, *, taken: Bool[Array, 
     notes = ()
     if traits.diffuses and budget.max_displacement is not None:
         notes = ("the flow is stochastic and its particles are capped: they sample a truncated distribution",)
-    log_weights = jnp.where(alive, log_weights, -jnp.inf)
-    # An empty set has no weights to normalise: a set without a living particle keeps them at −inf.
-    total = jax.nn.logsumexp(log_weights)
-    log_weights = jnp.where(jnp.isfinite(total), log_weights - total, -jnp.inf)
+    log_weights = _normalised(log_weights, alive, frozen, displacement.dtype)
     return Solution(moved, values, result, stats, trajectory, notes, log_weights, output.extras)
+
+
+def _normalised(log_weights: PerParticle | None, alive: Mask, frozen: Count, dtype: Any) -> PerParticle:
+    """Return log weights whose weights sum to 1, −inf for those not alive, and for all if none is."""
+    if log_weights is None:
+        return jnp.where(alive, -jnp.log((alive.size - frozen).astype(dtype)), -jnp.inf)
+    log_weights = jnp.where(alive, log_weights, -jnp.inf)
+    total = jax.nn.logsumexp(log_weights)
+    return jnp.where(jnp.isfinite(total), log_weights - total, -jnp.inf)
 
 
 def _values(target: AbstractTarget, particles: Particles, alive: Mask) -> Float[Array, " n"]:

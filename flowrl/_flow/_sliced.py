@@ -41,10 +41,10 @@ class SlicedSVGD(AbstractFlow):
         import jax.random as jr
         import flowrl
 
-        target = flowrl.Density(lambda x: -0.5 * jnp.sum(x**2))  # N(0, I) in 100 dimensions
-        start, budget = jr.normal(jr.key(0), (100, 100)), flowrl.Budget(300, 0.3)
+        target = flowrl.Density(lambda x: -0.5 * jnp.sum(x**2))  # N(0, I) in 50 dimensions
+        start, budget = jr.normal(jr.key(0), (50, 50)), flowrl.Budget(100, 0.3)
         solution = flowrl.transport(target, start, budget, flow=flowrl.SlicedSVGD(), key=jr.key(1))
-        assert abs(float(solution.particles.var()) - 1) < 0.1  # under SVGD 0.69
+        assert abs(float(solution.particles.var()) - 1) < 0.15  # under SVGD 0.71
         ```
 
     ??? cite "Source"

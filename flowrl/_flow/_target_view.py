@@ -87,6 +87,25 @@ class TargetView(eqx.Module):
         """
         particles = self.unravel(positions * self.scale)
         gradient = jax.vmap(self._mapped_gradient if self.domain.maps else self._gradient)(particles)
+        return self._flattened(gradient, positions, alive)
+
+    def value_and_gradient(self, positions: Positions, alive: Mask) -> tuple[PerParticle, Positions, Mask]:
+        """Return what `scaled_log_density` and `gradient` do, by one evaluation where the target knows how.
+
+        Args:
+            positions: z, (n, d).
+            alive: particles not frozen yet.
+
+        Returns:
+            The scaled log density (n,) and the gradient (n, d), zero where one of them is not finite or the particle is
+            frozen; and who is still alive.
+        """
+        particles = self.unravel(positions * self.scale)
+        value, gradient = jax.vmap(self._mapped_both if self.domain.maps else self._both)(particles)
+        flat, alive = self._flattened(gradient, positions, alive & jnp.isfinite(value))
+        return jnp.where(alive, value, 0), flat, alive
+
+    def _flattened(self, gradient: Particles, positions: Positions, alive: Mask) -> tuple[Positions, Mask]:
         flat = jax.vmap(lambda g: jax.flatten_util.ravel_pytree(g)[0])(gradient)
         if flat.shape != positions.shape:
             raise ValueError(
@@ -152,17 +171,30 @@ class TargetView(eqx.Module):
         # One key for all particles: they share a minibatch, and so keep their relative positions.
         return self.target.gradient(particle, self.temperature, key=self.key)
 
+    def _both(self, particle: Particle) -> tuple[Scalar, Particle]:
+        value, gradient = self.target.value_and_gradient(particle, self.temperature, key=self.key)
+        return scalar(value, f"{type(self.target).__name__}.scaled_log_density"), gradient
+
     def _mapped_gradient(self, particle: Particle) -> Particle:
+        return self._mapped(particle, lambda x: (jnp.zeros(()), self._gradient(x)))[1]
+
+    def _mapped_both(self, particle: Particle) -> tuple[Scalar, Particle]:
+        value, gradient = self._mapped(particle, self._both)
+        return (value + self.temperature * self.domain.log_det_jacobian(particle) if self.entropic else value), gradient
+
+    def _mapped(
+        self, particle: Particle, evaluate: Callable[[Particle], tuple[Scalar, Particle]]
+    ) -> tuple[Scalar, Particle]:
         # The chain rule by hand, since the target may know only its gradient.
         x, pull_back = jax.vjp(self.domain.forward, particle)
-        there = self._gradient(x)
+        value, there = evaluate(x)
         (gradient,) = pull_back(there)
         if not self.entropic:
             # Mirror ascent, in the parts that mirror: dy/dt = ∇V(x), which is what the dual coordinates are for.
             mirrors = jax.tree.broadcast(self.domain.mirrors, particle)
-            return jax.tree.map(lambda dual, g, chain: g if dual else chain, mirrors, there, gradient)
+            return value, jax.tree.map(lambda dual, g, chain: g if dual else chain, mirrors, there, gradient)
         volume = jax.grad(self.domain.log_det_jacobian)(particle)
-        return jax.tree.map(lambda g, v: g + self.temperature * v, gradient, volume)
+        return value, jax.tree.map(lambda g, v: g + self.temperature * v, gradient, volume)
 
     def _scaled_log_density(self, particle: Particle) -> Scalar:
         x = self.domain.forward(particle) if self.domain.maps else particle

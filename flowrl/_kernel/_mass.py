@@ -13,7 +13,6 @@ def mass_of(alive: Mask, weights: PerParticle | None, dtype: DTypeLike) -> PerPa
 
 
 def total_of(mass: PerParticle) -> Scalar:
-    """Return the sum by which a weighted mean over the set is divided: one where nothing counts."""
+    """Return the sum by which a weighted mean over the set is divided: positive also where nothing counts."""
     # Not the greater of the sum and one: where the heavy particles are frozen, the others together weigh less.
-    total = jnp.sum(mass)
-    return jnp.where(total > 0, total, 1)
+    return jnp.maximum(jnp.sum(mass), jnp.finfo(mass.dtype).tiny)

@@ -97,7 +97,7 @@ def sample(
     if not 0 < warm < 1:
         raise ValueError(f"warm must be in (0, 1), got {warm}.")
     check_count("max_gradients", max_gradients)
-    start_key, bridge_key, warm_key, draw_key = jr.split(key, 4)
+    start_key, bridge_key, move_key = jr.split(key, 3)
     start = _start(posterior, particles, like, domain, start_key)
     n, d = ravel(start)[0].shape
     if proposal is None:
@@ -113,30 +113,29 @@ def sample(
         evidence = {name: solution.extras[name] for name in ("log_evidence", "log_evidence_error")}
         spent, each = spent + moves * proposal.gradients, each - moves * proposal.gradients
     learning = int(warm * each) // proposal.gradients
-    kept = (each - learning * proposal.gradients) // (proposal.gradients + 1)
+    kept = (each - _JUDGED - learning * proposal.gradients) // proposal.gradients
     if learning < 10 or kept < 10:
         needed = int(n * (2 if tempered else 1) * (11 * (proposal.gradients + 1) / min(warm, 1 - warm) + 2))
         raise ValueError(
             f"{max_gradients} gradients are {max_gradients // n} for each of {n} particles, too few to adapt by "
             f"{proposal.gradients} a step; give at least {needed}, or fewer particles."
         )
-    adapt = Transport(Langevin(), Metropolis(proposal=proposal, share=1.0), domain), Budget(learning, None)
-    warmed = adapt[0](density, start, adapt[1], key=warm_key, throw=False)
-    fixed = eqx.tree_at(lambda p: p.scale, proposal, None, is_leaf=lambda x: x is None)
-    scale = _unravel(start, warmed.extras["scale"]) if "scale" in warmed.extras else 1.0
-    budget = Budget(kept, warmed.extras["step_size"], scale=scale)
-    draw = Transport(Langevin(), Metropolis(proposal=fixed, share=0.0), domain), budget
-    drawn = draw[0](density, warmed.particles, budget, key=draw_key, save=tuple(range(1, kept + 1)), throw=False)
+    steps = learning + kept
+    method = Transport(Langevin(), Metropolis(proposal=proposal, share=learning / steps), domain)
+    budget, saved = Budget(steps, None), tuple(range(learning + 1, steps + 1))
+    drawn = method(density, start, budget, key=move_key, save=saved, throw=False)
+    phases.append((method, budget))
+    scale = _unravel(start, drawn.extras["scale"]) if "scale" in drawn.extras else 1.0
     assert drawn.trajectory is not None
-    verdict, judged = _judge(draw[0], density, drawn, tempered=tempered)
-    depth = spent + learning * proposal.gradients + kept * proposal.gradients + judged + 2
+    verdict, judged = _judge(method, density, drawn, tempered=tempered)
+    depth = spent + steps * proposal.gradients + judged
     stats = {
         "gradients": jnp.asarray(n * depth),
         "depth": jnp.asarray(depth),
         "acceptance": drawn.extras["acceptance"],
         "step_size": drawn.extras["step_size"],
     }
-    return Samples(drawn.trajectory, verdict, stats | evidence, scale, (*phases, adapt, draw), posterior)
+    return Samples(drawn.trajectory, verdict, stats | evidence, scale, tuple(phases), posterior)
 
 
 def _density(target: Any) -> AbstractTarget:

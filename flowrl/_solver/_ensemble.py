@@ -178,6 +178,20 @@ class Step(eqx.Module):
         gradient, finite = self.view.gradient(ensemble.positions, ensemble.alive)
         return gradient / self.view.temperature, finite
 
+    def value_and_gradient(self, ensemble: Ensemble) -> tuple[PerParticle, Positions, Mask]:
+        """Return U/α (n,) and ∇(U/α) (n, d), zero where one of them is not finite, and where both are.
+
+        A target without a value has U = 0 here: a step that is not accepted or rejected needs its gradient alone.
+
+        Args:
+            ensemble: where the particles are.
+        """
+        if "value" not in self.view.target.knows:
+            gradient, finite = self.gradient(ensemble)
+            return jnp.zeros_like(gradient[:, 0]), gradient, finite
+        value, gradient, finite = self.view.value_and_gradient(ensemble.positions, ensemble.alive)
+        return value / self.view.temperature, gradient / self.view.temperature, finite
+
     def allowed(self, ensemble: Ensemble) -> Mask:
         """Return which particles are in the domain and within the displacement cap (n,): nothing brings them back.
 

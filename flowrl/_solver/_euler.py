@@ -42,9 +42,9 @@ class Euler(AbstractProposal):
             ensemble = ensemble.take(flow.ancestors(step.view, positions + move, alive, step.size, jump_key))
         return ensemble
 
-    def prepare(self, step: Step, ensemble: Ensemble) -> Ensemble:
-        gradient, finite = step.gradient(ensemble)
-        return ensemble.replace(own=gradient, alive=finite)
+    def prepare(self, step: Step, ensemble: Ensemble) -> tuple[Ensemble, PerParticle]:
+        value, gradient, finite = step.value_and_gradient(ensemble)
+        return ensemble.replace(own=gradient, alive=finite), value
 
     def propose(self, step: Step, ensemble: Ensemble) -> Proposal:
         # x' = x + h ∇(U/α) + √(2h) ξ is Langevin's step of length ε for h = εα.
@@ -52,10 +52,10 @@ class Euler(AbstractProposal):
         here, h = ensemble.own, step.size * step.view.temperature
         move = h * here + jnp.sqrt(2 * h) * jr.normal(key, here.shape, here.dtype)
         proposed = ensemble.moved(move)
-        there, finite = step.gradient(proposed)
+        value, there, finite = step.value_and_gradient(proposed)
 
         def log_chance(move: Positions, gradient: Positions) -> PerParticle:
             return -jnp.sum((move - h * gradient) ** 2, axis=1) / (4 * h)
 
         log_ratio = jnp.where(finite, log_chance(-move, there) - log_chance(move, here), -jnp.inf)
-        return Proposal(proposed.replace(own=there), ensemble, log_ratio)
+        return Proposal(proposed.replace(own=there), ensemble, log_ratio, value)

@@ -98,11 +98,10 @@ class Metropolis(AbstractStepSolver):
         )
 
     def init(self, step: Step, ensemble: Ensemble) -> Ensemble:
-        ensemble = self.proposal.prepare(step, ensemble)
-        log_density, finite = step.log_density(ensemble)
+        ensemble, log_density = self.proposal.prepare(step, ensemble)
         zero, none = jnp.zeros((), log_density.dtype), jnp.zeros((), int)
         memory = _Memory(ensemble.memory, zero, zero, none, none, step.size)
-        return ensemble.replace(own=(ensemble.own, log_density), alive=finite & ensemble.alive, memory=memory)
+        return ensemble.replace(own=(ensemble.own, log_density), memory=memory)
 
     def step(self, step: Step, ensemble: Ensemble) -> Ensemble:
         memory: _Memory = ensemble.memory
@@ -112,12 +111,9 @@ class Metropolis(AbstractStepSolver):
         before = ensemble.replace(own=ensemble.own[0], memory=memory.proposal)
         log_density = ensemble.own[1]
         if not step.unchanging:
-            before = self.proposal.prepare(sized, before)
-            log_density, finite = step.log_density(before)
-            before = before.replace(alive=before.alive & finite)
-        proposed, kept, log_ratio = self.proposal.propose(sized.replace(adapts=adapts), before)
-        there, finite = step.log_density(proposed.replace(alive=before.alive))
-        log_chance = jnp.where(finite & step.allowed(proposed), there - log_density + log_ratio, -jnp.inf)
+            before, log_density = self.proposal.prepare(sized, before)
+        proposed, kept, log_ratio, there = self.proposal.propose(sized.replace(adapts=adapts), before)
+        log_chance = jnp.where(step.allowed(proposed), there - log_density + log_ratio, -jnp.inf)
         chance = jnp.exp(jnp.minimum(jnp.where(jnp.isnan(log_chance), -jnp.inf, log_chance), 0))
         accepted = before.alive & (jr.uniform(accept_key, chance.shape, chance.dtype) < chance)
         after = proposed.where(accepted, kept)

@@ -18,11 +18,13 @@ class Proposal(NamedTuple):
         kept: the ensemble if none is: the positions are those before, a momentum may be another.
         log_ratio: log q(kept | proposed) − log q(proposed | kept) of each particle (n,), with the change of the log
             density of all that is not a position; −inf where it is not finite.
+        log_density: U/α of each particle where it is proposed (n,).
     """
 
     proposed: Ensemble
     kept: Ensemble
     log_ratio: PerParticle
+    log_density: PerParticle
 
 
 class AbstractProposal(AbstractStepSolver):
@@ -37,8 +39,8 @@ class AbstractProposal(AbstractStepSolver):
     gradients: AbstractVar[int]
 
     @abc.abstractmethod
-    def prepare(self, step: Step, ensemble: Ensemble) -> Ensemble:
-        """Return the ensemble with what proposals start from: a momentum, the gradient at the particles' positions.
+    def prepare(self, step: Step, ensemble: Ensemble) -> tuple[Ensemble, PerParticle]:
+        """Return the ensemble with what proposals start from, a momentum, the gradient there; and U/α there (n,).
 
         Args:
             step: the target at this step's temperature, the key.

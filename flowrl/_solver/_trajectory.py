@@ -67,6 +67,22 @@ class Phase(NamedTuple):
     gradient: Positions
 
 
+class End(NamedTuple):
+    """Where a trajectory ends.
+
+    Attributes:
+        ensemble: the particles there.
+        gained: what the momenta gained in log density on the way (n,).
+        log_density: U/α there (n,).
+        fine: whether everything was finite on the way (n,).
+    """
+
+    ensemble: Ensemble
+    gained: PerParticle
+    log_density: PerParticle
+    fine: Mask
+
+
 class AbstractTrajectory(AbstractProposal):
     """A proposal that follows a trajectory: leapfrog steps of a momentum that the gradient turns.
 
@@ -95,22 +111,22 @@ class AbstractTrajectory(AbstractProposal):
         return self.leaps
 
     def init(self, step: Step, ensemble: Ensemble) -> Ensemble:
-        return self.prepare(step, ensemble)
+        return self.prepare(step, ensemble)[0]
 
-    def prepare(self, step: Step, ensemble: Ensemble) -> Ensemble:
-        gradient, finite = step.gradient(ensemble)
+    def prepare(self, step: Step, ensemble: Ensemble) -> tuple[Ensemble, PerParticle]:
+        value, gradient, finite = step.value_and_gradient(ensemble)
         if ensemble.own is not None:
-            return ensemble.replace(own=ensemble.own._replace(gradient=gradient), alive=finite)
+            return ensemble.replace(own=ensemble.own._replace(gradient=gradient), alive=finite), value
         (key,) = step.keys(1)
         scale = jnp.ones((1, gradient.shape[1]), gradient.dtype)
-        return ensemble.replace(own=Phase(self.drawn(key, gradient), gradient), memory=scale, alive=finite)
+        return ensemble.replace(own=Phase(self.drawn(key, gradient), gradient), memory=scale, alive=finite), value
 
     def step(self, step: Step, ensemble: Ensemble) -> Ensemble:
         problem = step.problem
         brought_back = problem.view.domain.restricts or problem.budget.max_displacement is not None
         if brought_back or not step.unchanging:
-            ensemble = self.prepare(step, ensemble)
-        proposed, _, log_ratio = self.propose(step, ensemble)
+            ensemble, _ = self.prepare(step, ensemble)
+        proposed, _, log_ratio, _ = self.propose(step, ensemble)
         return proposed.replace(alive=ensemble.alive & (log_ratio > -jnp.inf))
 
     def learned(self, step: Step, ensemble: Ensemble) -> Row:
@@ -122,9 +138,7 @@ class AbstractTrajectory(AbstractProposal):
         """
         return ensemble.memory if self.scale is None else self.scale.updated(ensemble.memory, step, ensemble)
 
-    def travelled(
-        self, step: Step, ensemble: Ensemble, momentum: Positions, scale: Row, h: Scalar, kick: Kick
-    ) -> tuple[Ensemble, PerParticle, Mask]:
+    def travelled(self, step: Step, ensemble: Ensemble, momentum: Positions, scale: Row, h: Scalar, kick: Kick) -> End:
         """Take K leapfrog steps: half a kick, a move by h, half a kick.
 
         Args:
@@ -135,25 +149,23 @@ class AbstractTrajectory(AbstractProposal):
             h: length of one leapfrog step.
             kick: of a momentum and a gradient in that unit, the momentum after half a step, and what it gained in log
                 density of the momentum (n,).
-
-        Returns:
-            The ensemble at the end, the sum of the gains, and where all gradients were finite.
         """
 
-        def leap(carry: tuple[Ensemble, PerParticle, Mask], _: Any) -> tuple[tuple[Ensemble, PerParticle, Mask], None]:
-            moving, gained, fine = carry
+        def leap(carry: End, _: Any) -> tuple[End, None]:
+            moving, gained, _, fine = carry
             momentum, first = kick(moving.own.momentum, scale * moving.own.gradient)
             moving = moving.moved(h * scale * momentum)
-            gradient, finite = step.gradient(moving)
+            value, gradient, finite = step.value_and_gradient(moving)
             momentum, second = kick(momentum, scale * gradient)
             moving = moving.replace(own=Phase(momentum, gradient))
-            return (moving, gained + first + second, fine & finite), None
+            return End(moving, gained + first + second, value, fine & finite), None
 
         start = ensemble.replace(own=ensemble.own._replace(momentum=momentum), memory=scale)
-        carry = (start, jnp.zeros_like(momentum[:, 0]), ensemble.alive)
+        nothing = jnp.zeros_like(momentum[:, 0])
+        carry = End(start, nothing, nothing, ensemble.alive)
         return (jax.lax.scan(leap, carry, length=self.leaps) if self.leaps > 1 else leap(carry, None))[0]
 
-    def proposal(self, ensemble: Ensemble, momentum: Positions, end: tuple[Ensemble, PerParticle, Mask]) -> Proposal:
+    def proposal(self, ensemble: Ensemble, momentum: Positions, end: End) -> Proposal:
         """Return the proposal of a trajectory; a particle that is rejected turns round.
 
         Args:
@@ -161,9 +173,9 @@ class AbstractTrajectory(AbstractProposal):
             momentum: at its start, (n, d).
             end: from `travelled`.
         """
-        moved, gained, fine = end
+        moved = end.ensemble
         kept = ensemble.replace(own=ensemble.own._replace(momentum=-momentum), memory=moved.memory)
-        return Proposal(moved, kept, jnp.where(fine, gained, -jnp.inf))
+        return Proposal(moved, kept, jnp.where(end.fine, end.gained, -jnp.inf), end.log_density)
 
     def stopped(self, ensemble: Ensemble, who: Mask) -> Ensemble:
         momentum = jnp.where(who[:, None], -ensemble.own.momentum, ensemble.own.momentum)

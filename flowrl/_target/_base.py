@@ -88,6 +88,19 @@ class AbstractTarget(eqx.Module):
         del particle, temperature, key
         raise self._unknown("value")
 
+    def value_and_gradient(
+        self, particle: Particle, temperature: Scalar, *, key: Key | None
+    ) -> tuple[Float[Array, ""], Particle]:
+        """Return U(x, α) and ∇U(x, α) at one particle, by one evaluation where a subclass knows how.
+
+        Args:
+            particle: x, without the particle axis.
+            temperature: α >= 0.
+            key: randomness for stochastic targets, else None.
+        """
+        log_density = self.scaled_log_density(particle, temperature, key=key)
+        return log_density, self.gradient(particle, temperature, key=key)
+
     def value(self, particle: Particle) -> Float[Array, ""]:
         """Return the value by which particles can be ranked: V(x), or log p(x).
 

@@ -37,6 +37,12 @@ class _Multiple(AbstractTarget):
         gradient = self.value_target.gradient(particle, temperature, key=key)
         return jax.tree.map(lambda leaf: self.factor.astype(leaf.dtype) * leaf, gradient)
 
+    def value_and_gradient(
+        self, particle: Particle, temperature: Scalar, *, key: Key | None
+    ) -> tuple[Float[Array, ""], Particle]:
+        answer = self.value_target.value_and_gradient(particle, temperature, key=key)
+        return jax.tree.map(lambda leaf: self.factor.astype(leaf.dtype) * leaf, answer)
+
     def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
         value = self.value_target.scaled_log_density(particle, temperature, key=key)
         return self.factor.astype(value.dtype) * value
@@ -154,6 +160,13 @@ class Tilted(AbstractTarget):
         first, second = self._keys(key)
         gradient = self.reference.gradient(particle, temperature, key=first)
         return jax.tree.map(jnp.add, self.tilt.gradient(particle, temperature, key=second), gradient)
+
+    def value_and_gradient(
+        self, particle: Particle, temperature: Scalar, *, key: Key | None
+    ) -> tuple[Float[Array, ""], Particle]:
+        first, second = self._keys(key)
+        answer = self.reference.value_and_gradient(particle, temperature, key=first)
+        return jax.tree.map(jnp.add, self.tilt.value_and_gradient(particle, temperature, key=second), answer)
 
     def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]:
         first, second = self._keys(key)

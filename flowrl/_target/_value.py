@@ -34,12 +34,17 @@ class AbstractValueTarget(AbstractTarget):
     def scaled_log_density(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Float[Array, ""]: ...
 
     def gradient(self, particle: Particle, temperature: Scalar, *, key: Key | None) -> Particle:
+        return self.value_and_gradient(particle, temperature, key=key)[1]
+
+    def value_and_gradient(
+        self, particle: Particle, temperature: Scalar, *, key: Key | None
+    ) -> tuple[Float[Array, ""], Particle]:
         name = f"{type(self).__name__}.scaled_log_density"
         log_density, gradient = jax.value_and_grad(
             lambda x: scalar(self.scaled_log_density(x, temperature, key=key), name)
         )(particle)
         # Outside the support autodiff can be finite all the same (that of log x is, at x < 0).
-        return jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(log_density), leaf, jnp.nan), gradient)
+        return log_density, jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(log_density), leaf, jnp.nan), gradient)
 
 
 class Boltzmann(AbstractValueTarget):
