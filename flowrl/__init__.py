@@ -8,7 +8,7 @@ from flowrl import _distribution
 _distribution.refuse_foreign(_Path(__file__).parent)  # before anything of a mixed folder is imported
 
 # ruff: noqa: E402
-from flowrl import bounds as bounds, diagnostics as diagnostics, plot as plot, sharding as sharding
+from flowrl import bounds as bounds
 from flowrl._budget import Budget as Budget, spread as spread
 from flowrl._domain import (
     AbstractDomain as AbstractDomain,
@@ -115,5 +115,7 @@ from flowrl._transport import Transport as Transport, transport as transport
 
 __version__: str = _distribution.version()
 
-if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
-    __getattr__ = _old_names("flowrl")
+if TYPE_CHECKING:
+    from flowrl import diagnostics as diagnostics, plot as plot, sharding as sharding
+else:  # a type checker would take every misspelt name for one of these
+    __getattr__ = _old_names("flowrl", rooms=("diagnostics", "plot", "sharding"))

@@ -1,8 +1,9 @@
 """Public names of 0.1 that are called otherwise now: asking for one is an error that says the new name."""
 
+import importlib
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Collection
+from types import ModuleType
 
 #: Old name to new name, both with their module.
 RENAMED = {
@@ -31,14 +32,17 @@ RENAMED = {
 }
 
 
-def old_names(module: str) -> Callable[[str], NoReturn]:
+def old_names(module: str, rooms: Collection[str] = ()) -> Callable[[str], ModuleType]:
     """Create the `__getattr__` of a module that once had other names.
 
     Args:
         module: its public name, such as "flowrl.rl".
+        rooms: modules in it that are imported when they are first asked for.
     """
 
-    def refuse(name: str) -> NoReturn:
+    def find(name: str) -> ModuleType:
+        if name in rooms:
+            return importlib.import_module(f"{module}.{name}")
         new = RENAMED.get(f"{module}.{name}")
         if new is None:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
@@ -47,4 +51,4 @@ def old_names(module: str) -> Callable[[str], NoReturn]:
         imported = sys._getframe(1).f_code.co_name == "_handle_fromlist"
         raise (ImportError if imported else AttributeError)(words)
 
-    return refuse
+    return find

@@ -35,6 +35,7 @@ def _integrated(solver, steps, particles, flow=FIXED):
 
 
 @pytest.mark.skipif(not X64, reason="the errors compared are below float32's")
+@pytest.mark.thorough
 def test_euler_jko_and_tsit5_meet_at_their_orders():
     particles = draw(0, (6, 2))
     exact = _integrated(TIGHT, 8, particles)
@@ -60,7 +61,7 @@ def test_euler_jko_and_tsit5_meet_at_their_orders():
 
 
 @pytest.mark.parametrize(
-    "solver", [diffrax.Euler(), pytest.param(diffrax.ShARK(), marks=pytest.mark.slow)], ids=["Euler", "ShARK"]
+    "solver", [diffrax.Euler(), pytest.param(diffrax.ShARK(), marks=pytest.mark.thorough)], ids=["Euler", "ShARK"]
 )
 def test_langevin_by_diffrax_has_the_moments_of_ornstein_and_uhlenbeck(solver, key):
     n, alpha, times = 8000, 0.5, (0.25, 1.0, 2.0)
@@ -78,6 +79,7 @@ def test_langevin_by_diffrax_has_the_moments_of_ornstein_and_uhlenbeck(solver, k
     assert same_bits(again.particles, solution.particles)
 
 
+@pytest.mark.thorough
 def test_aldi_by_diffrax_keeps_a_gaussian_law(key):
     # From the target's own distribution, in Itô's sense, the variance stays; a Stratonovich reading would raise it.
     scales = jnp.asarray([[1.0, 0.05]], FLOAT)
@@ -213,6 +215,7 @@ def test_a_temperature_schedule_holds_for_the_time_of_each_step():
 
 
 @pytest.mark.skipif(not X64, reason="finite differences")
+@pytest.mark.thorough
 def test_reverse_mode_through_the_equation_matches_finite_differences():
     particles = draw(7, (5, 2))
 
@@ -226,7 +229,7 @@ def test_reverse_mode_through_the_equation_matches_finite_differences():
     assert float(jax.grad(loss)(at)) == pytest.approx(float(difference), rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("domain", [flowrl.positive(), flowrl.positive(by="mirror")], ids=["bijector", "mirror"])
 @pytest.mark.parametrize("dtype", {jnp.float32, FLOAT})
 def test_mapped_domains_and_dtypes(domain, dtype):
@@ -302,7 +305,7 @@ ENERGETIC = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ENERGETIC)
 def test_the_energy_falls_at_every_h(name):
     flow, kind = ENERGETIC[name]
@@ -325,7 +328,7 @@ def test_the_energy_falls_at_every_h(name):
     assert energies[-1] < energies[0] - 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(not X64, reason="the inner minimisation is carried to 1e-8")
 def test_blob_jko_on_a_gaussian_approaches_the_bures_recursion():
     """JKO of the free energy on N(0, s²), target N(0, 1): s⁺ solves (s⁺ − s)/h = 1/s⁺ − s⁺."""

@@ -103,6 +103,7 @@ def test_a_value_without_a_gradient_is_climbed():
     np.testing.assert_array_equal(program["as_a_class"].values, program["robust"].values)
 
 
+@pytest.mark.thorough
 def test_a_flow_a_solver_and_a_domain_of_ones_own():
     program = _extension("repulsion.py")
 
@@ -131,6 +132,7 @@ def test_a_flow_a_solver_and_a_domain_of_ones_own():
     assert float(above.var()) == pytest.approx(2.95, abs=0.06)
 
 
+@pytest.mark.thorough
 def test_four_methods_are_written_by_public_names():
     program = _extension("solvers.py")
     source = (ROOT / "docs" / "snippets" / "extend" / "solvers.py").read_text()
@@ -154,6 +156,7 @@ def test_four_methods_are_written_by_public_names():
     np.testing.assert_allclose(kalman.var(axis=0), 1 / 8.25, rtol=0.3)
 
 
+@pytest.mark.thorough
 def test_filters_inside_a_scan_are_better_than_what_is_observed():
     program = runpy.run_path(str(ROOT / "docs" / "snippets" / "filters" / "lorenz63.py"))
     errors = {

@@ -10,7 +10,7 @@ from problems import FLOAT, assert_close, draw, linear, log_normal, quadratic, s
 
 import flowrl
 
-pytestmark = pytest.mark.slow  # Monte Carlo and compilation
+pytestmark = pytest.mark.thorough  # Monte Carlo and compilation
 
 FLOWS = {"langevin": flowrl.Langevin(), "aldi": flowrl.ALDI()}
 NORMAL = flowrl.Density(log_normal)

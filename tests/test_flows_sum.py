@@ -12,7 +12,7 @@ from problems import FLOAT, assert_close, draw, log_normal, quadratic, same_bits
 
 import flowrl
 
-pytestmark = pytest.mark.slow  # Monte Carlo and compilation
+pytestmark = pytest.mark.thorough  # Monte Carlo and compilation
 
 FIXED = flowrl.RBF(flowrl.FixedBandwidth(0.5))
 JUMPS = flowrl.BirthDeath(FIXED)

@@ -11,7 +11,7 @@ import flowrl
 from flowrl import _sinkhorn
 from flowrl._kernel import _blocks
 
-pytestmark = pytest.mark.slow  # compilation
+pytestmark = pytest.mark.thorough  # compilation
 
 
 def _view(target, d=2, dtype=FLOAT):

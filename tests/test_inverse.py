@@ -120,6 +120,7 @@ def test_a_differentiable_map_gives_targets_with_a_gradient():
 # The ensemble Kalman sampler
 
 
+@pytest.mark.thorough
 def test_eks_samples_the_posterior_of_a_linear_map():
     """500 particles from the prior; ten sets, two units of time apart, of which Euler's variance is 1/(1 - 0.05/2)."""
     sizes = 0.05 * np.minimum(1, 0.02 * 1.08 ** np.arange(600))

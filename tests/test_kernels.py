@@ -458,6 +458,7 @@ def _bilinear(precision, x):
 
 
 @pytest.mark.skipif(not X64, reason="a condition of 1e4 is squared on the way")
+@pytest.mark.thorough
 def test_a_rotated_normal_of_condition_1e4_is_as_easy_as_a_round_one():
     factor, precision = _rotated(10, 1e4)
     target, budget = flowrl.Density(_bilinear, jnp.asarray(precision)), flowrl.Budget(600, 1.0)
@@ -631,3 +632,17 @@ def test_a_matrix_of_another_size_is_refused():
     x = draw(38, (7, 2))
     with pytest.raises(ValueError, match=r"covariance has shape \(3, 3\), but one particle has 2 coordinates"):
         Preconditioned(covariance=GIVEN).stein(x, x, EVERYONE, jnp.ones((), FLOAT))
+
+
+@pytest.mark.thorough  # with XLA's optimisation, which computes entries again after the loop that counts them
+@pytest.mark.parametrize("n", [5, 12, 20])
+def test_medians_of_many_sets_at_once_are_those_of_each(n):
+    sets = jnp.asarray(np.random.default_rng(n).normal(size=(200, n, 1)), jnp.float32)
+
+    def median(x):
+        return RBF().fitted(x, jnp.ones(n, bool)).bandwidth.sigma
+
+    upper = np.triu_indices(n, 1)
+    exact = [np.median((np.asarray(x, float) - np.asarray(x, float).T)[upper] ** 2) for x in sets]
+    together = np.asarray(jax.jit(jax.vmap(median))(sets), float) ** 2
+    np.testing.assert_allclose(together / together[0], np.asarray(exact) / exact[0], rtol=1e-4)

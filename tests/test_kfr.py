@@ -148,6 +148,7 @@ def test_an_affine_flow_of_an_exact_quadrature_has_the_posterior_in_closed_form(
         assert float(solution.stats["time"]) == pytest.approx(1)
 
 
+@pytest.mark.thorough
 def test_a_gaussian_posterior_in_unit_time():
     """N(0, I) and an observation of 1.5 with deviation 1: N(0.75, I/2).
 

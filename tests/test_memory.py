@@ -27,6 +27,7 @@ print(json.dumps({"peak": peak, "dtype": str(particles.dtype)}))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.thorough
 def test_twenty_thousand_particles_stay_below_450_megabytes():
     command = [sys.executable, "-c", PROGRAM, "flowrl.SVGD()"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=True)

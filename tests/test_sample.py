@@ -50,6 +50,7 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.thorough
 def test_one_call_without_tuning(name):
     log_prob, d, domain, mean, variance = PROBLEMS[name]
     samples = flowrl.sample(log_prob, 100, like=jnp.zeros(d, FLOAT), key=KEY, domain=domain)
@@ -71,6 +72,7 @@ def test_a_phase_can_be_used_alone_and_gives_the_same_kind_of_draws():
     assert method.solver.share == pytest.approx(0.3, abs=0.02)
 
 
+@pytest.mark.thorough
 def test_particles_of_any_structure_and_a_given_start():
     start = {"a": draw(0, (40, 2)), "b": draw(1, (40,))}
 
@@ -114,6 +116,7 @@ def test_two_modes_are_told_and_tempering_weighs_them():
     assert bool(tempered.verdict.arrived), tempered
 
 
+@pytest.mark.thorough
 def test_a_funnel_an_improper_density_and_a_short_run_have_not_arrived():
     assert not bool(flowrl.sample(_funnel, 100, like=jnp.zeros(10, FLOAT), key=KEY).verdict.arrived)
     improper = flowrl.sample(lambda x: 0 * jnp.sum(x), 100, like=jnp.zeros(2, FLOAT), key=KEY)

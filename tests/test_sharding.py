@@ -147,7 +147,7 @@ def eight():
     return json.loads(done.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_one_set_over_eight_devices_is_the_set_of_one(eight):
     assert eight["moved"] > 0.1
     assert eight["particles"] < 2e-5
@@ -158,7 +158,7 @@ def test_one_set_over_eight_devices_is_the_set_of_one(eight):
     assert eight["gathered"] == []
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_memory_of_a_device_falls_with_their_number(eight):
     held = {int(count): sum(pair) for count, pair in eight["bytes"].items()}
     tile = 8 * 2**20  # what does not shrink: two tiles of the kernel matrix
@@ -167,7 +167,7 @@ def test_memory_of_a_device_falls_with_their_number(eight):
     assert eight["bytes"]["8"][0] * 4 == pytest.approx(eight["bytes"]["2"][0], rel=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_batch_over_eight_devices_learns_the_same(eight):
     assert eight["learned"] > 1e-3
     assert eight["update"] < 2e-5
@@ -175,13 +175,13 @@ def test_a_batch_over_eight_devices_learns_the_same(eight):
     assert eight["summed gradients"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_seeds_over_eight_devices_learn_the_same(eight):
     assert eight["seeds"] < 2e-5
     assert eight["seeds of a device"] == [1] * 8
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="sockets of loopback")
 def test_two_processes_move_one_set():
     with socket.socket() as free:
@@ -222,6 +222,7 @@ def test_what_cannot_be_divided_is_refused():
         sharding.split(jnp.ones(()), one)
 
 
+@pytest.mark.thorough
 def test_on_one_device_it_is_the_kernel_itself():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)))
     one, alive = sharding.mesh(particles=1), jnp.ones(6, bool)

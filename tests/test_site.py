@@ -144,6 +144,7 @@ def _undocumented(site):
 CHECKS = {check.__name__: check for check in (_dead_links, _foreign_loads, _without_words, _heavy, _out_of_reach)}
 
 
+@pytest.mark.thorough
 def test_the_built_site(tmp_path):
     """One test, since the build is what costs."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]

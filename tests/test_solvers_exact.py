@@ -167,6 +167,7 @@ def test_the_step_is_fixed_after_its_share():
     assert len(set(sizes[8:])) == 1
 
 
+@pytest.mark.thorough
 def test_a_set_alone_and_in_a_batch_agree():
     target, starts = Density(log_normal), draw(2, (3, 20, 2))
     keys = jr.split(jr.key(5), 3)

@@ -53,6 +53,7 @@ def _wide(d):
 
 
 @pytest.mark.parametrize("inner", [Metropolis(), Metropolis(flowrl.Hamiltonian(4))], ids=["MALA", "HMC"])
+@pytest.mark.thorough
 def test_log_evidence_of_a_gaussian_in_ten_dimensions(inner):
     estimate, error, particles = _runs(Tilted(_prior, _narrow), _wide(10), Budget(280, None), Tempered(inner))
     exact = _exact(10, 1.0)
@@ -72,6 +73,7 @@ def test_modes_keep_their_mass_and_evidence():
     assert np.mean(np.asarray(particles)[..., 0] > 0) == pytest.approx(1 / 3, abs=0.05)
 
 
+@pytest.mark.thorough
 def test_log_evidence_of_a_logistic_regression_is_within_its_own_error():
     random = np.random.default_rng(0)
     inputs = random.standard_normal((40, 3))

@@ -135,6 +135,7 @@ def test_an_empty_batch_is_an_empty_result():
     assert "0 sets" in str(solution)
 
 
+@pytest.mark.thorough
 def test_compiled_equals_interpreted():
     particles, budget = draw(6, (8, 2)), flowrl.Budget(3, 0.3, max_displacement=0.5, scale=jnp.array([1.0, 2.0]))
     box = flowrl.Box(-1.5, 1.5)

@@ -88,9 +88,20 @@ def _middle_by_counting(kept: Array, total: Array) -> tuple[Array, Array]:
         trial = low | (jnp.ones((), word) << jnp.asarray(bits - 1 - i, word))
         return jnp.where((trial <= top) & (below(number(trial)) <= (total - 1) // 2), trial, low)
 
-    lower = number(jax.lax.fori_loop(0, bits, refine, varying_as(jnp.zeros((), word), kept)))
-    repeated = below(jnp.nextafter(lower, infinity)) > total // 2
-    return lower, jnp.where(repeated, lower, jnp.min(jnp.where(kept > lower, kept, infinity)))
+    def next_one(low: Array) -> Array:
+        lower = number(low)
+        repeated = below(jnp.nextafter(lower, infinity)) > total // 2
+        return jnp.where(repeated, lower, jnp.min(jnp.where(kept > lower, kept, infinity)))
+
+    def turn(i: int | Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, upper = found
+        # The upper value in a last turn of the same loop: after it XLA may compute the entries again and round them
+        # otherwise, and then the lower value is found twice.
+        return jax.lax.cond(i < bits, lambda: (refine(i, low), upper), lambda: (low, next_one(low)))
+
+    start = varying_as((jnp.zeros((), word), jnp.zeros((), kept.dtype)), kept)
+    low, upper = jax.lax.fori_loop(0, bits + 1, turn, start)
+    return number(low), upper
 
 
 def _middle_by_sorting(kept: Array, total: Array) -> tuple[Array, Array]:

@@ -1,16 +1,29 @@
 """Steps by an optax optimiser."""
 
-from typing import ClassVar
+import functools
+import importlib
+from typing import Any, ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 
 from flowrl._custom_types import PerParticle
 from flowrl._solver._ensemble import Ensemble, Step
 from flowrl._solver._needs import Needs
 from flowrl._solver._speed import flow_speed
 from flowrl._solver._step import AbstractStepSolver
+
+
+def _library() -> Any:
+    # Not at the top: it would be a tenth of the time that importing flowrl takes.
+    return importlib.import_module("optax")
+
+
+@functools.cache  # one and the same, or every transport would compile again
+def _adam() -> Any:
+    # The tiny root keeps the reverse-mode derivative finite where a coordinate's gradient is exactly zero.
+    return _library().adam(1.0, eps_root=1e-16)
 
 
 class Optax(AbstractStepSolver):
@@ -26,8 +39,8 @@ class Optax(AbstractStepSolver):
     `flowrl.Coin`, are in [Choosing a flow](../concepts/flows.md#solvers-without-a-step-size).
 
     Attributes:
-        optimiser: a complete optax optimiser of unit learning rate; the step size belongs to the budget. Create it once
-            and keep it: a new one compiles again.
+        optimiser: an `optax.GradientTransformation`, complete and of unit learning rate; the step size belongs to the
+            budget. Create it once and keep it: a new one compiles again.
 
     Example:
         ```python
@@ -47,12 +60,11 @@ class Optax(AbstractStepSolver):
         The VGF authors' code moves its particles by Adam, with fresh moments for every batch.
     """
 
-    # The tiny root keeps the reverse-mode derivative finite where a coordinate's gradient is exactly zero.
-    optimiser: optax.GradientTransformation = optax.adam(1.0, eps_root=1e-16)
+    optimiser: Any = eqx.field(default_factory=_adam)
     needs: ClassVar[Needs] = Needs()
 
     def __check_init__(self):
-        if not isinstance(self.optimiser, optax.GradientTransformation):
+        if not isinstance(self.optimiser, _library().GradientTransformation):
             raise TypeError(f"optimiser must be an optax optimiser such as optax.adam(1.0), got {self.optimiser!r}.")
 
     def init(self, step: Step, ensemble: Ensemble) -> Ensemble:

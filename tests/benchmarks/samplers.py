@@ -6,11 +6,11 @@ Writes samplers.csv, a row for each posterior, method and seed.
 
 - Problems: those of inference-gym whose moments ship with it, in its own unconstrained coordinates, and mixtures
   written here. Nothing is tuned on any of them; all methods start uniformly between -2 and 2.
-- Error b2: for the mean and for the second moment of every coordinate in the user's own units, the squared error
-  over the variance of x and of x², averaged over coordinates; the larger of the two. 0.01 is the error of a hundred
+- Error b2: for the mean and the second moment of every coordinate in the units of the user, the squared error over
+  the variance of x and of x², averaged over coordinates; the larger of the two. 0.01 is the error of a hundred
   independent draws.
 - Budget: `--gradients` of the log density, tuning and warm-up included, by all chains together. `gradients_to` is the
-  count from which on b2 stays below 0.01, among checkpoints in geometric progression; `depth` is the number of gradients
+- Budget: `--gradients` of the log density, tuning and warm-up included, by all chains; `gradients_to` is the
   that follow one another. NUTS runs its default thousand steps of warm-up and as many draws, whatever they take, and is
   charged what it took; what lies beyond the budget does not count.
 - SVGD is given the best of four step sizes by the truth, which nobody knows.

@@ -21,7 +21,7 @@ def run(*options, path=ROOT):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_transport_stands_beside_best_of_n_at_equal_cost(tmp_path):
     pytest.importorskip("sklearn")
     done = run(*TINY, "--out", tmp_path / "run")

@@ -30,6 +30,7 @@ def test_moments_by_quadrature_are_those_in_closed_form():
     np.testing.assert_allclose(covariance, np.eye(2) * radius(3) / radius(1) / 2, atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_samples_have_the_distribution_of_the_density(monkeypatch):
     monkeypatch.setattr(sample_density, "TRUTH", 20_000)
     monkeypatch.setattr(sample_density, "REPETITIONS", 1)

@@ -46,7 +46,7 @@ def read(out):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_small_run_over_four_devices_is_that_of_one(tmp_path):
     out = tmp_path / "new" / "folder"
     done = run(*SMALL, "--seeds", "4", "--out", str(out))
@@ -78,6 +78,7 @@ def test_what_is_compared_is_a_set_that_has_moved(program):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sockets of loopback")
+@pytest.mark.thorough
 def test_two_processes_move_one_set(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         words = (*SMALL, "--processes", "2", "--address", f"127.0.0.1:{free.getsockname()[1]}")

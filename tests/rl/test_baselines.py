@@ -597,6 +597,7 @@ def bandit_reward(name, updates):
 
 
 @pytest.mark.parametrize("name", [p for p in EACH if p.values[0] != "bc"])
+@pytest.mark.thorough
 def test_each_beats_cloning_on_a_bandit(name):
     """The optimum has the reward 0, and the data that cloning copies −2 (0.8² + 0.2²) = −1.36."""
     reward = bandit_reward(name, 400)

@@ -153,6 +153,7 @@ def test_batches_hold_the_share_of_new_rows_that_the_protocol_says(protocol, sha
     assert (rows >= 5).mean() == pytest.approx(share, abs=0.03 if protocol == "prefilled" else 0)
 
 
+@pytest.mark.thorough
 def test_an_algorithm_learns_from_it_as_from_any_replay():
     data = walk(60, [29], [])
     replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)

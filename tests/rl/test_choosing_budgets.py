@@ -59,6 +59,7 @@ def measured(trained):
     )
 
 
+@pytest.mark.thorough
 def test_each_budget_of_the_grid_is_measured_once(measured):
     assert [(m.budget.steps, round(float(m.budget.step_size), 6)) for m in measured][1:] == [
         (1, 0.2),

@@ -39,6 +39,7 @@ def data(folder):
 
 
 @pytest.mark.usefixtures("data")
+@pytest.mark.thorough
 def test_bytes_depend_neither_on_workers_nor_on_an_interruption(folder, tmp_path):
     seen = []
 
@@ -175,6 +176,7 @@ def test_the_registry_entry():
     assert source.metric == "return"
 
 
+@pytest.mark.thorough
 def test_a_failing_worker_is_reported():
     with pytest.raises(RuntimeError, match="not callable"):
         _pool.run("os:getpid", {}, [{"index": 0}, {"index": 1}, {"index": 2}], 2, lambda: None)
@@ -183,6 +185,7 @@ def test_a_failing_worker_is_reported():
 
 
 @pytest.mark.parametrize("name", ["halfcheetah-medium-local-v0", "puzzle-3x3-play-singletask-task1-v0"])
+@pytest.mark.thorough
 def test_environments_print_nothing_and_leave_nothing(name, tmp_path):
     """MuJoCo remarks on gymnasium's models, in a file in the working directory too; glfw on a missing display."""
     code = f"from flowrl.rl import data; e = data.make_env({name!r}, seed=0); e.reset(seed=0); e.close()"

@@ -85,6 +85,7 @@ def test_official_layout(puzzle):
     assert sorted(os.listdir(puzzle.parent)) == [".lock", "manifest.json", f"{PUZZLE}-val.npz", f"{PUZZLE}.npz"]
 
 
+@pytest.mark.thorough
 def test_workers_do_not_change_a_byte(puzzle, tmp_path):
     calls = []
     again = _make(
@@ -168,6 +169,7 @@ def _alive(pid):
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="finds worker processes through /proc")
+@pytest.mark.thorough
 def test_killed_generation_goes_on_and_gives_the_same_bytes(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     root = pathlib.Path(data.__file__).parents[3]
@@ -353,6 +355,7 @@ def _rollout(env, seed=None):
 
 
 @pytest.mark.parametrize("name", ["pointmaze-teleport-navigate-singletask-task1-v0", PUZZLE_TASK])
+@pytest.mark.thorough
 def test_evaluation_is_a_function_of_the_seed(name):
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     one, two = data.make_env(name, seed=3), data.make_env(name, seed=3)

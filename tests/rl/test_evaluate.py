@@ -137,6 +137,7 @@ def test_budgets_that_differ_in_numbers_share_a_program():
     assert [block.policies for block in table.blocks] == [(0, 1), (2,), (3, 4), (5,), (6, 7)]
 
 
+@pytest.mark.thorough
 def test_all_that_a_budget_says_holds_in_acting(agent):
     """A cap, the step sizes of each step, a temperature and a cap on the discrepancy reach the transport."""
     svgd = dataclasses.replace(agent.algorithm, transport=Transport(SVGD(), Optax(), Box(-1, 1)))
@@ -255,6 +256,7 @@ def test_an_episode_that_loses_its_environment_twice_is_an_error(agent):
         evaluate(agent, POLICIES[:2], loses(2, 3), episodes=4, seed=3)
 
 
+@pytest.mark.thorough
 def test_environments_of_one_process_that_raise_in_turn_are_each_played_again(tmp_path, monkeypatch):
     """Lanes 0 and then 2 of one worker: no episode loses its own environment twice."""
     vgf = presets.default(hidden=(16,), reference=ReferenceLearner(hidden=(16,)))

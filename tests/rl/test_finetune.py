@@ -108,6 +108,7 @@ def go(path=None, resume=False, *, lanes=None, steps=24, plan=None, parts=None, 
         return finetune(plan, state, buffer, acting, steps=steps, run=run, **settings), run
 
 
+@pytest.mark.thorough
 def test_rows_enter_in_order_and_say_how_episodes_ended():
     learner, state, buffer, standardizer = setting()
     lanes = Line(2)

@@ -59,6 +59,7 @@ def test_episodes_depend_on_the_seed_alone():
     assert not np.array_equal(steps[5][1].observation, steps[0][0].observation)
 
 
+@pytest.mark.thorough
 def test_an_end_is_told_from_a_time_limit():
     """The task of the toy ends after five steps; pendulum never ends, and is cut off after two hundred."""
     with Lanes("factory:rl.environments:goals", 1, workers=1) as lanes:
@@ -72,6 +73,7 @@ def test_an_end_is_told_from_a_time_limit():
     assert (ends[-1].terminated, ends[-1].truncated, ends[-1].done) == (False, True, True)
 
 
+@pytest.mark.thorough
 def test_killed_worker():
     with Lanes(MAZE, 2, workers=2) as lanes:
         lanes.reset({0: 0, 1: 1})
@@ -155,6 +157,7 @@ input()
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.thorough
 def test_workers_neither_run_the_script_again_nor_outlive_it(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT)

@@ -59,6 +59,7 @@ def reference_reward(agent, place):
     return -float(jnp.mean((actions - 0.5) ** 2))
 
 
+@pytest.mark.thorough
 def test_td_gives_the_value_of_the_reference():
     """L_train = 0: the TD target bootstraps from the reference itself, and the chain's values are sums."""
     agent = trained(chain(3000), updates=2000)
@@ -69,6 +70,7 @@ def test_td_gives_the_value_of_the_reference():
             assert q(agent, place, action) == pytest.approx(expected, abs=0.12), (place, action)
 
 
+@pytest.mark.thorough
 def test_n_step_returns_take_the_rewards_of_the_data():
     """With n = 3 on a chain of three the target is the return of the data, E r = −(1/3 + 1/4) for uniform actions."""
     agent = trained(chain(3000), updates=1500, n_step=3)
@@ -167,6 +169,7 @@ def test_runs_with_chunks_and_returns_of_more_steps_resume_exactly(name, changes
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
+@pytest.mark.thorough
 def test_the_flow_improves_on_selection_where_the_optimum_lies_outside_the_data():
     """Known optimum 0.6, data N(−0.2, 0.2²): BC < best-of-N < VGF; random directions of the same length do not help."""
     agent = trained(bandit(2000), updates=1000, discount=0.0)

@@ -55,6 +55,7 @@ def transported(vgf, critic, observation, particles, save=None):
 
 
 @pytest.mark.parametrize("case", ["min", "mean"])
+@pytest.mark.thorough
 def test_one_update_agrees_with_the_authors(vectors, case):
     v = {name.removeprefix(f"{case}/"): jnp.asarray(x) for name, x in vectors.items()}
     critic, target_critic, reference = setting(vectors, case)

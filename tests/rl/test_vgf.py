@@ -170,6 +170,7 @@ def test_the_one_step_sampler_gets_no_gradient_into_its_teacher():
 # Amortized gradients
 
 
+@pytest.mark.thorough
 def test_the_amortised_loss_compares_with_the_slope_of_the_critic():
     critic, network = Critic(3, 2, (8,), 2, key=jr.key(0)), MLP((3, 2), 2, (8,), key=jr.key(1))
     states, actions = jr.normal(jr.key(2), (4, 3), F32), jr.uniform(jr.key(3), (4, 5, 2), F32)
@@ -211,6 +212,7 @@ def test_the_amortised_direction_agrees_with_the_critic_where_it_was_fitted():
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "one step" else pytest.mark.slow) for n in VARIANTS])
+@pytest.mark.thorough
 def test_every_variant_trains_and_resumes_exactly(tmp_path, name):
     vgf, replay = small(**VARIANTS[name]), data()
     for folder, parts in (("whole", (40,)), ("cut", (20, 40))):

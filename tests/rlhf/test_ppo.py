@@ -139,6 +139,7 @@ def rolled():
     return state, reference, *roll_out(state, reference, one_token(3), some_prompts(), jr.key(5))
 
 
+@pytest.mark.thorough
 def test_at_ratio_one_the_surrogate_has_the_policy_gradient(rolled):
     state, _, rollout, _ = rolled
     assert 0 < int(jnp.sum(~rollout.mask)) < rollout.mask.size / 2
@@ -225,6 +226,7 @@ def runs():
     return model, prompts, reward, found
 
 
+@pytest.mark.thorough
 def test_the_reward_rises_and_beta_holds_the_policy_back(runs):
     found = runs[3]
     late = lambda beta, name: np.mean([row[name] for row in found[beta][0][-5:]])
@@ -274,7 +276,7 @@ def test_another_key_gives_another_run(runs):
 WORTH = np.array([4.0, 0.0, 0.3, 1.0, -0.5, 0.6, -1.0, 0.2], np.float32)  # the forbidden token would be worth most
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_bandit_ends_at_the_tilted_reference(key):
     """Responses of one token: the optimum is μ exp(r/β)/Z, and the reported KL is that of the two distributions."""
     model, beta = language_model(key), 0.5

@@ -76,7 +76,7 @@ def _rows(mean, count=32):
     return (mean + 0.1 * np.random.default_rng(0).normal(size=(count, 2, 2))).astype(np.float32)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_fine_tuning_comes_near_the_entropy():
     # After each of two prompts, two texts: all that cannot be known is one bit a text.
     text = np.asarray([[4, 9, 9, 6, END], [5, 8, 3, 6, END], [6, 9, 3, 3, END], [7, 8, 8, 4, END]], np.int32)
@@ -310,6 +310,7 @@ def test_a_share_that_cannot_be_is_refused(dropout):
 # Direct preference optimisation
 
 
+@pytest.mark.thorough
 def test_direct_preference_optimisation_is_its_formula():
     reference, policy, pairs = language_model(0), language_model(1), _pairs()
     rows = with_reference(reference, pairs, at_once=3)
@@ -326,7 +327,7 @@ def test_direct_preference_optimisation_is_its_formula():
         _close(loss(beta, policy, rows), _softplus(-beta * margin).mean(), atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_direct_preference_optimisation_prefers_what_was_chosen():
     reference = language_model(3, size=0.3)
     rows = with_reference(reference, _pairs(8))

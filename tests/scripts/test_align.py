@@ -71,7 +71,7 @@ def whole(tmp_path_factory):
     return base, out
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_table_has_every_method_and_budget(whole):
     base, out = whole
     table = rows(base / "run")
@@ -100,7 +100,7 @@ def test_table_has_every_method_and_budget(whole):
     assert "held-out correlation" in out
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_resume_after_the_last_method_changes_nothing(whole):
     base, _ = whole
     before = (base / "run" / "metrics.csv").read_bytes()
@@ -110,7 +110,7 @@ def test_resume_after_the_last_method_changes_nothing(whole):
     assert len(rows(base / "run")) == 9
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_another_run_in_the_same_directory_is_refused(whole):
     base, _ = whole
     said = run(*TINY, "--methods", "sft", "--out", base / "run", "--data-dir", base / "data", fails=True)
@@ -251,7 +251,7 @@ def real_options(tmp_path):
     return models, [word for name, value in options.items() for word in (name, *str(value).split())]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_real_weights_need_no_gold(tmp_path):
     out = run(*real_options(tmp_path)[1])
     table = rows(tmp_path / "run")
@@ -262,7 +262,7 @@ def test_real_weights_need_no_gold(tmp_path):
     assert all(0 <= float(row["win_judged"]) <= 1 for row in table)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_reward_that_is_no_number_is_named(tmp_path):
     numpy_files = pytest.importorskip("safetensors.numpy")
     models, options = real_options(tmp_path)

@@ -105,6 +105,7 @@ def test_a_matrix_that_makes_no_sense_is_refused(changes, message):
         cells(matrix(Path("x"), **changes), ())
 
 
+@pytest.mark.thorough
 def test_a_failed_cell_is_reported_and_continued_and_finished_ones_are_kept(fake, capsys):
     assert run_matrix(matrix(fake), ("--discount", "0.5")) == 8
     text = capsys.readouterr().err
@@ -185,6 +186,7 @@ def test_every_evaluation_is_a_row_and_both_files_say_the_same(fake):
     assert [{k: str(v) for k, v in line.items()} for line in lines] == rows
 
 
+@pytest.mark.thorough
 def test_the_report_needs_the_rows_alone(fake, tmp_path):
     run_matrix(matrix(fake), ())
     out = tmp_path / "report"

@@ -391,6 +391,7 @@ def test_a_typo_in_an_option_is_explained():
     assert "--eval-episodes" in done.stdout + done.stderr
 
 
+@pytest.mark.thorough
 def test_every_option_is_explained():
     for words in (["vgf"], ["fql"], ["bc"]):
         text = run(*words, "--help").stdout
