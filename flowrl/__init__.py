@@ -73,6 +73,7 @@ from flowrl._solution import RESULTS as RESULTS, Solution as Solution
 from flowrl._solver import (
     JKO as JKO,
     AbstractProposal as AbstractProposal,
+    AbstractScale as AbstractScale,
     AbstractSolver as AbstractSolver,
     AbstractStepSolver as AbstractStepSolver,
     AbstractTrajectory as AbstractTrajectory,
@@ -82,6 +83,7 @@ from flowrl._solver import (
     Ensemble as Ensemble,
     Euler as Euler,
     Hamiltonian as Hamiltonian,
+    LearnedCovariance as LearnedCovariance,
     LearnedScale as LearnedScale,
     Metropolis as Metropolis,
     Microcanonical as Microcanonical,

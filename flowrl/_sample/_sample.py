@@ -19,12 +19,21 @@ from flowrl._numpyro import NumpyroPosterior
 from flowrl._sample._samples import Samples
 from flowrl._sample._verdict import Verdict, judge
 from flowrl._solution import Solution
-from flowrl._solver import AbstractProposal, Hamiltonian, Metropolis, Microcanonical, Tempered
+from flowrl._solver import (
+    AbstractProposal,
+    Euler,
+    LearnedCovariance,
+    LearnedScale,
+    Metropolis,
+    Microcanonical,
+    Tempered,
+)
 from flowrl._target import AbstractTarget, Density, bridge
 from flowrl._transport import Transport, make_problem
 from flowrl._validation import resolve
 
 _LEAPS = 8
+_DENSE = 1000  # dimensions up to which a covariance is learned: 4 MB, and 0.3 s of arithmetic in all
 _MOVES = 4  # per temperature, of tempering
 _JUDGED = 20  # sets of draws at which the verdict takes gradients
 
@@ -38,7 +47,7 @@ def sample(
     max_gradients: int = 100_000,
     domain: AbstractDomain = Unbounded(),  # noqa: B008  (an immutable module: the signature is the doc of the default)
     proposal: AbstractProposal | None = None,
-    warm: float = 0.3,
+    warm: float = 0.5,
     tempered: bool = False,
 ) -> Samples:
     """Draw from a posterior without choosing a step size, a number of steps or a start, and say whether it arrived.
@@ -60,7 +69,8 @@ def sample(
             particles and a target that is no numpyro model.
         max_gradients: gradients of log p that all particles may take together, > 0; the verdict's own are among them.
         domain: where particles may be.
-        proposal: how a particle moves, `Microcanonical(leaps=8)` by default, and `Hamiltonian(leaps=8)` on a line.
+        proposal: how a particle moves, by default `Microcanonical(8, scale=LearnedCovariance())`, with a
+            `LearnedScale` beyond a thousand dimensions, and `Euler()`, the step of MALA, on a line.
         warm: share of the gradients that is spent on the adaptation, in (0, 1).
         tempered: spend half of the gradients on tempering, from a normal distribution with the mean and three times the
             deviation of the start to the target. `log_evidence` is that of exp(log p), so of a normalised log joint the
@@ -101,7 +111,9 @@ def sample(
     start = _start(posterior, particles, like, domain, start_key)
     n, d = ravel(start)[0].shape
     if proposal is None:
-        proposal = Hamiltonian(_LEAPS) if d == 1 else Microcanonical(_LEAPS)
+        scale = LearnedCovariance() if d <= _DENSE else LearnedScale()
+        proposal = Euler() if d == 1 else Microcanonical(_LEAPS, scale=scale)
+    acceptance = 0.9 if isinstance(proposal, Euler) else None  # at Euler's own steps are so long that some diverge
     each = max_gradients // n - 1
     spent, phases, evidence = 1, [], {}
     if tempered:
@@ -121,7 +133,7 @@ def sample(
             f"{proposal.gradients} a step; give at least {needed}, or fewer particles."
         )
     steps = learning + kept
-    method = Transport(Langevin(), Metropolis(proposal=proposal, share=learning / steps), domain)
+    method = Transport(Langevin(), Metropolis(proposal=proposal, acceptance=acceptance, share=learning / steps), domain)
     budget, saved = Budget(steps, None), tuple(range(learning + 1, steps + 1))
     drawn = method(density, start, budget, key=move_key, save=saved, throw=False)
     phases.append((method, budget))
@@ -133,6 +145,7 @@ def sample(
         "gradients": jnp.asarray(n * depth),
         "depth": jnp.asarray(depth),
         "acceptance": drawn.extras["acceptance"],
+        "divergent": drawn.extras["divergent"],
         "step_size": drawn.extras["step_size"],
     }
     return Samples(drawn.trajectory, verdict, stats | evidence, scale, tuple(phases), posterior)
@@ -227,4 +240,6 @@ def _judge(method: Transport, density: AbstractTarget, drawn: Solution, *, tempe
 
     frozen = drawn.stats["nonfinite"] / draws.shape[1]
     gradients = jax.lax.map(gradient, judged)
-    return judge(draws, judged, gradients, drawn.extras["acceptance"], frozen, tempered=tempered), judged.shape[0]
+    return judge(
+        draws, judged, gradients, drawn.extras["acceptance"], drawn.extras["divergent"], frozen, tempered=tempered
+    ), judged.shape[0]

@@ -18,7 +18,10 @@ _FALSE_ALARM = 1e-3
 #: What is significant is not a fault unless it is also this large: of a standard deviation, and of the number 1.
 _DRIFT, _UNBALANCE = 0.15, 0.15
 _ERROR = 0.1  # standard error of a mean over its standard deviation: b² = 0.01
-_STUCK = 0.2  # share of the variance that lies between particles: fewer than five independent draws each
+# Share of the variance that lies between particles. At a half a particle forgets where it was within a third of the
+# draws, and the adaptation, which by default is as long, has brought it three such times away from its start.
+_STUCK = 0.5
+_DIVERGENT = 0.005  # share of moves; on funnels it was above this in all runs, and seldom elsewhere
 _FEWEST = 8
 
 
@@ -28,11 +31,13 @@ class Verdict(eqx.Module):
     All particles are chains of their own, so every statistic has a standard error over particles. Coordinates are the
     unconstrained ones; a statistic is that of the worst coordinate.
 
-    What it cannot see: a mode in which no particle ever was.
+    It says *not arrived* where one of them is wrong or where a moment is not known to 0.1 standard deviations, *cannot
+    tell* where the draws may be right but cannot show it, and otherwise *arrived*. What it cannot see: a mode in which
+    no particle ever was.
 
     Attributes:
-        arrived: nothing is found wrong, and means and second moments are known to 0.1 standard deviations.
-        known: there are enough particles to tell.
+        arrived: nothing is found wrong, and nothing stands in the way of seeing it.
+        known: whether that could be seen: enough particles, which forget their places, and few moves that diverge.
         error: the largest standard error of a mean, of x and of x², in standard deviations.
         drift: the difference between the second half of the draws and the first, of x or of x², that is largest by z,
             in standard deviations.
@@ -44,6 +49,7 @@ class Verdict(eqx.Module):
         score_z: the score over its standard error.
         stuck: the largest share of the variance of a coordinate that lies between particles.
         acceptance: mean probability of acceptance.
+        divergent: share of moves that lost more than 10 in log density: at a place too narrow for the step size.
         frozen: share of particles that are frozen.
         threshold: z beyond which a deviation is significant.
         tempered: the particles were divided among modes by tempering, so that `stuck` is no fault.
@@ -60,6 +66,7 @@ class Verdict(eqx.Module):
     score_z: Scalar
     stuck: Scalar
     acceptance: Scalar
+    divergent: Scalar
     frozen: Scalar
     threshold: Scalar
     tempered: bool = eqx.field(static=True)
@@ -77,6 +84,7 @@ def judge(
     places: Float[Array, "k n d"],
     gradients: Float[Array, "k n d"],
     acceptance: Any,
+    divergent: Any,
     frozen: Any,
     *,
     tempered: bool,
@@ -88,6 +96,7 @@ def judge(
         places: some of the draws (k, n, d).
         gradients: ∇ log p there, (k, n, d).
         acceptance: mean probability of acceptance.
+        divergent: share of moves that diverged.
         frozen: share of particles that are frozen.
         tempered: the particles were divided among modes by resampling, so that none need cross by itself.
     """
@@ -122,13 +131,12 @@ def judge(
             (jnp.abs(drift_z[worst]) > threshold) & (jnp.abs(drift[worst]) > _DRIFT),
             (jnp.abs(balance_z[narrow]) > threshold) & (jnp.abs(equipartition - 1) > _UNBALANCE),
             (jnp.abs(pull_z[steep]) > threshold) & (jnp.abs(score) > _UNBALANCE),
-            (stuck > _STUCK) & (not tempered),
             jnp.asarray(frozen) > 0.05,
             ~jnp.isfinite(error),
         ]
     )
-    known = jnp.asarray(n >= _FEWEST and m >= 4)
-    acceptance, frozen = jnp.asarray(acceptance, dtype), jnp.asarray(frozen, dtype)
+    acceptance, divergent, frozen = (jnp.asarray(x, dtype) for x in (acceptance, divergent, frozen))
+    known = (n >= _FEWEST and m >= 4) & ((stuck <= _STUCK) | tempered) & (divergent <= _DIVERGENT)
     return Verdict(
         ~jnp.any(faults) & known,
         known,
@@ -141,6 +149,7 @@ def judge(
         pull_z[steep],
         stuck,
         acceptance,
+        divergent,
         frozen,
         threshold,
         tempered,
@@ -158,23 +167,24 @@ def _z(chains: Float[Array, "n k"], value: float) -> Float[Array, " k"]:
 
 def _sentence(verdict: Verdict) -> str:
     v = {name: float(np.asarray(getattr(verdict, name))) for name in verdict.__dataclass_fields__ if name != "tempered"}
-    if not v["known"]:
-        return f"cannot tell: fewer than {_FEWEST} particles, or than 4 draws of each; give more"
     if v["arrived"]:
         return (
             f"arrived, as far as the draws can tell: means to {v['error']:.2f} standard deviations, "
             f"equipartition {v['equipartition']:.2f} for 1"
         )
+    wrong, doubts = _wrong(v), _doubts(v, tempered=verdict.tempered)
+    if not v["known"] and not doubts:
+        return f"cannot tell: fewer than {_FEWEST} particles, or than 4 draws of each (give more)"
+    return "; ".join([("not arrived: " if wrong else "cannot tell: ") + (wrong + doubts)[0], *(wrong + doubts)[1:]])
+
+
+def _wrong(v: dict[str, float]) -> list[str]:
+    """Return what is wrong, with what to do, for people."""
     threshold, reasons = v["threshold"], []
     if v["frozen"] > 0.05:
         reasons.append(
             f"{v['frozen']:.0%} of the particles are frozen, for want of a finite density (give a domain, or a start "
             "inside the support)"
-        )
-    if v["stuck"] > _STUCK and not verdict.tempered:
-        reasons.append(
-            "particles keep to places of their own, in separate modes or by slow mixing (tempered=True carries mass "
-            "between modes; else more max_gradients)"
         )
     if abs(v["drift_z"]) > threshold and abs(v["drift"]) > _DRIFT:
         reasons.append(f"the draws still drift, by {v['drift']:.2f} standard deviations (more max_gradients)")
@@ -187,4 +197,20 @@ def _sentence(verdict: Verdict) -> str:
         reasons.append(f"a moment is known to {v['error']:.2f} standard deviations only (more max_gradients)")
     if not np.isfinite(v["error"]):
         reasons.append("the draws are not finite (an improper density, or a start outside of its support)")
-    return "not arrived: " + "; ".join(reasons)
+    return reasons
+
+
+def _doubts(v: dict[str, float], *, tempered: bool) -> list[str]:
+    """Return why draws that may be right cannot show it, with what to do, for people."""
+    reasons = []
+    if v["stuck"] > _STUCK and not tempered:
+        reasons.append(
+            "particles keep to places of their own, in separate modes or by slow mixing (tempered=True carries mass "
+            "between modes; else more max_gradients)"
+        )
+    if v["divergent"] > _DIVERGENT:
+        reasons.append(
+            f"{v['divergent']:.1%} of the moves diverge, as they do at the neck of a funnel, where draws are then too "
+            "few (write scales in other coordinates: non-centred, or their log)"
+        )
+    return reasons

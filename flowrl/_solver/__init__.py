@@ -15,6 +15,11 @@ from flowrl._solver._needs import Needs as Needs
 from flowrl._solver._nesterov import Nesterov as Nesterov
 from flowrl._solver._optax import Optax as Optax
 from flowrl._solver._proposal import AbstractProposal as AbstractProposal, Proposal as Proposal
+from flowrl._solver._scale import (
+    AbstractScale as AbstractScale,
+    LearnedCovariance as LearnedCovariance,
+    LearnedScale as LearnedScale,
+)
 from flowrl._solver._step import AbstractStepSolver as AbstractStepSolver, Progress as Progress
 from flowrl._solver._tempered import Tempered as Tempered
-from flowrl._solver._trajectory import AbstractTrajectory as AbstractTrajectory, LearnedScale as LearnedScale
+from flowrl._solver._trajectory import AbstractTrajectory as AbstractTrajectory

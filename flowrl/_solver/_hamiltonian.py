@@ -12,7 +12,8 @@ from flowrl._misc import check_count
 from flowrl._solver._ensemble import Ensemble, Step
 from flowrl._solver._needs import Needs
 from flowrl._solver._proposal import Proposal
-from flowrl._solver._trajectory import AbstractTrajectory, LearnedScale
+from flowrl._solver._scale import AbstractScale, LearnedScale
+from flowrl._solver._trajectory import AbstractTrajectory
 
 
 class Hamiltonian(AbstractTrajectory):
@@ -57,7 +58,7 @@ class Hamiltonian(AbstractTrajectory):
 
     leaps: int = eqx.field(static=True, default=8)
     friction: float = eqx.field(static=True, default=float("inf"))
-    scale: LearnedScale | None = LearnedScale()
+    scale: AbstractScale | None = LearnedScale()
     needs: ClassVar[Needs] = Needs(
         target=frozenset({"gradient"}), flows=(Langevin,), noise="any", random=True, rests=False
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, PyTree
 
-from flowrl._custom_types import Count, PerParticle, Scalar
+from flowrl._custom_types import Count, Mask, PerParticle, Scalar
 from flowrl._flow import Langevin
 from flowrl._misc import check_fields
 from flowrl._solver._ensemble import Ensemble, Step
@@ -16,6 +16,8 @@ from flowrl._solver._needs import Needs
 from flowrl._solver._proposal import AbstractProposal
 from flowrl._solver._step import AbstractStepSolver
 
+_DIVERGENT = 10.0  # a loss of log density with a chance of 5e-5: the step is far too long for the place
+
 
 class _Memory(NamedTuple):
     """What belongs to the set: the proposal's memory, log of the step size over the budget's, the acceptance."""
@@ -23,6 +25,7 @@ class _Memory(NamedTuple):
     proposal: PyTree
     log_factor: Scalar
     acceptance: Scalar
+    divergent: Scalar
     counted: Count
     steps: Count
     step_size: Scalar
@@ -42,7 +45,8 @@ class Metropolis(AbstractStepSolver):
 
     The step size of the set adapts by Robbins and Monro's rule until the mean acceptance is the one asked for, and is
     then fixed: particles are draws of the target from there on. `Solution.extras` has `acceptance` (mean probability,
-    after the adaptation), `step_size`, and `gradients` (per particle).
+    after the adaptation), `divergent` (share of proposals that lost more than 10 in log density), `step_size`, and
+    `gradients` (per particle).
 
     Attributes:
         proposal: a solver whose step has a known density.
@@ -100,7 +104,7 @@ class Metropolis(AbstractStepSolver):
     def init(self, step: Step, ensemble: Ensemble) -> Ensemble:
         ensemble, log_density = self.proposal.prepare(step, ensemble)
         zero, none = jnp.zeros((), log_density.dtype), jnp.zeros((), int)
-        memory = _Memory(ensemble.memory, zero, zero, none, none, step.size)
+        memory = _Memory(ensemble.memory, zero, zero, zero, none, none, step.size)
         return ensemble.replace(own=(ensemble.own, log_density), memory=memory)
 
     def step(self, step: Step, ensemble: Ensemble) -> Ensemble:
@@ -118,7 +122,10 @@ class Metropolis(AbstractStepSolver):
         accepted = before.alive & (jr.uniform(accept_key, chance.shape, chance.dtype) < chance)
         after = proposed.where(accepted, kept)
         own = (after.own, jnp.where(accepted, there, log_density))
-        memory = self._adapted(memory, proposed.memory, sized, adapts, step.view.mass(before.alive), chance)
+        # A move outside of the domain is refused whatever its energy.
+        lost = step.allowed(proposed) & ~(there - log_density + log_ratio > -_DIVERGENT)
+        mass = step.view.mass(before.alive)
+        memory = self._adapted(memory, proposed.memory, sized, adapts, mass, chance, lost)
         return after.replace(own=own, alive=before.alive, memory=memory)
 
     def _sized(self, step: Step, memory: _Memory) -> Step:
@@ -132,9 +139,11 @@ class Metropolis(AbstractStepSolver):
         adapts: Bool[Array, ""],
         mass: PerParticle,
         chance: PerParticle,
+        lost: Mask,
     ) -> _Memory:
         wanted = self.proposal.acceptance if self.acceptance is None else self.acceptance
-        mean = jnp.sum(mass * chance) / jnp.maximum(jnp.sum(mass), jnp.finfo(mass.dtype).tiny)
+        total = jnp.maximum(jnp.sum(mass), jnp.finfo(mass.dtype).tiny)
+        mean, divergent = jnp.sum(mass * chance) / total, jnp.sum(jnp.where(lost, mass, 0)) / total
         # From −1, all rejected, to 1, all accepted, so that a step size comes up from far below as fast as down.
         surplus = jnp.where(mean > wanted, (mean - wanted) / (1 - wanted), (mean - wanted) / wanted)
         gain = (memory.steps + 1).astype(mean.dtype) ** -0.6
@@ -142,7 +151,8 @@ class Metropolis(AbstractStepSolver):
         counted = jnp.where(adapts, jnp.zeros_like(memory.counted), memory.counted + 1)
         weight = 1 / jnp.maximum(counted, 1).astype(mean.dtype)
         acceptance = memory.acceptance + weight * (mean - memory.acceptance)
-        return _Memory(proposal, log_factor, acceptance, counted, memory.steps + 1, sized.size)
+        divergent = memory.divergent + weight * (divergent - memory.divergent)
+        return _Memory(proposal, log_factor, acceptance, divergent, counted, memory.steps + 1, sized.size)
 
     def stopped(self, ensemble: Ensemble, who: Array) -> Ensemble:
         inner = ensemble.replace(own=ensemble.own[0], memory=ensemble.memory.proposal)
@@ -157,5 +167,9 @@ class Metropolis(AbstractStepSolver):
     def extras(self, ensemble: Ensemble) -> dict[str, Any]:
         memory: _Memory = ensemble.memory
         inner = self.proposal.extras(ensemble.replace(own=ensemble.own[0], memory=memory.proposal))
-        learned = {"acceptance": memory.acceptance, "step_size": memory.step_size}
+        learned = {
+            "acceptance": memory.acceptance,
+            "divergent": memory.divergent,
+            "step_size": memory.step_size,
+        }
         return inner | learned | {"gradients": 1 + memory.steps * self.proposal.gradients}

@@ -12,7 +12,8 @@ from flowrl._misc import check_count, row_norm
 from flowrl._solver._ensemble import Ensemble, Step
 from flowrl._solver._needs import Needs
 from flowrl._solver._proposal import Proposal
-from flowrl._solver._trajectory import AbstractTrajectory, LearnedScale
+from flowrl._solver._scale import AbstractScale, LearnedScale
+from flowrl._solver._trajectory import AbstractTrajectory
 
 
 class Microcanonical(AbstractTrajectory):
@@ -54,7 +55,7 @@ class Microcanonical(AbstractTrajectory):
 
     leaps: int = eqx.field(static=True, default=4)
     length: float | None = eqx.field(static=True, default=None)
-    scale: LearnedScale | None = LearnedScale()
+    scale: AbstractScale | None = LearnedScale()
     needs: ClassVar[Needs] = Needs(
         target=frozenset({"gradient"}), flows=(Langevin,), noise="any", random=True, rests=False
     )

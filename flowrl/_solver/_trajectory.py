@@ -4,55 +4,17 @@ import abc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from equinox import AbstractVar
-from jaxtyping import Array, Float
+from jaxtyping import Array, PyTree
 
 from flowrl._custom_types import Key, Mask, PerParticle, Positions, Scalar
-from flowrl._misc import check_fields
 from flowrl._solver._ensemble import Ensemble, Step
 from flowrl._solver._proposal import AbstractProposal, Proposal
+from flowrl._solver._scale import AbstractScale
 
-Row = Float[Array, "1 d"]
 Kick = Callable[[Positions, Positions], tuple[Positions, PerParticle]]
-
-
-class LearnedScale(eqx.Module):
-    """A unit of length for each coordinate, the standard deviation of the particles, smoothed over steps.
-
-    It is learned in the first share of the budget, and is then fixed, so that what is sampled after it is exact. One
-    particle alone learns nothing.
-
-    Attributes:
-        share: the first share of the budget in which it learns, in [0, 1]. Within `Metropolis` its own share counts.
-    """
-
-    share: float = eqx.field(static=True, default=0.5)
-
-    def __check_init__(self):
-        check_fields(self, shares=("share",))
-
-    def updated(self, scale: Row, step: Step, ensemble: Ensemble) -> Row:
-        """Return the scale after one more look at the set.
-
-        Args:
-            scale: standard deviations so far, (1, d).
-            step: the step.
-            ensemble: the particles.
-        """
-        mass = step.view.mass(ensemble.alive)[:, None]
-        if mass.shape[0] == 1:
-            return scale
-        total = jnp.maximum(jnp.sum(mass), jnp.finfo(scale.dtype).tiny)
-        positions = jnp.where(mass > 0, ensemble.positions, 0)
-        mean = jnp.sum(mass * positions, axis=0, keepdims=True) / total
-        variance = jnp.sum(mass * (positions - mean) ** 2, axis=0, keepdims=True) / total
-        # A few particles know little of a variance; and a set that starts in one place is not to stay there.
-        weight = 0.3 * total / (total + 5)
-        variance = (1 - weight) * scale**2 + weight * variance
-        return jnp.where(step.within(self.share), jnp.sqrt(variance), scale)
 
 
 class Phase(NamedTuple):
@@ -94,7 +56,7 @@ class AbstractTrajectory(AbstractProposal):
     """
 
     leaps: AbstractVar[int]
-    scale: AbstractVar[LearnedScale | None]
+    scale: AbstractVar[AbstractScale | None]
 
     @abc.abstractmethod
     def drawn(self, key: Key, like: Positions) -> Positions:
@@ -118,8 +80,8 @@ class AbstractTrajectory(AbstractProposal):
         if ensemble.own is not None:
             return ensemble.replace(own=ensemble.own._replace(gradient=gradient), alive=finite), value
         (key,) = step.keys(1)
-        scale = jnp.ones((1, gradient.shape[1]), gradient.dtype)
-        return ensemble.replace(own=Phase(self.drawn(key, gradient), gradient), memory=scale, alive=finite), value
+        memory = None if self.scale is None else self.scale.first(gradient)
+        return ensemble.replace(own=Phase(self.drawn(key, gradient), gradient), memory=memory, alive=finite), value
 
     def step(self, step: Step, ensemble: Ensemble) -> Ensemble:
         problem = step.problem
@@ -129,38 +91,49 @@ class AbstractTrajectory(AbstractProposal):
         proposed, _, log_ratio, _ = self.propose(step, ensemble)
         return proposed.replace(alive=ensemble.alive & (log_ratio > -jnp.inf))
 
-    def learned(self, step: Step, ensemble: Ensemble) -> Row:
-        """Return the unit of length (1, d) at this step.
+    def learned(self, step: Step, ensemble: Ensemble) -> PyTree:
+        """Return the unit of length at this step, as `scale` keeps it.
 
         Args:
             step: the step.
             ensemble: the particles; their memory is the unit so far.
         """
-        return ensemble.memory if self.scale is None else self.scale.updated(ensemble.memory, step, ensemble)
+        kept, scale = ensemble.memory, self.scale
+        if scale is None or ensemble.alive.shape[0] == 1:
+            return kept
+        return jax.lax.cond(step.within(scale.share), lambda: scale.learned(kept, step, ensemble), lambda: kept)
 
-    def travelled(self, step: Step, ensemble: Ensemble, momentum: Positions, scale: Row, h: Scalar, kick: Kick) -> End:
+    def travelled(
+        self, step: Step, ensemble: Ensemble, momentum: Positions, unit: PyTree, h: Scalar, kick: Kick
+    ) -> End:
         """Take K leapfrog steps: half a kick, a move by h, half a kick.
 
         Args:
             step: the step.
             ensemble: where the trajectory starts.
             momentum: at its start, (n, d).
-            scale: the unit of length (1, d).
+            unit: the unit of length, from `learned`.
             h: length of one leapfrog step.
             kick: of a momentum and a gradient in that unit, the momentum after half a step, and what it gained in log
                 density of the momentum (n,).
         """
 
+        def moved(w: Positions) -> Positions:
+            return w if self.scale is None else self.scale.moved(unit, w)
+
+        def pulled(gradient: Positions) -> Positions:
+            return gradient if self.scale is None else self.scale.pulled(unit, gradient)
+
         def leap(carry: End, _: Any) -> tuple[End, None]:
             moving, gained, _, fine = carry
-            momentum, first = kick(moving.own.momentum, scale * moving.own.gradient)
-            moving = moving.moved(h * scale * momentum)
+            momentum, first = kick(moving.own.momentum, pulled(moving.own.gradient))
+            moving = moving.moved(moved(h * momentum))
             value, gradient, finite = step.value_and_gradient(moving)
-            momentum, second = kick(momentum, scale * gradient)
+            momentum, second = kick(momentum, pulled(gradient))
             moving = moving.replace(own=Phase(momentum, gradient))
             return End(moving, gained + first + second, value, fine & finite), None
 
-        start = ensemble.replace(own=ensemble.own._replace(momentum=momentum), memory=scale)
+        start = ensemble.replace(own=ensemble.own._replace(momentum=momentum), memory=unit)
         nothing = jnp.zeros_like(momentum[:, 0])
         carry = End(start, nothing, nothing, ensemble.alive)
         return (jax.lax.scan(leap, carry, length=self.leaps) if self.leaps > 1 else leap(carry, None))[0]
@@ -186,4 +159,4 @@ class AbstractTrajectory(AbstractProposal):
         return step.size * self.leaps
 
     def extras(self, ensemble: Ensemble) -> dict[str, Array]:
-        return {} if self.scale is None else {"scale": ensemble.memory[0]}
+        return {} if self.scale is None else {"scale": self.scale.deviations(ensemble.memory)}

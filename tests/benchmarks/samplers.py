@@ -89,6 +89,7 @@ def posterior(name: str) -> Case:
         return model.unnormalized_log_prob(x) + bijector.forward_log_det_jacobian(y, event_ndims=1)
 
     square_variance = 2 * variance**2 + 4 * variance * mean**2  # that of a normal distribution
+    truth_of = lambda y: truth(bijector(y)).reshape(y.shape[0], -1)
     if name == "banana":
         # x ~ N(0, 10²), y = N(0, 1) + 0.03 (x² − 100): a million exact draws.
         x, e = np.random.default_rng(0).normal(size=(2, 1_000_000))
@@ -98,8 +99,11 @@ def posterior(name: str) -> Case:
         keep = [0]
         transform = lambda y: bijector(y)[..., keep]
         return Case(log_prob, model.event_shape[0], transform, mean[keep], variance[keep], square_variance[keep])
-    transform = lambda y: truth(bijector(y)).reshape(y.shape[0], -1)
-    return Case(log_prob, model.event_shape[0], transform, mean, variance, square_variance)
+    if name not in ("banana", "ill-conditioned"):
+        # The moments that ship with it do not say how x² varies: three thousand draws of NUTS, for this unit alone.
+        run = nuts(Case(log_prob, model.event_shape[0], None, mean, variance, variance), 0, draws=3000)(jr.key(1234))
+        square_variance = np.var(np.asarray(truth_of(jnp.asarray(run.draws[:, 0])), float) ** 2, axis=0)
+    return Case(log_prob, model.event_shape[0], truth_of, mean, variance, square_variance)
 
 
 def mixture(dimension: int, weights: tuple[float, ...] = (0.3, 0.7), apart: float = 6.0) -> Case:
@@ -144,11 +148,11 @@ def sample(case: Case, budget: int, **options):
     return run
 
 
-def nuts(case: Case, budget: int):
+def nuts(case: Case, budget: int, draws: int = 1000):
     """numpyro's NUTS at its defaults, one chain."""
     del budget
     kernel = NUTS(potential_fn=lambda y: -case.log_prob(y))
-    mcmc = MCMC(kernel, num_warmup=1000, num_samples=1000, progress_bar=False, jit_model_args=False)
+    mcmc = MCMC(kernel, num_warmup=1000, num_samples=draws, progress_bar=False)
 
     def run(key):
         begin = start(jr.fold_in(key, 1), 1, case.dimension)[0]
@@ -314,7 +318,7 @@ def main() -> None:
                 print(*row.values(), done.words, flush=True)
                 rows.append({"first_seconds": "", "seconds": ""} | row)
         jax.clear_caches()
-    to_csv(rows, options.out / "samplers.csv")
+        (options.out / "samplers.csv").write_text(to_csv(rows))
 
 
 if __name__ == "__main__":
