@@ -1,4 +1,4 @@
-"""The three programs of the README and the docs: short, and they do what they are said to do."""
+"""The four programs of the README and the docs: short, and they do what they are said to do."""
 
 import ast
 import pathlib
@@ -9,7 +9,7 @@ import pytest
 from problems import distances
 
 SNIPPETS = pathlib.Path(__file__).resolve().parents[1] / "docs" / "snippets"
-PROGRAMS = ["posterior", "acting", "tokens"]
+PROGRAMS = ["posterior", "acting", "sample", "tokens"]
 
 
 def _run(name):
@@ -71,3 +71,22 @@ def test_tokens_gain_reward_within_the_budget():
     assert best_of_n < reward(np.asarray(program["tokens"])) <= 6 * score.max()
     assert reward(moved.argmax(axis=-1)).mean() > reward(reference.argmax(axis=-1)).mean()
     assert distances(reference, moved).max() <= 8
+
+
+def test_a_numpyro_model_is_sampled_and_summarised():
+    """Eight schools, beside a quadrature over the spread, given which all else is normal."""
+    pytest.importorskip("arviz_stats")
+    program = _run("sample")
+    errors, effects = np.asarray(program["data"], np.float64)
+    spread = np.geomspace(1e-3, 300, 4000)
+    variance = errors**2 + spread[:, None] ** 2
+    precision = (1 / variance).sum(axis=1) + 1 / 25
+    mean = (effects / variance).sum(axis=1) / precision
+    log_weight = -0.5 * (np.log(variance) + effects**2 / variance).sum(axis=1) + 0.5 * (
+        mean**2 * precision - np.log(precision)
+    )
+    weight = np.exp(log_weight - log_weight.max()) / (1 + (spread / 5) ** 2) * np.gradient(spread)
+    weight /= weight.sum()
+    table = program["table"]
+    assert float(table.loc["mean", "mean"]) == pytest.approx(weight @ mean, abs=0.3)
+    assert float(table.loc["spread", "mean"]) == pytest.approx(weight @ spread, abs=0.4)

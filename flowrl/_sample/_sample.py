@@ -61,9 +61,9 @@ def sample(
     Args:
         target: log p of one particle, as a function or a target that knows value and gradient; or a model by
             `from_numpyro`.
-        particles: where they start, leaves (n, ...), inside the domain; or their number n. A number starts a numpyro
-            model at draws of its prior, and anything else uniformly within 2 of zero in unconstrained coordinates, for
-            which `like` says what one particle is.
+        particles: where they start, leaves (n, ...), inside the domain; or their number n. A number starts
+            them uniformly within 2 of zero in unconstrained coordinates, for which `like` says what one particle is;
+            a numpyro model says it by itself.
         key: randomness.
         like: one particle, such as `jnp.zeros(d)`; only its structure, shapes and dtype count. For a number of
             particles and a target that is no numpyro model.
@@ -174,7 +174,8 @@ def _start(
         return jax.tree.map(jnp.asarray, particles)
     check_count("particles", particles)
     if posterior is not None:
-        return posterior.initial(particles, key)
+        # Not draws of the prior: one with heavy tails, as scales often have, starts some too far away to come back.
+        like = jax.tree.map(lambda leaf: leaf[0], posterior.initial(1, key))
     if like is None:
         raise ValueError(
             "a number of particles does not say what one is: pass like=jnp.zeros(d), a PyTree of arrays, or the "

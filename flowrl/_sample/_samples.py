@@ -1,6 +1,7 @@
 """What `sample` returns."""
 
 import importlib
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -69,7 +70,9 @@ class Samples(eqx.Module):
         else:
             draws = self.draws if isinstance(self.draws, dict) else {"x": self.draws}
             named = {name: jnp.swapaxes(x, 0, 1) for name, x in draws.items()}
-        return arviz.from_dict({"posterior": {name: np.asarray(x) for name, x in named.items()}})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found chain dimension to be longer")  # as it should be here
+            return arviz.from_dict({"posterior": {name: np.asarray(x) for name, x in named.items()}})
 
     def thinned(self, count: int, *, key: Key) -> Particles:
         """Return some of the draws, chosen uniformly without replacement, leaves (count, ...).

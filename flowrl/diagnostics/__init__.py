@@ -4,6 +4,7 @@
 |---|---|
 | the score ∇ log p of the target | `ksd`, `ksd_test`; `stein_thinning` to keep the best few |
 | samples of the target | `wasserstein`, `sliced_wasserstein`, `sinkhorn_divergence`, `mmd`, `energy_distance` |
+| the score, and a doubt whether the particles are wide enough | `equipartition`: 1 for draws, below it too narrow |
 | the target's variance | `variance_ratio`: have the particles collapsed? |
 | log weights | `effective_sample_size` |
 
@@ -24,6 +25,7 @@ Everything runs under `jax.jit` and `jax.vmap`, and is one compiled program per 
 blocks, so memory is O(block · n), but for `wasserstein` in more than one dimension.
 """
 
+from flowrl.diagnostics._equipartition import Equipartition as Equipartition, equipartition as equipartition
 from flowrl.diagnostics._kernels import (
     energy_distance as energy_distance,
     mmd as mmd,

@@ -245,11 +245,12 @@ def svgd(case: Case, budget: int):
     steps = budget // N
     target, saved = flowrl.Density(case.log_prob), tuple(np.unique(np.geomspace(10, steps, 30).astype(int)).tolist())
 
+    solver = flowrl.Optax(optax.adagrad(1.0))
+
     def record(key):
         begin = start(key, N, case.dimension)
         runs = []
         for rate in (0.03, 0.1, 0.3, 1.0):
-            solver = flowrl.Optax(lambda learning_rate: optax.adagrad(learning_rate))
             solution = flowrl.transport(
                 target, begin, flowrl.Budget(steps, rate), solver=solver, save=saved, throw=False
             )
