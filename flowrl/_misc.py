@@ -156,6 +156,20 @@ def ravel(particles: Particles) -> tuple[Positions, Callable[[Positions], Partic
     return matrix, jax.vmap(unravel_one)
 
 
+def working_dtype(dtype: Any) -> Any:
+    """Return the dtype in which particles of `dtype` are moved: float32 for those of fewer bits, else their own.
+
+    In 16 bits squares of small lengths vanish, sums of steps stand still, and a step below the spacing of the numbers
+    moves nothing.
+    """
+    return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
+
+
+def widened(particles: Particles) -> Particles:
+    """Return particles in their working dtype: as they are unless they have fewer than 32 bits."""
+    return jax.tree.map(lambda leaf: leaf.astype(working_dtype(leaf.dtype)), particles)
+
+
 def manual_axes(*trees: Any) -> frozenset[str]:
     """Return the axes of `jax.shard_map` along which one of the arrays differs from device to device."""
     arrays = [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array)]
@@ -184,3 +198,15 @@ def row_norm(x: Float[Array, "n d"]) -> Float[Array, " n"]:
     squared = jnp.sum(x * x, axis=-1)
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+
+
+def scaled_row_norm(x: Float[Array, "n d"]) -> Float[Array, " n"]:
+    """Return `row_norm` of rows of any size: bit for bit the same where no square under- or overflows.
+
+    Lengths are taken in units of a power of two near the largest entry of each row.
+    """
+    limit = -int(jnp.finfo(x.dtype).minexp) - 1  # beyond it the reciprocal of the unit would be no normal number
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, initial=0))
+    exponent = jnp.frexp(jnp.where(jnp.isfinite(largest), largest, 1))[1]
+    unit = jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent, -limit, limit))
+    return unit * row_norm(x / unit[:, None])

@@ -1,5 +1,6 @@
 """Move particles toward a target until the budget is spent."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from flowrl._budget import Budget
 from flowrl._custom_types import Count, Key, Mask, Particles, PerParticle
 from flowrl._domain import AbstractDomain, Unbounded
 from flowrl._flow import SVGD, AbstractFlow, TargetView
-from flowrl._misc import concrete, ravel
+from flowrl._misc import concrete, ravel, widened
 from flowrl._solution import RESULTS, Solution, is_okay
 from flowrl._solver import AbstractSolver, Euler, Problem, SolverOutput
 from flowrl._supports import supports
@@ -194,17 +195,21 @@ def make_problem(
     log_weights: PerParticle | None = None,
 ) -> Problem:
     """Return what a solver is given; `budget` comes from `resolve`."""
+    given = jax.tree.leaves(particles)[0].dtype
+    particles = widened(particles)
     start, unravel = ravel(particles)
     scale = jnp.ones((1, start.shape[1]), start.dtype) if budget.scale is None else budget.scale
     entropic = method.flow.traits.entropic
     view = TargetView(jnp.ones((), start.dtype), None, None, target, method.domain, scale, entropic, unravel)
+    if given != start.dtype:
+        view = dataclasses.replace(view, dtype=given)
     view = view if log_weights is None else view.weighted(log_weights)
     return Problem(method.flow, view, budget, particles, key, log_weights)
 
 
 def make_solution(problem: Problem, output: SolverOutput, *, taken: Bool[Array, ""], valued: bool) -> Solution:
     """Return what the user sees; `taken`: whether any step was, `valued`: whether to evaluate the particles."""
-    particles, budget, target, traits = problem.start, problem.budget, problem.view.target, problem.flow.traits
+    particles, budget, target, traits = problem.given(), problem.budget, problem.view.target, problem.flow.traits
     # A particle that is not finite is frozen, and no reason to stop the others.
     finite = jnp.all(jnp.isfinite(ravel(particles)[0]), axis=1)
     valid, inside = budget.valid(), jnp.all(problem.view.domain.contains(particles) | ~finite)
@@ -212,10 +217,10 @@ def make_solution(problem: Problem, output: SolverOutput, *, taken: Bool[Array, 
         valid = valid & jnp.all(budget.temperature > 0)
 
     kept = valid & inside & taken
-    moved = problem.particles(output.coordinates)
+    moved = problem.delivered(output.coordinates)
     # Zero steps give the input back bit for bit, also where the domain's map would round.
     moved = jax.tree.map(lambda new, old: jnp.where(kept, new, old), moved, particles)
-    displacement = jnp.where(kept, jax.lax.stop_gradient(problem.displacement(output.coordinates)), 0)
+    displacement = jnp.where(kept, jax.lax.stop_gradient(problem.displacement_of(moved)), 0)
     alive = jnp.where(kept, output.alive, finite)
     log_weights = problem.log_weights
     if output.log_weights is not None:
@@ -239,7 +244,7 @@ def make_solution(problem: Problem, output: SolverOutput, *, taken: Bool[Array, 
     }
     trajectory = None
     if output.trajectory is not None:
-        trajectory = jax.vmap(problem.particles)(output.trajectory)
+        trajectory = jax.vmap(problem.delivered)(output.trajectory)
         trajectory = jax.tree.map(lambda saved, old: jnp.where(kept, saved, old[None]), trajectory, particles)
     notes = ()
     if traits.diffuses and budget.max_displacement is not None:

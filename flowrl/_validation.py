@@ -11,7 +11,7 @@ from flowrl._budget import Budget
 from flowrl._custom_types import Key, Particles
 from flowrl._domain import AbstractDomain
 from flowrl._flow import AbstractFlow, Traits
-from flowrl._misc import check_particles, concrete, log_weights_array, ravel
+from flowrl._misc import check_particles, concrete, log_weights_array, ravel, working_dtype
 from flowrl._solver import AbstractSolver
 from flowrl._supports import supports
 from flowrl._target import AbstractTarget
@@ -104,6 +104,7 @@ def check_log_weights(log_weights: Any, flow: AbstractFlow, particles: Particles
     if log_weights is None:
         return None
     count, dtype = check_particles(particles)
+    dtype = working_dtype(dtype)
     weights = log_weights_array(log_weights, count, dtype)
     if not flow.traits.weighs:
         raise ValueError(
@@ -160,11 +161,11 @@ def check_key(flow: AbstractFlow, solver: AbstractSolver, target: AbstractTarget
 
 
 def resolve(budget: Budget, particles: Particles, *, unit_time: bool) -> Budget:
-    """Return the budget with all numbers in the particles' dtype, and the scale as a row (1, d).
+    """Return the budget with all numbers in the particles' working dtype, and the scale as a row (1, d).
 
     A step size that is left to the method is 1/steps for a flow in unit time, else where an adaptation begins.
     """
-    dtype = jax.tree.leaves(particles)[0].dtype
+    dtype = working_dtype(jax.tree.leaves(particles)[0].dtype)
     if budget.scale is None:
         scale = None
     else:

@@ -212,6 +212,21 @@ def test_a_learned_scale_is_the_spread_of_the_particles():
     np.testing.assert_allclose(solution.extras["scale"], unit, rtol=0.2)
 
 
+def test_a_learned_covariance_is_that_of_the_particles_and_the_draws_stay_exact():
+    root = np.array([[3.0, 0.0, 0.0], [2.9, 0.1, 0.0], [1.0, -2.0, 5.0]])
+    inverse = jnp.asarray(np.linalg.inv(root @ root.T), FLOAT)
+    target = Density(lambda x: -0.5 * x @ inverse.astype(x.dtype) @ x)
+    proposal = Microcanonical(4, scale=flowrl.LearnedCovariance())
+    solution = run(target, draw(0, (2000, 3)), Budget(150, None), Metropolis(proposal))
+    np.testing.assert_allclose(solution.extras["scale"], np.sqrt(np.diag(root @ root.T)), rtol=0.1)
+    white = np.asarray(solution.particles, np.float64) @ np.linalg.inv(root).T
+    np.testing.assert_allclose(np.cov(white.T), np.eye(3), atol=0.12)
+    for coordinate in white.T:
+        assert scipy.stats.kstest(coordinate, "norm").pvalue > 1e-3
+    # In its unit the correlated target is round: a step as long as for one without correlation.
+    assert float(solution.extras["step_size"]) > 0.3
+
+
 # Caps, walls and what is not finite
 
 

@@ -4,6 +4,7 @@ A view hides the structure of the particles, the unit of length, the coordinates
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -29,6 +30,7 @@ class TargetView(eqx.Module):
         entropic: the flow samples a distribution, so mapped coordinates gain the Jacobian.
         unravel: restores the structure of the particles.
         weights: of the particles, one on average (n,), or None if all weigh the same.
+        dtype: in which the target sees particles, where the transport computes in another; None for the same.
     """
 
     temperature: Scalar
@@ -40,6 +42,7 @@ class TargetView(eqx.Module):
     entropic: bool = eqx.field(static=True)
     unravel: Callable[[Positions], Particles] = eqx.field(static=True)
     weights: PerParticle | None = None
+    dtype: Any = eqx.field(static=True, default=None)
 
     def weighted(self, log_weights: PerParticle) -> "TargetView":
         """Return the view of a set of particles with weights.
@@ -145,7 +148,7 @@ class TargetView(eqx.Module):
         particles = self.unravel(positions * self.scale)
         if self.domain.maps:
             particles = jax.vmap(self.domain.forward)(particles)
-        answer = jax.vmap(getattr(self.target, name))(particles)
+        answer = self._widened(jax.vmap(getattr(self.target, name))(self._seen(particles)))
 
         for leaf in jax.tree.leaves(answer):
             alive = alive & jnp.all(jnp.isfinite(leaf.reshape(leaf.shape[0], -1)), axis=1)
@@ -167,12 +170,25 @@ class TargetView(eqx.Module):
             )
         return flat.astype(self.scale.dtype) / self.scale
 
+    def _seen(self, tree: PyTree) -> PyTree:
+        """Return particles and numbers as the target sees them."""
+        return tree if self.dtype is None else jax.tree.map(lambda leaf: leaf.astype(self.dtype), tree)
+
+    def _widened(self, answer: PyTree) -> PyTree:
+        """Return the target's real numbers as the transport computes with them."""
+
+        def widen(leaf: Any) -> Any:
+            return leaf.astype(self.scale.dtype) if jnp.result_type(leaf) == self.dtype else leaf
+
+        return answer if self.dtype is None else jax.tree.map(widen, answer)
+
     def _gradient(self, particle: Particle) -> Particle:
         # One key for all particles: they share a minibatch, and so keep their relative positions.
-        return self.target.gradient(particle, self.temperature, key=self.key)
+        return self._widened(self.target.gradient(*self._seen((particle, self.temperature)), key=self.key))
 
     def _both(self, particle: Particle) -> tuple[Scalar, Particle]:
-        value, gradient = self.target.value_and_gradient(particle, self.temperature, key=self.key)
+        both = self.target.value_and_gradient(*self._seen((particle, self.temperature)), key=self.key)
+        value, gradient = self._widened(both)
         return scalar(value, f"{type(self.target).__name__}.scaled_log_density"), gradient
 
     def _mapped_gradient(self, particle: Particle) -> Particle:
@@ -198,7 +214,8 @@ class TargetView(eqx.Module):
 
     def _scaled_log_density(self, particle: Particle) -> Scalar:
         x = self.domain.forward(particle) if self.domain.maps else particle
-        log_density = self.target.scaled_log_density(x, self.temperature, key=self.key)
+        log_density = self.target.scaled_log_density(*self._seen((x, self.temperature)), key=self.key)
+        log_density = self._widened(log_density)
         log_density = scalar(log_density, f"{type(self.target).__name__}.scaled_log_density")
         if self.domain.maps and self.entropic:
             return log_density + self.temperature * self.domain.log_det_jacobian(particle)

@@ -18,7 +18,7 @@ from flowrl._budget import Budget
 from flowrl._custom_types import Key, Mask, Particles, PerParticle, Positions, Scalar
 from flowrl._flow import AbstractFlow, TargetView
 from flowrl._kernel import RBF, FixedBandwidth
-from flowrl._misc import ravel, row_norm
+from flowrl._misc import ravel, row_norm, scaled_row_norm, widened
 from flowrl._solver._needs import Needs
 
 
@@ -28,8 +28,8 @@ class Problem(eqx.Module):
     Attributes:
         flow: the velocity field.
         view: the target; its temperature and keys are set for each step by `at`.
-        budget: all numbers in the particles' dtype, `temperature` filled in.
-        start: x_0, the particles as the user gave them.
+        budget: all numbers in that dtype too, `temperature` filled in.
+        start: x_0, the particles as the user gave them, in the dtype of the computation.
         key: randomness of the whole transport, or None.
         log_weights: of the particles at the start (n,), the largest sum of weights n; None if all weigh the same.
     """
@@ -125,7 +125,7 @@ class Problem(eqx.Module):
         cap, start = self.budget.max_displacement, ravel(self.start)[0]
         assert cap is not None
         move = positions - start
-        distance = row_norm(move / self.view.scale)
+        distance = scaled_row_norm(move / self.view.scale)
         # A few units of rounding are given away so that the certificate |x - x_0| <= D survives float arithmetic.
         eps = jnp.finfo(start.dtype).eps
         capped = distance > cap * (1 - 4 * eps)
@@ -167,7 +167,44 @@ class Problem(eqx.Module):
         Args:
             coordinates: y, (n, d).
         """
-        return row_norm((ravel(self.particles(coordinates))[0] - ravel(self.start)[0]) / self.view.scale)
+        return self.displacement_of(self.particles(coordinates))
+
+    def displacement_of(self, particles: Particles) -> PerParticle:
+        """Return |x − x_0| / scale of each particle (n,).
+
+        Args:
+            particles: x, leaves (n, ...), in the user's coordinates.
+        """
+        move = (ravel(widened(particles))[0] - ravel(self.start)[0]) / self.view.scale
+        return row_norm(move) if self.budget.max_displacement is None else scaled_row_norm(move)
+
+    def given(self) -> Particles:
+        """Return x_0 in the dtype in which the user gave it."""
+        return _cast(self.start, self.view.dtype)
+
+    def delivered(self, coordinates: Positions) -> Particles:
+        """Return particles in the user's coordinates and dtype, within the domain and the cap in that dtype too.
+
+        Args:
+            coordinates: y, (n, d).
+        """
+        domain, dtype = self.view.domain, self.view.dtype
+        if dtype is None:
+            return self.particles(coordinates)
+        particles = _cast(self.view.unravel(coordinates), dtype)
+        particles = eqx.filter_vmap(domain.forward)(particles) if domain.maps else domain.restrict(particles)
+        if self.budget.max_displacement is None:
+            return particles
+        # Where rounding has gone beyond the cap, the nearest numbers within it take their place, else the start.
+        pulled, beyond = self._capped(ravel(widened(particles))[0])
+        start = ravel(self.start)[0]
+        rounded = pulled.astype(dtype)
+        back = jnp.nextafter(rounded, start.astype(dtype))
+        outward = jnp.abs(rounded.astype(start.dtype) - start) > jnp.abs(pulled - start)
+        rounded = jnp.where(outward, back, rounded).astype(start.dtype)
+        rounded = jnp.where(self._capped(rounded)[1][:, None], start, rounded)
+        kept = _cast(self.view.unravel(rounded), dtype)
+        return jax.tree.map(lambda far, near: jnp.where(_beside(beyond, near), near, far), particles, kept)
 
 
 class SolverOutput(eqx.Module):
@@ -213,6 +250,14 @@ class AbstractSolver(eqx.Module):
             problem: flow, view, budget and start.
             save: where to record the trajectory, as the solver understands it; None for nowhere.
         """
+
+
+def _cast(particles: Particles, dtype: Any) -> Particles:
+    return particles if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), particles)
+
+
+def _beside(mask: Mask, leaf: Array) -> Array:
+    return mask.reshape(mask.shape + (1,) * (leaf.ndim - 1))
 
 
 def _entry(x: Array, step: Array) -> Array:

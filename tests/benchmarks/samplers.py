@@ -1,8 +1,8 @@
 """`flowrl.sample` as it comes beside other samplers as they come, on posteriors of inference-gym with known moments.
 
-    python tests/benchmarks/samplers.py [--out docs/results] [--seeds 5] [--cases banana,...] [--methods sample,...]
+    python tests/benchmarks/samplers.py [--out docs/results/samplers] [--cases banana,...] [--methods sample,...]
 
-Writes samplers.csv, a row for each posterior, method and seed.
+Writes rows.csv, a row for each posterior, method and seed.
 
 - Problems: those of inference-gym whose moments ship with it, in its own unconstrained coordinates, and mixtures
   written here. Nothing is tuned on any of them; all methods start uniformly between -2 and 2.
@@ -99,7 +99,7 @@ def posterior(name: str) -> Case:
         keep = [0]
         transform = lambda y: bijector(y)[..., keep]
         return Case(log_prob, model.event_shape[0], transform, mean[keep], variance[keep], square_variance[keep])
-    if name not in ("banana", "ill-conditioned"):
+    if name in ("eight-schools", "brownian-scales"):  # whose scales have heavy tails
         # The moments that ship with it do not say how x² varies: three thousand draws of NUTS, for this unit alone.
         run = nuts(Case(log_prob, model.event_shape[0], None, mean, variance, variance), 0, draws=3000)(jr.key(1234))
         square_variance = np.var(np.asarray(truth_of(jnp.asarray(run.draws[:, 0])), float) ** 2, axis=0)
@@ -289,7 +289,7 @@ def curve(case: Case, run: Run, budget: int, pooled: bool) -> tuple[float, float
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results"))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results/samplers"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
         "--first-seed", type=int, default=0, help="seeds 0 to 4 are reported; choose settings on others"
@@ -319,7 +319,7 @@ def main() -> None:
                 print(*row.values(), done.words, flush=True)
                 rows.append({"first_seconds": "", "seconds": ""} | row)
         jax.clear_caches()
-        (options.out / "samplers.csv").write_text(to_csv(rows))
+        (options.out / "rows.csv").write_text(to_csv(rows))
 
 
 if __name__ == "__main__":
