@@ -134,6 +134,11 @@ def check_particles(particles: Particles) -> tuple[int, jnp.dtype]:
                 f"{name} has dtype {leaf.dtype}; only floating leaves can flow. Pass integers, masks and other "
                 "constants as arguments of the target, e.g. Boltzmann(value, tokens)."
             )
+        if leaf.dtype.itemsize < 2:
+            raise TypeError(
+                f"{name} has dtype {leaf.dtype}, whose few bits cannot hold a transport's result: cast to bfloat16 or "
+                "more."
+            )
         if leaf.ndim == 0:
             hint = _LIST if isinstance(particles, list | tuple) else ""
             raise ValueError(f"{name} is a scalar; expected a leading axis n, e.g. shape (n,) or (n, d).{hint}")

@@ -124,7 +124,8 @@ def transport(
     Args:
         target: the density to move toward, e.g. `Boltzmann(value)`, `Density(log_prob)` or `Empirical(samples)`.
         particles: the set to move: an array (n, d), or a PyTree of floating arrays (n, ...) of one dtype. It is drawn
-            from the reference: a prior, a behaviour policy, an SFT model.
+            from the reference: a prior, a behaviour policy, an SFT model. Those of 16 bits are moved in float32 and
+            rounded at the end; the target sees them in their own dtype.
         budget: how far particles may travel: steps, step size, temperature, cap.
         flow: the velocity field.
         solver: how the flow is integrated.

@@ -6,7 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 import pytest
-from problems import FLOAT, X64, assert_close, distances, draw, linear, log_normal, mmd_squared, quadratic, same_bits
+from problems import (
+    FLOAT,
+    X64,
+    assert_close,
+    distances,
+    draw,
+    linear,
+    log_normal,
+    mmd_squared,
+    quadratic,
+    same_bits,
+    tolerance,
+)
 
 import flowrl
 
@@ -212,6 +224,49 @@ def test_a_temperature_schedule_holds_for_the_time_of_each_step():
     for alpha in alphas:
         step = flowrl.transport(target, step, flowrl.Budget(1, 0.4, alpha), flow=FIXED, solver=TIGHT).particles
     np.testing.assert_allclose(whole.particles, step, atol=1e-6 if X64 else 1e-4)
+
+
+SIZES, COOLING = np.array([0.1, 0.05, 0.0, 0.2, 0.1]), np.array([2.0, 1.5, 3.0, 1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        flowrl.Budget(5, SIZES),
+        flowrl.Budget(5, 0.1, COOLING),
+        flowrl.Budget(5, SIZES, COOLING),
+        flowrl.Budget(jnp.array(3), SIZES, COOLING, max_steps=5),
+    ],
+    ids=["sizes", "temperatures", "both", "traced"],
+)
+def test_constant_steps_are_the_budgets_own(budget):
+    target, start = flowrl.Density(quadratic, jnp.ones(2, FLOAT)), draw(5, (8, 2))
+    solver = flowrl.Diffrax(diffrax.Euler(), diffrax.ConstantStepSize())
+    got, want = flowrl.transport(target, start, budget, solver=solver), flowrl.transport(target, start, budget)
+    np.testing.assert_allclose(got.particles, want.particles, rtol=tolerance(1e-12, 1e-5), atol=tolerance(1e-12, 1e-6))
+    assert float(got.stats["time"]) == pytest.approx(float(want.stats["time"]))
+
+
+def test_constant_steps_take_a_minibatch_each(key):
+    data = draw(6, (50, 2))
+    target = flowrl.Posterior(log_normal, lambda x, y: quadratic(y, x), data, batch_size=10)
+    start, budget = draw(7, (6, 2)), flowrl.Budget(6, 0.01)
+    solver = flowrl.Diffrax(diffrax.Euler(), diffrax.ConstantStepSize())
+    got = flowrl.transport(target, start, budget, solver=solver, key=key)
+    want = flowrl.transport(target, start, budget, key=key)
+    np.testing.assert_allclose(got.particles, want.particles, rtol=tolerance(1e-12, 1e-5), atol=tolerance(1e-12, 1e-6))
+    assert int(got.stats["steps"]) == 6
+
+
+def test_a_diffusion_takes_the_budgets_steps_too(key):
+    start = draw(8, (6, 2))
+    solver = flowrl.Diffrax(diffrax.Euler(), diffrax.ConstantStepSize())
+    solution = flowrl.transport(
+        flowrl.Density(log_normal), start, flowrl.Budget(5, SIZES, COOLING), flow=flowrl.Langevin(), solver=solver,
+        key=key,
+    )  # fmt: skip
+    assert int(solution.stats["steps"]) == 4  # one of them has size zero
+    assert float(solution.stats["time"]) == pytest.approx(SIZES.sum())
 
 
 @pytest.mark.skipif(not X64, reason="finite differences")

@@ -178,7 +178,8 @@ class TargetView(eqx.Module):
         """Return the target's real numbers as the transport computes with them."""
 
         def widen(leaf: Any) -> Any:
-            return leaf.astype(self.scale.dtype) if jnp.result_type(leaf) == self.dtype else leaf
+            real = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            return jnp.asarray(leaf, self.scale.dtype) if real else leaf
 
         return answer if self.dtype is None else jax.tree.map(widen, answer)
 

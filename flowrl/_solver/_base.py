@@ -178,6 +178,15 @@ class Problem(eqx.Module):
         move = (ravel(widened(particles))[0] - ravel(self.start)[0]) / self.view.scale
         return row_norm(move) if self.budget.max_displacement is None else scaled_row_norm(move)
 
+    def finite(self, coordinates: Positions) -> Mask:
+        """Return which particles are finite numbers, also in the dtype in which they are handed back (n,).
+
+        Args:
+            coordinates: y, (n, d).
+        """
+        dtype = self.view.dtype
+        return jnp.all(jnp.isfinite(coordinates if dtype is None else coordinates.astype(dtype)), axis=1)
+
     def given(self) -> Particles:
         """Return x_0 in the dtype in which the user gave it."""
         return _cast(self.start, self.view.dtype)
@@ -191,8 +200,8 @@ class Problem(eqx.Module):
         domain, dtype = self.view.domain, self.view.dtype
         if dtype is None:
             return self.particles(coordinates)
-        particles = _cast(self.view.unravel(coordinates), dtype)
-        particles = eqx.filter_vmap(domain.forward)(particles) if domain.maps else domain.restrict(particles)
+        particles = domain.restrict(_cast(self.view.unravel(coordinates), dtype))
+        particles = eqx.filter_vmap(domain.forward)(particles) if domain.maps else particles
         if self.budget.max_displacement is None:
             return particles
         # Where rounding has gone beyond the cap, the nearest numbers within it take their place, else the start.

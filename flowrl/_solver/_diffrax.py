@@ -101,7 +101,7 @@ class Diffrax(AbstractSolver):
         total = ends[-1] if ends.size else jnp.zeros((), start.dtype)
         sizes = jnp.atleast_1d(budget.step_size)
         first = sizes[jnp.argmax(sizes > 0)]  # a warm-up may begin at zero
-        terms, stochastic = self._terms(problem, total, first)
+        terms, stochastic = self._terms(problem, total)
         events, reasons = _events(problem)
         if stochastic and isinstance(self.controller, diffrax.AbstractAdaptiveStepSizeController):
             raise ValueError(
@@ -115,11 +115,14 @@ class Diffrax(AbstractSolver):
             )
         controller: Any = self.controller
         scheduled = budget.temperature is not None and budget.temperature.ndim
-        if (scheduled or problem.view.target.stochastic) and not stochastic:
-            # The velocity jumps where the temperature or the minibatch does, and no step should straddle that.
-            controller = diffrax.ClipStepSizeController(controller, jump_ts=ends)
-        # The whole unit of time at once would overflow within the first step, from which no controller comes back.
         adaptive = isinstance(self.controller, diffrax.AbstractAdaptiveStepSizeController)
+        jumps = bool(scheduled) or problem.view.target.stochastic
+        if not adaptive and ends.size and (jumps or budget.step_size.ndim):
+            controller = _BudgetSteps(ends)
+        if jumps and ends.size and not stochastic:
+            # The velocity jumps where the temperature or the minibatch does, and no step should straddle that.
+            controller = diffrax.ClipStepSizeController(controller if adaptive else _Longest(), jump_ts=ends)
+        # The whole unit of time at once would overflow within the first step, from which no controller comes back.
         found = problem.flow.traits.unit_time and adaptive
         times = _times(save, start.dtype)
         times = None if times is None else jnp.minimum(times, total)
@@ -143,7 +146,7 @@ class Diffrax(AbstractSolver):
                 throw=False,
             )
         end = solution.ys[0][-1].astype(start.dtype)
-        finite = present & jnp.all(jnp.isfinite(end), axis=1)
+        finite = present & problem.finite(end * scale)
         # What the root finder leaves above `max_displacement` is pulled back to it, so the cap holds exactly.
         end = problem.restrict(jnp.where(finite[:, None], end, given) * scale)[0] / scale
         _, alive = velocity_of(problem.flow, _at_time(problem, total), end, finite)
@@ -170,7 +173,7 @@ class Diffrax(AbstractSolver):
             trajectory = jax.vmap(lambda y: problem.restrict(y * scale)[0])(saved)
         return SolverOutput(end * scale, alive, result, stats, trajectory, problem.log_weights)
 
-    def _terms(self, problem: Problem, total: Scalar, first: Scalar) -> tuple[Any, bool]:
+    def _terms(self, problem: Problem, total: Scalar) -> tuple[Any, bool]:
         everyone = _present(problem)
         drift = diffrax.ODETerm(_velocity(everyone))
         if not problem.flow.traits.diffuses:
@@ -180,16 +183,104 @@ class Diffrax(AbstractSolver):
         areas = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
         area = next(area for area in areas if issubclass(area, least))
         length = jnp.where(total > 0, total, 1)
+        assert problem.budget.step_size is not None
+        sizes = problem.budget.step_size
+        least_size = jnp.min(jnp.where(sizes > 0, sizes, jnp.inf))
         motion = diffrax.VirtualBrownianTree(
             jnp.zeros_like(length),
             length,
             # Below the smallest step that is taken; a path is resolved no further than this.
-            tol=jnp.where(first > 0, first, length) / 4,
+            tol=jnp.where(least_size < jnp.inf, least_size, length) / 4,
             shape=shape,
             key=_brownian_key(problem),
             levy_area=area,
         )
         return diffrax.MultiTerm(drift, diffrax.ControlTerm(_diffusion(everyone, shape), motion)), True
+
+
+class _BudgetSteps(diffrax.AbstractStepSizeController):
+    """The budget's own steps, those of size zero left out."""
+
+    ends: Array
+
+    def wrap(self, direction: Any) -> "_BudgetSteps":
+        del direction  # a budget's time never runs back
+        return self
+
+    def init(
+        self,
+        terms: Any,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        dt0: Any,
+        args: Any,
+        func: Any,
+        error_order: Any,
+    ) -> tuple[Any, Any]:
+        del terms, t1, y0, dt0, args, func, error_order
+        return self._next(t0), None
+
+    def adapt_step_size(
+        self,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        y1_candidate: Any,
+        args: Any,
+        y_error: Any,
+        error_order: Any,
+        controller_state: Any,
+    ) -> tuple[Any, Any, Any, Any, Any, Any]:
+        del t0, y0, y1_candidate, args, y_error, error_order
+        return True, t1, self._next(t1), False, controller_state, diffrax.RESULTS.successful
+
+    def _next(self, t: Any) -> Any:
+        later = jnp.searchsorted(self.ends, t, side="right")
+        return self.ends[jnp.minimum(later, self.ends.shape[0] - 1)]
+
+
+class _Longest(diffrax.AbstractAdaptiveStepSizeController):
+    """Steps as long as they may be: clipped at the ends of the budget's steps, they are the budget's.
+
+    The tolerances are those of implicit solvers that do not bring their own.
+    """
+
+    rtol: Any = 1e-3
+    atol: Any = 1e-6
+    norm: Any = optx.rms_norm
+
+    def wrap(self, direction: Any) -> "_Longest":
+        del direction
+        return self
+
+    def init(
+        self,
+        terms: Any,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        dt0: Any,
+        args: Any,
+        func: Any,
+        error_order: Any,
+    ) -> tuple[Any, Any]:
+        del terms, t0, y0, dt0, args, func, error_order
+        return t1, t1
+
+    def adapt_step_size(
+        self,
+        t0: Any,
+        t1: Any,
+        y0: Any,
+        y1_candidate: Any,
+        args: Any,
+        y_error: Any,
+        error_order: Any,
+        controller_state: Any,
+    ) -> tuple[Any, Any, Any, Any, Any, Any]:
+        del t0, y0, y1_candidate, args, y_error, error_order
+        return True, t1, controller_state, False, controller_state, diffrax.RESULTS.successful
 
 
 def _present(problem: Problem) -> Mask:
@@ -264,7 +355,23 @@ def _events(problem: Problem) -> tuple[list[Callable[..., Any]], list[Any]]:
 
         events.append(displacement)
         reasons.append(_codes.displacement_reached)
+    if scale.dtype != jnp.result_type(float):
+        events = [_in_default_precision(event) for event in events]
     return events, reasons
+
+
+def _in_default_precision(event: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the same event in the precision of a Python float: diffrax's zero has it where an event is not due."""
+
+    def condition(t: Any, y: Positions, args: Any, **rest: Any) -> Scalar:
+        value = jnp.asarray(event(t, y, args, **rest))
+        if jnp.issubdtype(value.dtype, jnp.bool_):
+            # The sign changes with the first step after which it is true. There the root is, by a slope of one, as
+            # diffrax has it for an event that is true or false.
+            value = jnp.where(value & (t > 0), 0, 1) + (t - jax.lax.stop_gradient(t))
+        return value.astype(jnp.result_type(float))
+
+    return condition
 
 
 def _times(save: Any, dtype: Any) -> Float[Array, " saved"] | None:

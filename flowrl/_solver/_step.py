@@ -130,9 +130,9 @@ class AbstractStepSolver(AbstractSolver):
         proposed = self.step(step, before)
         _check_structure(self, before, proposed)
         # Checked before the domain is applied: a projection would turn an overflow into a point on a face.
-        alive = proposed.alive & jnp.all(jnp.isfinite(proposed.coordinates), axis=1)
+        alive = proposed.alive & problem.finite(proposed.coordinates)
         coordinates, clipped, capped = problem.restrict(proposed.coordinates)
-        alive = alive & jnp.all(jnp.isfinite(coordinates), axis=1)
+        alive = alive & problem.finite(coordinates)
         coordinates = jnp.where(alive[:, None], coordinates, before.coordinates)  # here the particles move
         ensemble = proposed.replace(coordinates=coordinates, alive=alive, result=_codes.successful)
         if problem.view.domain.restricts or problem.budget.max_displacement is not None:
