@@ -4,6 +4,7 @@ A flow takes `steps` L steps of size ε (`step_size`) at temperature α, so the 
 displacement turns the budget into a certificate: no particle ends further than D from where it started.
 """
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -228,19 +229,21 @@ def spread(samples: ArrayLike, *, floor: float = 1e-3) -> Array:
     $s_c = \sqrt{\operatorname{mean}_b \operatorname{var}_i x_{bic}}$.
 
     Args:
-        samples: reference samples `(..., n, d)`; leading axes are states, `n >= 2` samples per state.
+        samples: reference samples `(..., n, d)`; leading axes are states, at least one, `n >= 2` samples per state.
         floor: > 0, lower bound of the result in the unit of the samples, for coordinates that hardly vary.
 
     Returns:
         Spread per coordinate `(d,)`, to be used as `Budget(..., scale=spread(samples))`.
 
     Raises:
-        ValueError: fewer than two axes or fewer than two samples per state, or `floor` not positive.
+        ValueError: fewer than two axes, no state, fewer than two samples per state, or `floor` not positive.
     """
     array = jnp.asarray(samples)
     if array.ndim < 2 or array.shape[-2] < 2:
         raise ValueError(f"samples must have shape (..., n, d) with n >= 2 samples per state, got {array.shape}.")
+    if 0 in array.shape[:-2]:
+        raise ValueError(f"samples of shape {array.shape} hold no state, so there is no spread to measure.")
     if not floor > 0:
         raise ValueError(f"floor must be > 0, got {floor}.")
-    variance = jnp.var(array, axis=-2).reshape(-1, array.shape[-1]).mean(axis=0)
+    variance = jnp.var(array, axis=-2).reshape(math.prod(array.shape[:-2]), array.shape[-1]).mean(axis=0)
     return jnp.maximum(jnp.sqrt(variance), jnp.asarray(floor, variance.dtype))

@@ -120,3 +120,18 @@ def test_a_start_on_the_face_is_outside_by_a_map():
         assert np.isfinite(box.inverse(particles[0])).all()
     with pytest.raises(ValueError, match="1 of 2 particles start outside Box"):
         flowrl.transport(flowrl.Density(log_normal), particles, flowrl.Budget(1), domain=flowrl.positive())
+
+
+@pytest.mark.parametrize("by", ["project", "reflect", "bijector", "mirror"])
+@pytest.mark.parametrize("kind", ["ball", "box"])
+def test_particles_without_coordinates_are_inside_and_stay(kind, by):
+    domain = flowrl.Ball(by=by) if kind == "ball" else flowrl.Box(-1, 1, by)
+    particles = jnp.zeros((5, 0), FLOAT)
+    assert np.asarray(domain.contains(particles)).all()
+    assert domain.restrict(particles).shape == (5, 0)
+    budget = flowrl.Budget(2, 0.1, max_displacement=0.1)
+    solution = flowrl.transport(flowrl.Boltzmann(jnp.sum), particles, budget, flow=FIXED, domain=domain)
+    assert solution.particles.shape == (5, 0)
+    assert int(solution.stats["nonfinite"]) == 0
+    assert float(solution.stats["displacement_max"]) == 0
+    assert flowrl.spread(particles).shape == (0,)

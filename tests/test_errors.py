@@ -332,6 +332,7 @@ CASES = {
         ["Divides divides by the temperature", "> 0"],
     ),
     "spread of one sample": ("flowrl.spread(jnp.ones((1, 3)))", ValueError, ["(1, 3)", "n >= 2"]),
+    "spread of no state": ("flowrl.spread(jnp.ones((0, 5, 3)))", ValueError, ["(0, 5, 3)", "no state"]),
     "spread floor": ("flowrl.spread(x, floor=0.0)", ValueError, ["floor", "> 0"]),
     # Domains
     "low above high": ("Box(1, -1)", ValueError, ["low < high", "low=1", "high=-1"]),

@@ -130,7 +130,7 @@ class Ball(AbstractBounded):
 
 def _largest(x: Array) -> Array:
     """Return max(1, |x_i|): a unit in which squares do not overflow. The formulas do not depend on it."""
-    return jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(x)), 1))
+    return jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=1))
 
 
 def _norm(x: Array) -> Array:

@@ -111,6 +111,17 @@ def test_what_is_unfinished_or_unmarked_is_repaired_and_counted():
     assert _load({key: value[order] for key, value in _arrays().items()}).train.terminals.sum() >= 18
 
 
+def test_actions_that_look_like_codes_are_noted():
+    rng = np.random.default_rng(0)
+    codes, one_hot = rng.integers(-1, 2, (20, 1)).astype(float), np.eye(3)[rng.integers(0, 3, 20)]
+    for actions, form in ((codes, "3 whole numbers alone"), (one_hot, "rows with a single 1")):
+        notes = _load(_arrays() | {"actions": actions}, env=None, actions="unit").info.notes
+        assert any(form in note and "codes of discrete actions" in note for note in notes)
+    assert not any("codes" in note for note in _load(_arrays()).info.notes)
+    still = _load(_arrays() | {"actions": np.zeros((20, 1))}, env=None, actions="unit").info.notes
+    assert not any("codes" in note for note in still)
+
+
 def test_rewards_of_whole_numbers_and_in_a_column():
     arrays = _arrays() | {"rewards": np.arange(20)[:, None]}
     loaded = _load(arrays)

@@ -9,6 +9,8 @@ _REQUIRED = ("observations", "actions", "rewards")
 _FLAGS = ("masks", "terminals", "timeouts", "dones", "terminations", "truncations")
 #: Distance at which a next observation no longer is the next row's observation.
 _CONTINUOUS = 1e-6
+#: Actions of no more values than this, all whole numbers, may be codes.
+_CODES = 64
 
 
 def repair(arrays: Mapping[str, Any], *, source: str) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -39,7 +41,7 @@ def repair(arrays: Mapping[str, Any], *, source: str) -> tuple[dict[str, np.ndar
         raise ValueError(
             f"{source}: actions have dtype {given['actions'].dtype}: discrete actions cannot be moved along a gradient."
         )
-    notes: list[str] = []
+    notes = _codes(given["actions"])
     rewards = given["rewards"]
     if rewards.shape == (rows, 1):
         rewards = rewards[:, 0]
@@ -80,6 +82,19 @@ def repair(arrays: Mapping[str, Any], *, source: str) -> tuple[dict[str, np.ndar
         "terminals": ends,
     }
     return {key: value[keep] for key, value in fields.items()}, notes
+
+
+def _codes(actions: np.ndarray) -> list[str]:
+    """Return a note if actions look like codes of discrete ones, which would pass for continuous numbers."""
+    values = np.unique(actions[np.isfinite(actions)])
+    if not 2 <= values.size <= _CODES or (values != np.round(values)).any():
+        return []
+    one_hot = actions.ndim == 2 and actions.shape[1] > 1 and values.size == 2 and (actions.sum(axis=1) == 1).all()
+    form = "rows with a single 1, as one-hot codes do" if one_hot else f"{values.size} whole numbers alone"
+    return [
+        f"actions: they hold {form}; taken as continuous, and if they are codes of discrete actions, no gradient leads "
+        "from one to another"
+    ]
 
 
 def _flags(given: Mapping[str, np.ndarray], rows: int, source: str, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
