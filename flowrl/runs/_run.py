@@ -8,6 +8,7 @@ The checkpoint before it is `checkpoint.1.npz`, from which a run goes on if the 
 
 import contextlib
 import csv
+import errno
 import io
 import itertools
 import json
@@ -74,6 +75,7 @@ class RunDirectory:
         self.arrays: dict[str, np.ndarray] = {}
         self._config = json.loads(json.dumps(config, allow_nan=False))
         self._free = frozenset(free)
+        self._written: set[str] = set()
         self._checkpoints = [self.checkpoint, *(self.path / f"checkpoint.{i}.npz" for i in range(1, keep))]
         config_path = self.path / "config.json"
         if resume and not config_path.exists():
@@ -92,7 +94,7 @@ class RunDirectory:
                 self._compare(config_path)
             remove_halves(self.path)
             with self._writing():
-                write_text(config_path, json.dumps(self._config, indent=2, sort_keys=True) + "\n")
+                self._write_config()
             self._stack = stack.pop_all()
 
     def __enter__(self) -> "RunDirectory":
@@ -100,8 +102,19 @@ class RunDirectory:
         return self
 
     def __exit__(self, *details: object) -> None:
-        """Release the lock."""
+        """Release the lock.
+
+        Raises:
+            FileNotFoundError: the block ended without an error, but files that it wrote are gone.
+        """
         self._stack.close()
+        gone = sorted(name for name in self._written if not (self.path / name).exists())
+        if gone and details[0] is None:
+            raise FileNotFoundError(
+                errno.ENOENT,
+                f"files of the run were removed from {self.path} while it ran: {', '.join(gone)}. What is there is not "
+                "the whole run; bring them back, or run again with another --out.",
+            )
 
     @property
     def checkpoint(self) -> Path:
@@ -118,6 +131,8 @@ class RunDirectory:
         Raises:
             OSError: the disk is full or read-only; the checkpoints that are there stay as they are.
         """
+        if not (self.path / "config.json").exists():
+            self._write_config()  # without it nothing could go on from the checkpoint
         config = {k: v for k, v in self._config.items() if k not in self._free}
         new = self.path / ".checkpoint.new.npz"
         save_checkpoint(new, state, {**(arrays or {}), "config": config, "rows": self.rows})
@@ -128,6 +143,7 @@ class RunDirectory:
                 _link(newer, older)
         os.replace(new, self.checkpoint)
         fsync_dir(self.path)
+        self._written.add(self.checkpoint.name)
         self._write_metrics()
 
     def load(self, template: T) -> T | None:
@@ -167,6 +183,7 @@ class RunDirectory:
                 os.replace(damaged, damaged.with_name(f"{damaged.name}.damaged"))
             os.replace(path, self.checkpoint)
             warnings.warn(f"{' '.join(reasons)} Going on from the checkpoint before it.", stacklevel=2)
+        self._written.add(self.checkpoint.name)
         self.rows = meta["rows"]
         self.arrays = {name: value for name, value in meta.items() if isinstance(value, np.ndarray)}
         self._write_metrics()
@@ -180,6 +197,7 @@ class RunDirectory:
             text: its content.
         """
         write_text(self.path / name, text)
+        self._written.add(name)
 
     def write_software(self, **more: str) -> None:
         """Write `software.json`: versions, a digest of flowrl's code, device, and precision of matrix products.
@@ -239,6 +257,9 @@ class RunDirectory:
 
     def _write_metrics(self) -> None:
         self.write("metrics.csv", to_csv(self.rows))
+
+    def _write_config(self) -> None:
+        self.write("config.json", json.dumps(self._config, indent=2, sort_keys=True) + "\n")
 
     def _compare(self, config_path: Path) -> None:
         self._same(_read_object(config_path), config_path)

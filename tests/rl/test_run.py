@@ -390,3 +390,30 @@ def test_training_traces_once_per_interval_length():
         patch.setattr(_vgf, "td_target", lambda *a: traced.append(1) or original(*a))
         fit(small(particles=3), replay, updates=80, interval=20, key=jr.key(1))
     assert len(traced) == 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "checkpoint.npz", "metrics.csv", "results.csv"])
+def test_a_run_that_lost_files_does_not_end_as_if_it_were_whole(tmp_path, name):
+    run = RunDirectory(tmp_path, {"steps": 3})
+    run.save({"step": jnp.zeros(())})
+    run.write("results.csv", "")
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"removed from .*: {name}. What is there is not"), run:
+        pass
+
+
+def test_a_configuration_that_was_lost_is_written_again_with_the_next_checkpoint(tmp_path):
+    with RunDirectory(tmp_path, {"steps": 3}) as run:
+        run.save({"step": jnp.zeros(())})
+        (tmp_path / "config.json").unlink()
+        run.save({"step": jnp.ones(())})
+    with RunDirectory(tmp_path, {"steps": 3}, resume=True) as run:
+        assert run.load({"step": jnp.zeros(())})["step"] == 1
+
+
+def test_the_error_of_a_run_is_not_hidden_by_files_that_it_lost(tmp_path):
+    run = RunDirectory(tmp_path, {"steps": 3})
+    run.write("results.csv", "")
+    (tmp_path / "results.csv").unlink()
+    with pytest.raises(KeyError, match="its own"), run:
+        raise KeyError("its own")
