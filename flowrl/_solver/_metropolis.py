@@ -146,7 +146,7 @@ class Metropolis(AbstractStepSolver):
         mean, divergent = jnp.sum(mass * chance) / total, jnp.sum(jnp.where(lost, mass, 0)) / total
         # From −1, all rejected, to 1, all accepted, so that a step size comes up from far below as fast as down.
         surplus = jnp.where(mean > wanted, (mean - wanted) / (1 - wanted), (mean - wanted) / wanted)
-        gain = (memory.steps + 1).astype(mean.dtype) ** -0.6
+        gain = (memory.steps + 1).astype(mean.dtype) ** -0.5
         log_factor = memory.log_factor + jnp.where(adapts, gain * surplus, 0)
         counted = jnp.where(adapts, jnp.zeros_like(memory.counted), memory.counted + 1)
         weight = 1 / jnp.maximum(counted, 1).astype(mean.dtype)
