@@ -215,6 +215,37 @@ def test_options_are_those_of_the_algorithm_of_the_offline_run(tmp_path, capsys)
         online.parse(["--offline", str(tmp_path), "--algorithm", "fql"])
 
 
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("env", "factory:os:abort"),
+        ("env", "gym:antigravity:Mine-v0"),
+        ("algorithm", "antigravity:Mine"),
+        ("algorithm", "minari:Mine"),
+    ],
+)
+def test_a_name_in_a_file_runs_no_code_unasked(tmp_path, monkeypatch, option, name):
+    (tmp_path / "config.json").write_text(json.dumps(defaults("iql").flat() | {option: name}))
+    (tmp_path / "checkpoint.npz").touch()
+    asked = []
+    monkeypatch.setattr("importlib.import_module", lambda module, *_: asked.append(module))
+    with pytest.raises(ValueError, match=f"names code, {option} '{name}', .* --trust-code"):
+        online.parse(["--offline", str(tmp_path)])
+    with pytest.raises(ValueError, match="--trust-code"):
+        online.read_offline(tmp_path, make_config("iql", offline=tmp_path))
+    assert not asked
+
+
+def test_a_name_in_a_file_is_taken_at_the_users_word(tmp_path):
+    for env in ("gym:mine:Mine-v0", "factory:mine:make"):
+        (tmp_path / "config.json").write_text(json.dumps(defaults("iql").flat() | {"env": env}))
+        (tmp_path / "checkpoint.npz").touch()
+        config = online.parse(["--offline", str(tmp_path), "--trust-code"])
+        assert online.read_offline(tmp_path, config).data.env == env
+    (tmp_path / "config.json").write_text(json.dumps(defaults("iql").flat() | {"env": "gym:Pendulum-v1"}))
+    assert online.read_offline(tmp_path, online.parse(["--offline", str(tmp_path)])).data.env == "gym:Pendulum-v1"
+
+
 def test_a_cap_is_that_of_every_budget():
     config = make_config(steps=1000, max_displacement="0.5")
     now = planned(config)(0)

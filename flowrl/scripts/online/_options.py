@@ -52,6 +52,8 @@ class FinishedRun:
 
     offline: Path
     """Directory of a finished run of `flowrl offline`."""
+    trust_code: bool = False
+    """Run code that the config.json of that run names: an environment of a module, an algorithm of your own."""
     data_dir: Path | None = None
     """Where generated data are kept; default: the user's cache directory."""
 
@@ -241,7 +243,8 @@ def parse(words: Sequence[str]) -> Config:
     algorithm = named or "vgf"
     path = Path(source or "") / "config.json"
     if source is not None and path.exists():  # read_offline says what is wrong with others
-        algorithm = json.loads(path.read_text()).get("algorithm", algorithm)
+        trusted = any(word.replace("_", "-") == "--trust-code" for word in words)
+        algorithm = _options_of(path, trusted=trusted).get("algorithm", algorithm)
     usual = make_config(algorithm, **({} if source is None else {"offline": Path(source)}))
     fields = [(name, type(getattr(usual, name)), dataclasses.field(default=getattr(usual, name))) for name in _GROUPS]
     read = tyro.cli(
@@ -279,13 +282,37 @@ def read_offline(source: Path, config: Config) -> Offline:
     path = source / "config.json"
     if not path.exists() or not (source / "checkpoint.npz").exists():
         raise FileNotFoundError(f"{source} is not a run of `flowrl offline`: it needs config.json and checkpoint.npz.")
-    offline = from_flat(json.loads(path.read_text()), path)
+    # A run that this command has trained itself was named by the user's own words.
+    trusted = not isinstance(config.source, FinishedRun) or config.source.trust_code
+    offline = from_flat(_options_of(path, trusted=trusted), path)
     offline = offline.changed(data_dir=config.source.data_dir, workers=config.run.workers)
     if offline.training.chunk > 1:
         raise ValueError(
             f"{source} acts in chunks of {offline.training.chunk}; experience is collected one action at a time."
         )
     return offline
+
+
+def _options_of(path: Path, *, trusted: bool) -> dict[str, Any]:
+    """Read the options of a run; code that they name is imported later, which a file alone must not bring about."""
+    options = json.loads(path.read_text())
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} holds no JSON object; the directory is damaged or foreign.")
+    algorithm, env = str(options.get("algorithm", "")), str(options.get("env", ""))
+    named = [f"algorithm {algorithm!r}"] * (":" in algorithm) + [f"env {env!r}"] * _imports(env)
+    if named and not trusted:
+        raise ValueError(
+            f"{path} names code, {' and '.join(named)}, which runs with your rights; if you trust it, add --trust-code."
+        )
+    return options
+
+
+def _imports(env: str) -> bool:
+    """Whether the name of an environment imports a module of its choice."""
+    kind, _, rest = env.partition(":")
+    if kind in ("d4rl", "minari"):  # names of data, which import what they always do
+        return False
+    return ":" in rest if kind == "gym" else bool(rest)
 
 
 def offline_learner(offline: Offline, source: Path) -> AbstractValueBased:
