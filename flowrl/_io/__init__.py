@@ -14,6 +14,8 @@ from flowrl._io._files import (
     lock as lock,
     make_dir as make_dir,
     only_one as only_one,
+    parse_json as parse_json,
+    read_json_object as read_json_object,
     read_npz as read_npz,
     remove_halves as remove_halves,
     resolve_dir as resolve_dir,

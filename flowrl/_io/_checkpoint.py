@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from flowrl._io._files import DamagedError, atomic_write, read_npz, write_npz
+from flowrl._io._files import DamagedError, atomic_write, parse_json, read_npz, write_npz
 
 SCHEMA = 1
 _META = "__meta__"
@@ -96,7 +96,7 @@ def write_text(path: Path, text: str) -> None:
 
 def _described(path: Path, text: np.ndarray) -> dict[str, Any]:
     try:
-        meta = json.loads(text.tobytes().decode())
+        meta = parse_json(text.tobytes().decode())
         schema = meta.pop("schema")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DamagedError(f"{path}: its description is unreadable ({error}); it is damaged or foreign.") from error

@@ -3,13 +3,14 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -23,6 +24,25 @@ _MOST_INFLATED = 1032
 
 class DamagedError(ValueError):
     """A file is damaged or foreign: truncated, changed, or not of the kind that its name promises."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON of a file that others may have written; one nested too deeply is a ValueError as other damage is."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object; a DamagedError names one that does not."""
+    try:
+        content = parse_json(path.read_text())
+    except ValueError as error:
+        raise DamagedError(f"{path} is not JSON ({error}); the directory is damaged or foreign.") from error
+    if not isinstance(content, dict):
+        raise DamagedError(f"{path} holds no JSON object; the directory is damaged or foreign.")
+    return content
 
 
 def resolve_dir(data_dir: str | os.PathLike[str] | None) -> Path:
@@ -147,7 +167,11 @@ def read_npz(path: Path, *, required: Sequence[str] = (), only: Sequence[str] | 
                 found = ", ".join(sorted(archive.files)) or "no arrays"
                 raise DamagedError(f"{path}: missing {', '.join(missing)}; found {found}.")
             for key in archive.files if only is None else [key for key in archive.files if key in only]:
-                value = archive[key]
+                try:
+                    value = archive[key]
+                except MemoryError as error:
+                    # What the archive holds does fit, so it is the header of the array that claims too much.
+                    raise DamagedError(f"{path}: {key} claims to hold more than it can ({error}).") from error
                 if not isinstance(value, np.ndarray):
                     raise DamagedError(f"{path}: {key} is not an array; is this an npz?")
                 arrays[key] = value

@@ -26,6 +26,7 @@ from flowrl._io import (
     fsync_dir,
     load_checkpoint,
     only_one,
+    read_json_object,
     remove_halves,
     save_checkpoint,
     software,
@@ -211,7 +212,7 @@ class RunDirectory:
         path, here = self.path / "software.json", {**more, **software()}
         entries: dict[str, str | list[str]] = dict(here)
         if path.exists() and any(checkpoint.exists() for checkpoint in self._checkpoints):
-            there = _read_object(path)
+            there = read_json_object(path)
             past = {k: v if isinstance(v, list) else [v] for k, v in there.items()}
             past = {k: past.get(k, ["unknown"]) for k in here}
             changed = [k for k, values in past.items() if values[-1] != here[k]]
@@ -262,7 +263,7 @@ class RunDirectory:
         self.write("config.json", json.dumps(self._config, indent=2, sort_keys=True) + "\n")
 
     def _compare(self, config_path: Path) -> None:
-        self._same(_read_object(config_path), config_path)
+        self._same(read_json_object(config_path), config_path)
 
     def _same(self, there: dict[str, Any], source: Path) -> None:
         """Raise a ValueError if the configuration is another one; `free` keys may differ."""
@@ -287,16 +288,6 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); the directory is damaged or foreign.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; the directory is damaged or foreign.")
-    return content
 
 
 def _link(source: Path, name: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+import zipfile
 
 import equinox as eqx
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from rl.toys import bandit
 
-from flowrl._io import code_digest, software, stops_wait
+from flowrl._io import DamagedError, code_digest, read_npz, software, stops_wait
 from flowrl.rl import ReferenceLearner, Standardizer, fit, make_replay
 from flowrl.rl.learning import presets
 from flowrl.runs import RunDirectory, load_checkpoint, save_checkpoint, to_csv
@@ -417,3 +418,29 @@ def test_the_error_of_a_run_is_not_hidden_by_files_that_it_lost(tmp_path):
     (tmp_path / "results.csv").unlink()
     with pytest.raises(KeyError, match="its own"), run:
         raise KeyError("its own")
+
+
+def test_json_nested_too_deeply_is_damage_like_any_other(tmp_path):
+    deep = "[" * 200_000
+    with RunDirectory(tmp_path, {"steps": 3}) as run:
+        run.save({"step": jnp.zeros(())})
+        run.save({"step": jnp.ones(())})
+    with np.load(tmp_path / "checkpoint.npz") as stored:
+        arrays = dict(stored)
+    (name,) = [name for name, value in arrays.items() if value.dtype == np.uint8]
+    np.savez(tmp_path / "checkpoint.npz", **arrays | {name: np.frombuffer(deep.encode(), np.uint8)})
+    with RunDirectory(tmp_path, {"steps": 3}, resume=True) as run, pytest.warns(UserWarning, match="nested too deeply"):
+        assert run.load({"step": jnp.zeros(())})["step"] == 0  # from the checkpoint before it
+    (tmp_path / "config.json").write_text(deep)
+    with pytest.raises(ValueError, match="config.json is not JSON .it is nested too deeply"):
+        RunDirectory(tmp_path, {"steps": 3}, resume=True)
+
+
+def test_an_array_whose_header_claims_too_much_is_damage_of_its_file(tmp_path):
+    path = tmp_path / "claims.npz"
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (%d,), }" % (2**55,)
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
+    with pytest.raises(DamagedError, match="claims.npz: x claims to hold more than it can"):
+        read_npz(path)

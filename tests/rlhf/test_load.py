@@ -538,6 +538,8 @@ def test_gguf_files_of_other_models_are_refused(tmp_path):
         load_language_model(_write_gguf(tmp_path / "b.gguf", expert_count=8))
     with pytest.raises(ValueError, match=r"llama\.rope\.dimension_count must be the size of a head, 4"):
         load_language_model(_write_gguf(tmp_path / "c.gguf", **{"rope.dimension_count": 2}))
+    with pytest.raises(ValueError, match=r"e\.gguf: field llama.attention.head_count must be a count >= 1, got 0"):
+        load_language_model(_write_gguf(tmp_path / "e.gguf", **{"attention.head_count": 0}))
     (tmp_path / "d.gguf").write_bytes(b"not one")
     with pytest.raises(ValueError, match=r"d\.gguf: not a GGUF file, or a damaged one"):
         load_language_model(tmp_path / "d.gguf")

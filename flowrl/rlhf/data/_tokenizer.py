@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl._distribution import require
+from flowrl._io import parse_json
 
 _SPECIAL = ("<pad>", "<unk>", "<end>")
 _PAD, _UNKNOWN, _END = range(3)
@@ -117,8 +118,8 @@ class WordTokenizer(AbstractTokenizer):
             text: of the file.
         """
         try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
+            content = parse_json(text)
+        except ValueError as error:
             raise ValueError(f"not a word tokenizer: {error}") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT or content.get("version") != 1:
             raise ValueError(f'not a word tokenizer: expected {{"format": "{_FORMAT}", "version": 1, "words": [...]}}.')
@@ -266,7 +267,7 @@ def _special(directory: Path, name: str, tokenizer: Any) -> int | None:
         if not path.is_file():
             continue
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: not JSON ({error}).") from error
         if not isinstance(content, dict):

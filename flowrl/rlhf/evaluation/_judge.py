@@ -147,7 +147,7 @@ class CommandJudge(AbstractJudge):
         """Read one line; a boolean is not a number here."""
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"the judge {self._argv[0]} wrote what is not JSON ({error}): {line[:200]!r}.") from error
         fields: dict[str, Any] = row if isinstance(row, dict) else {}
         index, first = fields.get("id"), fields.get("first", math.nan)

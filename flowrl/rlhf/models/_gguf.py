@@ -60,6 +60,8 @@ class GGUF:
             return found
 
         width, heads = take("embedding_length"), take("attention.head_count")
+        if not (isinstance(heads, int) and heads >= 1):
+            raise ValueError(f"{self._path}: field llama.attention.head_count must be a count >= 1, got {heads!r}.")
         size = take("attention.key_length", width // heads)
         config = {
             "model_type": "llama",

@@ -1,7 +1,6 @@
 """Loading language models and reward models from the files of Hugging Face's libraries."""
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ import jax.random as jr
 from jax.typing import DTypeLike
 
 from flowrl._distribution import require
+from flowrl._io import parse_json
 from flowrl.rlhf.data import FileTokenizer
 from flowrl.rlhf.models._families import Family, read_config
 from flowrl.rlhf.models._gguf import GGUF
@@ -142,7 +142,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}).") from error
     if not isinstance(content, dict):

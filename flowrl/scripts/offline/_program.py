@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from flowrl import Budget
+from flowrl._io import read_json_object
 from flowrl.rl import (
     VGF,
     AbstractAlgorithm,
@@ -151,7 +152,7 @@ class _Program:
         assert isinstance(self.learner, VGF)
         path, training = self.run.path / "training_budget.json", self.config.training
         if path.exists():  # the choice was made before this run was cut off
-            chosen = json.loads(path.read_text())
+            chosen = read_json_object(path)
         else:
             pilot = dataclasses.replace(self.learner, train_budget=self.learner.train_budget.with_steps(0))
             updates = training.interval * max(training.steps // training.interval // 10, 1)
@@ -295,7 +296,7 @@ def same_data(run: RunDirectory, description: str) -> None:
     """Write down which data these are; a run does not go on with others."""
     path = run.path / "data.json"
     if run.checkpoint.exists() and path.exists():
-        there, here = (json.loads(text)["sha256"] for text in (path.read_text(), description))
+        there, here = (str(x.get("sha256")) for x in (read_json_object(path), json.loads(description)))
         if there != here:
             raise ValueError(f"cannot resume {run.path} on other data: checksum {there[:12]} there, {here[:12]} here.")
     run.write("data.json", description)

@@ -1,7 +1,6 @@
 """The command line of online runs: groups of options, those that the algorithm of the offline run reads."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import tyro
 
 from flowrl import Budget
+from flowrl._io import read_json_object
 from flowrl.rl import VGF, AbstractAlgorithm, AbstractValueBased, Plan, Policy, PolicyTable
 from flowrl.scripts.offline import (
     CandidateOptions,
@@ -295,9 +295,7 @@ def read_offline(source: Path, config: Config) -> Offline:
 
 def _options_of(path: Path, *, trusted: bool) -> dict[str, Any]:
     """Read the options of a run; code that they name is imported later, which a file alone must not bring about."""
-    options = json.loads(path.read_text())
-    if not isinstance(options, dict):
-        raise ValueError(f"{path} holds no JSON object; the directory is damaged or foreign.")
+    options = read_json_object(path)
     algorithm, env = str(options.get("algorithm", "")), str(options.get("env", ""))
     named = [f"algorithm {algorithm!r}"] * (":" in algorithm) + [f"env {env!r}"] * _imports(env)
     if named and not trusted:
@@ -322,7 +320,7 @@ def offline_learner(offline: Offline, source: Path) -> AbstractValueBased:
         raise ValueError(f"{offline.algorithm} has no critic to learn with; start from another algorithm.")
     if is_auto(offline):
         assert isinstance(learner, VGF)
-        learner = with_chosen_budget(learner, json.loads((source / "training_budget.json").read_text()))
+        learner = with_chosen_budget(learner, read_json_object(source / "training_budget.json"))
     return learner
 
 

@@ -19,6 +19,7 @@ import jax.random as jr
 import numpy as np
 from rich.console import Console
 
+from flowrl._io import read_json_object
 from flowrl.rl import (
     VGF,
     AbstractAlgorithm,
@@ -197,11 +198,11 @@ def _trained_first(config: Config) -> Path:
 
 def _same_as_offline(source: Path, dataset: data.OfflineDataset) -> None:
     """Refuse to go on with other data than the offline run had, or to treat its rewards in another way."""
-    there = json.loads((source / "data.json").read_text())
+    there = read_json_object(source / "data.json")
     here = json.loads(dataset.info.to_json())
     for name in ("sha256", "reward_transform"):
-        if there[name] != here[name]:
-            raise ValueError(f"{name} of the data differs: {there[name]} in {source}, {here[name]} here.")
+        if there.get(name) != here[name]:
+            raise ValueError(f"{name} of the data differs: {there.get(name)} in {source}, {here[name]} here.")
 
 
 def _where_time_went(path: Path) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl._io import check_space, fsync_dir, sha256_file
+from flowrl._io import check_space, fsync_dir, parse_json, sha256_file
 from flowrl.rl.data.schema import Progress
 
 _CHUNK = 2**20
@@ -189,7 +189,7 @@ def _note(part: Path) -> Path:
 def _known(part: Path) -> dict[str, Any]:
     """Return what the server said of the file; nothing if the note cannot be read."""
     with contextlib.suppress(OSError, ValueError):
-        content = json.loads(_note(part).read_text())
+        content = parse_json(_note(part).read_text())
         if isinstance(content, dict):
             return {key: value for key, value in content.items() if value is not None}
     return {}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl._distribution import require
-from flowrl._io import atomic_write, lock, make_dir, sha256_file
+from flowrl._io import atomic_write, lock, make_dir, parse_json, sha256_file
 from flowrl.rl.data.files import _store
 from flowrl.rl.data.files._download import fetch
 from flowrl.rl.data.schema import Progress
@@ -138,7 +138,7 @@ def _record(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     advice = f"delete the folder {folder} to download the data again."
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); {advice}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowrl._io import atomic_write, sha256_file
+from flowrl._io import atomic_write, parse_json, sha256_file
 
 #: Incremented whenever the manifest's fields change meaning.
 SCHEMA_VERSION = 1
@@ -69,7 +69,7 @@ def read_manifest(directory: Path) -> Manifest | None:
         return None
     advice = f"delete the folder {directory} to make the data again."
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); {advice}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None

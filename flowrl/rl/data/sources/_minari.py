@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from flowrl._distribution import require
-from flowrl._io import atomic_write, check_memory, lock, make_dir, sha256_file
+from flowrl._io import atomic_write, check_memory, lock, make_dir, parse_json, sha256_file
 from flowrl.rl.data.files import versions
 from flowrl.rl.data.schema import (
     DEFAULT_SHARE,
@@ -271,7 +271,7 @@ def _record(data_dir: Path, name: str) -> Path:
 def _downloaded(data_dir: Path, name: str) -> str | None:
     """Return the digest of a data set when it was downloaded here; None if it was not."""
     try:
-        content = json.loads(_record(data_dir, name).read_bytes())
+        content = parse_json(_record(data_dir, name).read_bytes())
     except (OSError, ValueError):
         return None
     return content.get("sha256") if isinstance(content, dict) else None
