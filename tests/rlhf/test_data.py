@@ -397,12 +397,27 @@ def test_special_tokens_are_read_from_the_files_beside(model_dir, files, pad, en
         ("config.json", "{", "config.json: not JSON"),
         ("config.json", "[]", "config.json: expected a JSON object"),
         ("tokenizer.json", "{}", "tokenizer.json: not a tokenizer"),
+        ("tokenizer.json", "[" * 100_000, "tokenizer.json: not a tokenizer .* nested too deeply"),
+        ("tokenizer.json", '{"model": {"vocab": {"a": 0, "b": 40000000}}}', "its largest id is 40000000, for 2 tokens"),
+        ("tokenizer.json", '{"added_tokens": [{"id": 4294967295}]}', "its largest id is 4294967295, for 1 tokens"),
     ],
 )
 def test_wrong_files_of_a_model_are_named(model_dir, name, content, message):
     (model_dir / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         FileTokenizer.load(model_dir)
+
+
+def test_a_pattern_that_never_ends_is_an_error_of_its_text(tmp_path):
+    pytest.importorskip("tokenizers")
+    pattern = {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False}
+    model = {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}
+    content = {"version": "1.0", "added_tokens": [], "pre_tokenizer": pattern, "model": model}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = FileTokenizer.load(tmp_path)
+    assert tokenizer.encode("b") == [1]
+    with pytest.raises(ValueError, match="failed on a text of 61 characters .*retry-limit"):
+        tokenizer.encode("a" * 60 + "b")
 
 
 def test_a_missing_tokenizer_is_named(tmp_path):

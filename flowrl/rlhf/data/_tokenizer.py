@@ -159,6 +159,10 @@ class WordTokenizer(AbstractTokenizer):
         return _END
 
 
+#: Ids may leave holes, but no more than this many times the tokens, and this many beside.
+_HOLES, _SPARE = 16, 2**16
+
+
 class FileTokenizer(AbstractTokenizer):
     """The tokenizer that came with a model, in the format of the `tokenizers` package.
 
@@ -206,6 +210,7 @@ class FileTokenizer(AbstractTokenizer):
         require("tokenizers", extra="rlhf")
         from tokenizers import Tokenizer
 
+        _check_ids(file)
         try:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises nothing more special
@@ -214,7 +219,13 @@ class FileTokenizer(AbstractTokenizer):
         return cls(tokenizer, pad=pad, end=end)
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        except BaseException as error:
+            # A panic of Rust is no Exception, so that no caller would see it for what it is: an error of this text.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ValueError(f"the tokenizer failed on a text of {len(text)} characters ({error}).") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         if wrong := [index for index in ids if not 0 <= index < self.size]:
@@ -258,6 +269,21 @@ def _join(tokens: Sequence[str]) -> str:
         is_open = is_open != (token == '"')
         previous = token
     return "".join(pieces).strip()
+
+
+def _check_ids(file: Path) -> None:
+    """Refuse ids far beyond the number of tokens: a table by id would fill the memory, in Rust before it comes back."""
+    try:
+        content = parse_json(file.read_text(encoding="utf-8"))
+        vocabulary, added = content.get("model", {}).get("vocab", {}), content.get("added_tokens") or []
+        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary)]
+        ids += [token["id"] for token in added]
+        largest = max(ids, default=0)
+        many = largest > _HOLES * (len(ids) + len(vocabulary)) + _SPARE
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: not a tokenizer that this `tokenizers` can read ({error}).") from error
+    if many:
+        raise ValueError(f"{file}: its largest id is {largest}, for {len(ids)} tokens; the file is damaged.")
 
 
 def _special(directory: Path, name: str, tokenizer: Any) -> int | None:
