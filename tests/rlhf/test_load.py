@@ -540,6 +540,11 @@ def test_gguf_files_of_other_models_are_refused(tmp_path):
         load_language_model(_write_gguf(tmp_path / "c.gguf", **{"rope.dimension_count": 2}))
     with pytest.raises(ValueError, match=r"e\.gguf: field llama.attention.head_count must be a count >= 1, got 0"):
         load_language_model(_write_gguf(tmp_path / "e.gguf", **{"attention.head_count": 0}))
+    head = b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + (1).to_bytes(8, "little")
+    array = (1).to_bytes(8, "little") + b"a" + (9).to_bytes(4, "little") + (0).to_bytes(4, "little")
+    (tmp_path / "f.gguf").write_bytes(head + array + (2**31).to_bytes(8, "little"))
+    with pytest.raises(ValueError, match=r"f\.gguf: not a GGUF file, or a damaged one .an array claims 2147483648"):
+        load_language_model(tmp_path / "f.gguf")
     (tmp_path / "d.gguf").write_bytes(b"not one")
     with pytest.raises(ValueError, match=r"d\.gguf: not a GGUF file, or a damaged one"):
         load_language_model(tmp_path / "d.gguf")

@@ -40,8 +40,19 @@ class GGUF:
         import gguf
 
         self._path = path
+
+        class Reader(gguf.GGUFReader):
+            """Refuses arrays that are longer than the file, over which the package would loop."""
+
+            def _get_field_parts(self, orig_offs: Any, raw_type: Any) -> Any:
+                if raw_type == gguf.GGUFValueType.ARRAY:
+                    (length,) = self._get(orig_offs + 4, np.uint64)
+                    if length > self.data.nbytes:
+                        raise ValueError(f"an array claims {length} entries")
+                return super()._get_field_parts(orig_offs, raw_type)
+
         try:
-            reader = gguf.GGUFReader(path)
+            reader = Reader(path)
             self._fields = {name: field.contents() for name, field in reader.fields.items()}
         except (ValueError, KeyError, IndexError) as error:
             raise ValueError(f"{path}: not a GGUF file, or a damaged one ({error}).") from error
