@@ -69,3 +69,15 @@ def key(request):
     """A key made from the test's own name: the same in every run and in any order, another for every test."""
     name = request.node.nodeid.split("@")[0]  # pytest-xdist appends "@group"
     return jr.key(zlib.crc32(name.encode()))
+
+
+@pytest.fixture
+def at_most_entries(monkeypatch):
+    """Set how many entries of a kernel matrix are held at a time."""
+    return lambda number: monkeypatch.setattr("flowrl._kernel._blocks.ENTRIES", number)
+
+
+@pytest.fixture
+def free_memory(monkeypatch):
+    """Set how many bytes of memory the machine seems to have free."""
+    return lambda number: monkeypatch.setattr("flowrl._io._memory.available", lambda: number)

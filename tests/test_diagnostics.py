@@ -25,7 +25,6 @@ from problems import (
 
 import flowrl
 from flowrl import IMQ, RBF, FixedBandwidth, Linear, Matern, Preconditioned, diagnostics
-from flowrl._kernel import _blocks
 
 N, M, D = 9, 7, 3
 SIGMA = FixedBandwidth(0.9)
@@ -650,14 +649,14 @@ def test_misuse_is_refused_in_words(call, kind, message):
         call()
 
 
-def test_blocks_change_nothing(monkeypatch, key):  # the last, since it forgets all programs
+def test_blocks_change_nothing(at_most_entries, key):  # the last, since it forgets all programs
     def measure():
         test = diagnostics.ksd_test(X, -X, key=key, bootstraps=20)
         names = ("ksd_unbiased", "mmd_unbiased", "energy_distance", "sliced_wasserstein")
         return [*(PAIRS[name](X, Z) for name in names), test.statistic, test.p_value]
 
     whole = measure()
-    monkeypatch.setattr(_blocks, "ENTRIES", 40)  # blocks of 4 of 9, and 2 of 18
+    at_most_entries(40)  # blocks of 4 of 9, and 2 of 18
     jax.clear_caches()
     assert_close(measure(), whole, rtol=tolerance(1e-9, 1e-3), atol=tolerance(1e-12, 1e-5))
     jax.clear_caches()

@@ -10,7 +10,6 @@ import scipy.optimize
 from problems import FLOAT, X64, assert_close, draw, log_normal, mmd_squared, quadratic, same_bits, tolerance, walled
 
 import flowrl
-from flowrl._kernel import _blocks
 
 SIGMA, ALPHA = 0.8, 0.6
 FIXED = flowrl.RBF(flowrl.FixedBandwidth(SIGMA))
@@ -239,23 +238,23 @@ def _largest(function, flow, target, n, d):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("function", [_velocity, _slope], ids=["velocity", "slope-of-energy"])
-def test_memory(name, function, monkeypatch):
+def test_memory(name, function, at_most_entries):
     target = lambda d: flowrl.Empirical(jnp.zeros((64, d), FLOAT)) if name == "mmd" else NORMAL
     assert 64 * 64 <= _largest(function, _flow(name), target(33), 64, 33) < 64 * 64 * 33 / 4
     # In blocks of 32 rows memory is that of one block, in reverse mode too.
-    monkeypatch.setattr(_blocks, "ENTRIES", 640 * 32)
+    at_most_entries(640 * 32)
     assert _largest(function, _flow(name), target(3), 640, 3) <= 640 * 32
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_blocks_change_nothing(name, monkeypatch):
+def test_blocks_change_nothing(name, at_most_entries):
     x, view = draw(6, (50, 2)), _view(_toward(name))
     alive = jnp.asarray(np.random.default_rng(7).random(50) < 0.8)
     flow = _flow(name)
     # A new function each time, since the size of a block is read while tracing.
     both = lambda: jax.jit(lambda x: (flow.velocity(view, x, alive)[0], flow.energy(view, x, alive)))(x)
     dense = both()
-    monkeypatch.setattr(_blocks, "ENTRIES", 50 * 16)
+    at_most_entries(50 * 16)
     assert_close(both(), dense, rtol=tolerance(1e-10, 1e-3), atol=tolerance(1e-12, 1e-5))
 
 

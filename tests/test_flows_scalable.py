@@ -16,7 +16,6 @@ from test_errors import PRELUDE, ROOT, RUNNER
 
 import flowrl
 from flowrl._flow._sliced import _rotation
-from flowrl._kernel import _blocks
 
 NORMAL = flowrl.Density(log_normal)
 FIXED = flowrl.RBF(flowrl.FixedBandwidth(1.0))
@@ -80,13 +79,13 @@ def test_rotations_are_drawn_uniformly():
     assert np.abs((entries**4).mean(axis=0) - 3 / 24).max() < 0.025
 
 
-def test_axes_are_taken_by_blocks(monkeypatch, key):
+def test_axes_are_taken_by_blocks(monkeypatch, at_most_entries, key):
     x, view = draw(2, (12, 5)), _view(key, d=5)
     velocity = lambda: jax.jit(lambda x: SLICED.velocity(view, x, jnp.ones(12, bool))[0])(x)
     whole = velocity()
     for backend, entries in (("cpu", 40), ("gpu", 10), ("gpu", 1)):  # on accelerators 32 times as many entries
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        monkeypatch.setattr(_blocks, "ENTRIES", entries)
+        at_most_entries(entries)
         assert_close(velocity(), whole, atol=tolerance(1e-12, 1e-5))
 
 

@@ -9,7 +9,6 @@ from problems import FLOAT, X64, assert_close, draw, log_normal, same_bits, tole
 
 import flowrl
 from flowrl import _sinkhorn
-from flowrl._kernel import _blocks
 
 pytestmark = pytest.mark.thorough  # compilation
 
@@ -286,7 +285,7 @@ def _sizes(jaxpr):
                 yield from _sizes(inner)
 
 
-def test_no_matrix_of_all_pairs_is_held(monkeypatch):
+def test_no_matrix_of_all_pairs_is_held(at_most_entries):
     flow, x, samples = flowrl.SinkhornFlow(), draw(0, (128, 2)), draw(1, (100, 2))
     view = _view(flowrl.Empirical(samples))
     run = lambda z: (
@@ -295,7 +294,7 @@ def test_no_matrix_of_all_pairs_is_held(monkeypatch):
     )
     dense = jax.jit(run)(x)
     assert max(_sizes(jax.make_jaxpr(run)(x).jaxpr)) == 128 * 128
-    monkeypatch.setattr(_blocks, "ENTRIES", 16 * 128)
+    at_most_entries(16 * 128)
     blocks = jax.jit(lambda z: run(z))(x)
     assert_close(blocks, dense, atol=tolerance(1e-10, 1e-4))
     assert max(_sizes(jax.make_jaxpr(lambda z: run(z))(x).jaxpr)) <= 20 * 128

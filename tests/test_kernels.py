@@ -9,7 +9,6 @@ from problems import FLOAT, X64, assert_close, distances, draw, log_normal, same
 
 import flowrl
 from flowrl import IMQ, RBF, FixedBandwidth, Linear, Matern, Preconditioned
-from flowrl._kernel import _blocks
 from flowrl._kernel._preconditioned import _whiten
 from flowrl._kernel._scalar import _pairs
 
@@ -268,7 +267,7 @@ def test_gram_matrices_are_positive_semi_definite(name):
 
 
 @pytest.mark.parametrize("name", ["rbf", "imq", "sum with linear", "product with linear", "preconditioned by"])
-def test_rows_in_blocks_give_the_same_sums(name, monkeypatch):
+def test_rows_in_blocks_give_the_same_sums(name, at_most_entries):
     kernel, n = EVERY[name], 23
     x, gradient, alive = draw(12, (n, 3)), draw(13, (n, 3)), jnp.arange(n) != 4
 
@@ -279,7 +278,7 @@ def test_rows_in_blocks_give_the_same_sums(name, monkeypatch):
         return out
 
     dense = sums()
-    monkeypatch.setattr(_blocks, "ENTRIES", 8 * n)
+    at_most_entries(8 * n)
     assert_close(sums(), dense, rtol=0, atol=tolerance(1e-12, 2e-3))
 
 

@@ -42,8 +42,8 @@ def test_it_is_the_transport_of_one_device(name):
     assert_close(got, want, rtol=tolerance(1e-9, 1e-4), atol=1e-6)
 
 
-def test_sums_by_tiles_within_it(monkeypatch):
-    monkeypatch.setattr("flowrl._kernel._blocks.ENTRIES", 100)
+def test_sums_by_tiles_within_it(at_most_entries):
+    at_most_entries(100)
     got, want = _sharded(flowrl.Transport(), draw(1, (50, 1)))
     assert_close(got, want, rtol=tolerance(1e-8, 1e-3), atol=1e-5)
 

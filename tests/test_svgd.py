@@ -10,7 +10,6 @@ import pytest
 from problems import FLOAT, X64, assert_close, distances, draw, linear, log_normal, same_bits, tolerance
 
 import flowrl
-from flowrl._kernel import _blocks
 from flowrl._kernel._distance import _middle_by_counting, _middle_by_sorting, masked_median
 
 NORMAL = flowrl.Density(log_normal)
@@ -241,12 +240,12 @@ def test_above_512_particles_the_median_is_taken_over_a_fixed_subset():
 
 
 @pytest.mark.parametrize("n", [128, 150])
-def test_rows_in_blocks_give_the_same_direction(n, monkeypatch):
+def test_rows_in_blocks_give_the_same_direction(n, at_most_entries):
     x, gradient = draw(5, (n, 3)), draw(6, (n, 3))
     alive = jnp.asarray(np.random.default_rng(7).random(n) < 0.8)
     rule, temperature = flowrl.FixedBandwidth(1.3), jnp.asarray(0.7, FLOAT)
     dense = flowrl.RBF(rule).stein(x, gradient, alive, temperature)
-    monkeypatch.setattr(_blocks, "ENTRIES", 64 * n)
+    at_most_entries(64 * n)
     blocks = flowrl.RBF(rule).stein(x, gradient, alive, temperature)
     assert_close(blocks, dense, rtol=tolerance(1e-10, 1e-3), atol=tolerance(1e-12, 1e-5))
     assert np.all(np.asarray(dense)[~alive] == 0)
@@ -278,8 +277,8 @@ def test_no_tensor_of_n_by_n_by_d(name):
     assert 64 * 64 <= largest < 64 * 64 * 33 / 4
 
 
-def test_memory_grows_with_the_block(monkeypatch):
-    monkeypatch.setattr(_blocks, "ENTRIES", 640 * 32)
+def test_memory_grows_with_the_block(at_most_entries):
+    at_most_entries(640 * 32)
     assert 640 * 32 / 4 <= _largest(640, 3, _svgd(RULES["fixed"][0])) <= 640 * 32
     # Above 512 particles the median holds at most 512² pairs.
     assert _largest(2048, 3, _svgd(RULES["median"][0])) <= 2 * 512 * 512

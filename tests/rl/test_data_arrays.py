@@ -11,7 +11,6 @@ import pytest
 from rl import environments
 from rl.toys import transitions
 
-from flowrl._io import _memory
 from flowrl.rl import Standardizer, data, make_replay
 from flowrl.rl.envs import _pool
 
@@ -225,13 +224,13 @@ def test_files(tmp_path):
     np.testing.assert_array_equal(from_hdf5.train.observations, from_npz.train.observations)
 
 
-def test_bad_files(tmp_path, monkeypatch):
+def test_bad_files(tmp_path, free_memory):
     path = tmp_path / "mine.npz"
     np.savez(path, **_arrays() | {"rewards": np.array([{}] * 20, dtype=object)})
     with pytest.raises(ValueError, match=r"mine\.npz: rewards cannot be read"):
         data.load_arrays(path)
     np.savez(path, **_arrays())
-    monkeypatch.setattr(_memory, "available", lambda: 100)
+    free_memory(100)
     with pytest.raises(MemoryError, match=r"mine\.npz: reading it needs"):
         data.load_arrays(path)
     path.write_bytes(path.read_bytes()[:-30])

@@ -208,9 +208,9 @@ def test_truncated_or_missing_file(tmp_path):
         data.load(HOPPER, dataset_path=tmp_path / "none.hdf5")
 
 
-def test_more_than_memory(tmp_path, monkeypatch):
+def test_more_than_memory(tmp_path, free_memory):
     path = _write(tmp_path / "mine.hdf5", _arrays(HOPPER))
-    monkeypatch.setattr(_memory, "available", lambda: 100)
+    free_memory(100)
     with pytest.raises(MemoryError, match=r"mine\.hdf5: reading it needs about .* MiB of memory, 0 MiB are free"):
         data.load(HOPPER, dataset_path=path)
 

@@ -10,7 +10,6 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from flowrl._io import _memory
 from flowrl.rl import Agent, Lanes, Policy, ReferenceLearner, Standardizer, data, evaluate, fit, make_replay
 from flowrl.rl.envs import _gym_env, _isolation
 from flowrl.rl.learning import presets
@@ -212,8 +211,8 @@ def test_truncated_file(root):
         data.load(name)
 
 
-def test_more_than_memory_is_said_before_it_is_read(monkeypatch):
-    monkeypatch.setattr(_memory, "available", lambda: 10_000)
+def test_more_than_memory_is_said_before_it_is_read(free_memory):
+    free_memory(10_000)
     with pytest.raises(MemoryError, match=r"pendulum-random-v0: reading it needs about .* MiB of memory"):
         data.load(PENDULUM)
 
