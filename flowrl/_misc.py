@@ -1,6 +1,7 @@
 """Small helpers of every room: checks of concrete arguments, ravelling, safe norms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -90,9 +91,10 @@ def check_fields(
     shares: tuple[str, ...] = (),
     decays: tuple[str, ...] = (),
     widths: tuple[str, ...] = (),
+    kinds: Mapping[str, type] = MappingProxyType({}),
     name: str = "",
 ) -> None:
-    """Refuse fields, by name, that are out of range; None passes, since it stands for an option left out.
+    """Refuse fields, by name, that are out of range or of another kind; None passes, for an option left out.
 
     Counts are Python ints >= 1, fractions in (0, 1], shares in [0, 1], decays in [0, 1).
     """
@@ -104,12 +106,22 @@ def check_fields(
         (fractions, lambda x: 0 < x <= 1, "in (0, 1]"),
         (shares, lambda x: 0 <= x <= 1, "in [0, 1]"),
         (decays, lambda x: 0 <= x < 1, "in [0, 1)"),
-        (widths, lambda x: all(width >= 1 for width in x), "widths >= 1"),
+        (widths, lambda x: all(width >= 1 for width in x), "widths >= 1, such as (256, 256)"),
     ):
         for field in names:
             value = getattr(thing, field)
-            if value is not None and not good(value):
-                raise ValueError(f"{name or type(thing).__name__}: {field} must be {text}, got {value}.")
+            try:
+                fine = value is None or good(value)
+            except TypeError:  # of another kind altogether, as a word is
+                fine = False
+            if not fine:
+                raise ValueError(f"{name or type(thing).__name__}: {field} must be {text}, got {value!r}.")
+    for field, kind in kinds.items():
+        value = getattr(thing, field)
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(
+                f"{name or type(thing).__name__}: {field} must be an instance of {kind.__name__}, got {value!r}."
+            )
 
 
 _LIST = " A list is a PyTree of its entries; for one array pass jnp.asarray(...)."

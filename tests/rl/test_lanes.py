@@ -141,7 +141,7 @@ def test_closing():
     ("name", "value"), [("size", 0), ("workers", 0), ("timeout", 0.0), ("start_timeout", float("nan"))]
 )
 def test_wrong_numbers(name, value):
-    with pytest.raises(ValueError, match=rf"{name}.* must be >.* {value}"):
+    with pytest.raises(ValueError, match=rf"{name}.* must be .*>.* {value}"):
         Lanes(MAZE, **{"size": 1, name: value})
 
 

@@ -366,7 +366,7 @@ def test_fit_refuses_numbers_that_do_not_fit():
     data = bandit(50)
     replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
     for options, message in (
-        ({"updates": 0, "interval": 10}, "positive multiple"),
+        ({"updates": 0, "interval": 10}, "updates must be a Python int >= 1, got 0"),
         ({"updates": 25, "interval": 10}, "positive multiple"),
         ({"updates": 30, "interval": 30}, r"updates of the reference \(40\)"),
         ({"updates": 40, "interval": 20, "evaluate_at": (30,)}, "evaluate_at"),

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flowrl._misc import check_count
 from flowrl.rl.data import make_env
 from flowrl.rl.envs import Worker
 
@@ -98,8 +99,8 @@ class Lanes:
         Raises:
             ValueError: a number is out of range.
         """
-        if size < 1 or workers < 1:
-            raise ValueError(f"size and workers must be >= 1, got {size} and {workers}.")
+        check_count("size", size)
+        check_count("workers", workers)
         if not (start_timeout > 0 and timeout > 0):
             raise ValueError(f"start_timeout and timeout must be > 0, got {start_timeout} and {timeout}.")
         self.size = size

@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from flowrl._custom_types import Key
 from flowrl._io import stops_wait
+from flowrl._misc import check_count
 from flowrl.rl.data.replay import Replay
 from flowrl.rl.learning._algorithm import AbstractAlgorithm, AbstractPretrained, S
 from flowrl.rl.learning._train import Phase, train
@@ -78,10 +79,18 @@ def fit(
 
     Raises:
         FloatingPointError: training diverged or transports failed; the checkpoint before is kept.
+        TypeError: `algorithm` is no algorithm, or `replay` no `Replay`.
         ValueError: numbers that do not fit together.
     """
+    if not isinstance(algorithm, AbstractAlgorithm):
+        made = f"; did you mean {algorithm.__name__}(...)?" if isinstance(algorithm, type) else "."
+        raise TypeError(f"algorithm must be one such as presets.default(), got {algorithm!r}{made}")
+    if not isinstance(replay, Replay):
+        raise TypeError(f"replay must be a Replay, got {type(replay).__name__}: make one of a data set by make_replay.")
+    check_count("updates", updates)
+    check_count("interval", interval)
     pretraining = algorithm.pretraining if isinstance(algorithm, AbstractPretrained) else 0
-    if interval < 1 or updates < 1 or updates % interval:
+    if updates % interval:
         raise ValueError(f"updates must be a positive multiple of interval, got {updates} and {interval}.")
     if pretraining % interval:
         raise ValueError(f"updates of the reference ({pretraining}) must be a multiple of interval ({interval}).")

@@ -127,6 +127,7 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
             positive=("learning_rate", "advantage_temperature"),
             fractions=("polyak",),
             widths=("hidden",),
+            kinds=dict.fromkeys(("target", "improvement", "selection", "particle_aggregate"), AbstractAggregate),
         )
         if self.amortized not in (None, "data", "particles"):
             raise ValueError(f"VGF: amortized must be 'data', 'particles' or None, got {self.amortized!r}.")
