@@ -35,7 +35,10 @@ QUICK_TO_COMPILE = (
 
 
 def pytest_configure(config):
-    if config.getoption("markexpr").strip() == "not slow and not thorough" and "XLA_FLAGS" not in os.environ:
+    if (
+        config.getoption("markexpr").strip() in ("not slow and not thorough", "thorough")
+        and "XLA_FLAGS" not in os.environ
+    ):
         # A flag that a release of XLA does not know ends the process, so another one tries them; workers inherit them.
         flags = {"XLA_FLAGS": QUICK_TO_COMPILE}
         probe = [sys.executable, "-c", "import jax; jax.devices()"]
