@@ -102,6 +102,7 @@ def test_distributions_are_priors_and_references_too():
 
 
 @pytest.mark.skipif(not X64, reason="one compilation of NUTS is enough")
+@pytest.mark.thorough
 def test_the_log_density_of_blackjax_is_a_density(key):
     def logdensity_fn(position):
         """A normal scale with an exponential prior, in its logarithm, and a shift given it."""
@@ -127,6 +128,7 @@ def _gamma():
     numpyro.sample("rate", dist.Gamma(3.0, 1.0))
 
 
+@pytest.mark.thorough
 def test_a_bounded_site_brings_its_jacobian():
     posterior = flowrl.from_numpyro(_gamma, key=jr.key(0))
     for y in (-2.0, 0.0, 0.7, 2.5):

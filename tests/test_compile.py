@@ -43,6 +43,7 @@ def _retraces(count, call):
     return count[0] > before
 
 
+@pytest.mark.thorough
 def test_new_numbers_never_retrace_and_new_structure_does():
     count, x, zero = _Hashable([0]), draw(0, (8, 2)), jnp.zeros(2, FLOAT)
 
@@ -154,6 +155,7 @@ def test_everything_comes_back_in_the_precision_of_the_particles(dtype):
     assert space["dtypes"](dtype) == {"Euler": [dtype], "Optax": [dtype]}
 
 
+@pytest.mark.thorough
 def test_single_precision_in_a_process_without_64_bit_types():
     run = "x = move(jnp.ones((6, 2)), flowrl.Optax()).particles; assert str(x.dtype) == 'float32' and x.max() < 1"
     code = COMBINATIONS + run + "; import json; print(json.dumps(dtypes('float32')))"

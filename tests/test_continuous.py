@@ -123,6 +123,7 @@ def test_what_diffrax_cannot_integrate_is_refused_with_the_reason():
 # Events
 
 
+@pytest.mark.thorough
 def test_the_cap_is_landed_on_by_each_set_of_a_batch():
     particles = jnp.stack([draw(2, (5, 2)), draw(3, (5, 2)) + 1, 0.05 * draw(4, (5, 2))])
     cap = jnp.asarray([0.3, 0.7, 0.5], FLOAT)
@@ -147,6 +148,7 @@ def test_the_cap_is_landed_on_by_each_set_of_a_batch():
 
 
 @pytest.mark.parametrize("flow", [ASCENT, FIXED], ids=["Ascent", "SVGD"])
+@pytest.mark.thorough
 def test_no_particle_ends_or_is_saved_beyond_the_cap(flow):
     """Newton's method lands on either side of a cap; what comes back is on the right one, to the last digit."""
     particles, cap = draw(14, (7, 2)), 0.4
@@ -171,6 +173,7 @@ def test_no_particle_ends_or_is_saved_beyond_the_cap(flow):
     assert same_bits(still.particles, particles)
 
 
+@pytest.mark.thorough
 def test_a_particle_that_starts_nowhere_is_in_nobodys_way():
     particles = draw(15, (6, 2)).at[2, 1].set(jnp.nan)
     others = np.delete(np.arange(6), 2)
@@ -204,6 +207,7 @@ def test_what_has_no_meaning_in_continuous_time_is_refused(flow, solver, budget,
         )
 
 
+@pytest.mark.thorough
 def test_rest_and_discrepancy_are_events_too():
     particles = draw(5, (8, 2))
     rest = flowrl.transport(NORMAL, particles, flowrl.Budget(100, 1.0, tolerance=0.05), flow=ASCENT, solver=TIGHT)
@@ -216,6 +220,7 @@ def test_rest_and_discrepancy_are_events_too():
     assert 0.3 - 1e-4 <= np.sqrt(mmd_squared(particles, capped.particles, 0.8)) <= 0.3
 
 
+@pytest.mark.thorough
 def test_a_temperature_schedule_holds_for_the_time_of_each_step():
     particles, alphas = draw(6, (6, 2)), np.array([2.0, 0.1, 1.0])
     target = flowrl.Boltzmann(log_normal)
@@ -300,6 +305,7 @@ def test_mapped_domains_and_dtypes(domain, dtype):
     assert float(solution.particles.mean()) == pytest.approx(3, abs=0.2)
 
 
+@pytest.mark.thorough
 def test_results_pass_through_and_zero_steps_are_the_identity():
     particles = draw(9, (6, 2))
     hasty = flowrl.Diffrax(controller=diffrax.PIDController(rtol=1e-9, atol=1e-9), max_steps=2)

@@ -302,6 +302,7 @@ def test_the_contract(case, key):
             )
 
 
+@pytest.mark.thorough
 def test_what_is_not_supported_is_refused_with_the_reason_of_the_table(key):
     """Every flow with every solver, domain and target, without compiling anything."""
     refused = 0

@@ -649,6 +649,7 @@ def test_misuse_is_refused_in_words(call, kind, message):
         call()
 
 
+@pytest.mark.thorough
 def test_blocks_change_nothing(at_most_entries, key):  # the last, since it forgets all programs
     def measure():
         test = diagnostics.ksd_test(X, -X, key=key, bootstraps=20)

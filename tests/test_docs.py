@@ -57,6 +57,7 @@ def test_every_fence_is_found():
         assert found[path] == fences, f"{path.relative_to(ROOT)}: {fences} fences, of which {found[path]} are run"
 
 
+@pytest.mark.thorough
 def test_the_home_page_shows_what_its_program_prints():
     """In single precision, as a reader runs it; digits may differ a little from machine to machine."""
     page = (ROOT / "docs" / "index.md").read_text()
@@ -89,6 +90,7 @@ def _extension(name):
     return runpy.run_path(str(ROOT / "docs" / "snippets" / "extend" / name))
 
 
+@pytest.mark.thorough
 def test_a_value_without_a_gradient_is_climbed():
     program = _extension("smoothed.py")
     goal, blind, solution = np.asarray(program["goal"]), program["blind"], program["solution"]

@@ -220,6 +220,7 @@ def test_reflection_at_the_sphere_is_radial():
 # Maps
 
 
+@pytest.mark.thorough
 def test_maps_are_the_closed_forms():
     y, single = draw(1, (50,)) * 3, tolerance(1e-13, 1e-6)
     u, forms = np.asarray(y, np.float64), {}
@@ -273,6 +274,7 @@ def test_log_determinants_are_those_of_the_jacobian(kind, by):
     np.testing.assert_allclose(got, jax.vmap(jacobian)(y), rtol=tolerance(1e-10, 1e-4), atol=tolerance(1e-10, 1e-5))
 
 
+@pytest.mark.thorough
 def test_the_volume_of_the_simplex_is_that_of_its_first_entries_and_a_normal_shift():
     y, simplex = draw(4, (6, 4)), flowrl.Simplex()
 
@@ -298,6 +300,7 @@ def _climbed(domain, x, steps=1, slope=SLOPE):
     return flowrl.transport(flowrl.Boltzmann(linear, slope), x, budget, flow=flowrl.Ascent(), domain=domain).particles
 
 
+@pytest.mark.thorough
 def test_mirror_ascent_has_its_multiplicative_form():
     x, gain = jax.nn.softmax(draw(5, (6, 3)), axis=1), np.exp(0.3 * np.asarray(SLOPE))
     up = np.asarray(x) * gain
@@ -319,6 +322,7 @@ def test_ascent_by_a_bijector_follows_the_chain_rule():
     assert_close(_climbed(flowrl.Box(0, 1, "bijector"), x), scipy.special.expit(y))
 
 
+@pytest.mark.thorough
 def test_a_product_is_its_parts():
     domains = {
         "mirrored": flowrl.Simplex(),
@@ -422,6 +426,7 @@ def test_svgd_samples_a_beta_distribution(by):
     assert sample.std(ddof=1) == pytest.approx(exact.std(), rel=0.1)
 
 
+@pytest.mark.thorough
 def test_svgd_samples_a_truncated_normal_by_its_map_and_not_by_reflection():
     start = jnp.asarray(np.random.default_rng(1).uniform(0.6, 2.5, (80, 1)), FLOAT)
     mapped, reflected = (
@@ -457,6 +462,7 @@ def test_svgd_samples_a_dirichlet_distribution(by):
 # Misuse that needs arrays
 
 
+@pytest.mark.thorough
 def test_wrong_places_are_named():
     x = jnp.ones((4, 3), FLOAT)
     product = flowrl.Product({"a": flowrl.positive(), "b": flowrl.Unbounded()})

@@ -233,6 +233,7 @@ def _integrated(solver, steps, particles):
 
 
 @pytest.mark.skipif(not X64, reason="the errors compared are below float32's")
+@pytest.mark.thorough
 def test_euler_and_heun_converge_to_diffrax_at_their_orders():
     particles = draw(2, (6, 2))
     exact = _integrated(Integrator(), 8, particles)

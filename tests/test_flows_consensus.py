@@ -142,6 +142,7 @@ SEARCHES = [(2, 100, 200, 0.05, 1.0), (10, 400, 600, 0.05, 4.0)]
 
 
 @pytest.mark.parametrize(("d", "n", "steps", "epsilon", "diffusion"), SEARCHES)
+@pytest.mark.thorough
 def test_it_finds_the_highest_of_many_maxima(d, n, steps, epsilon, diffusion, key):
     start = 3 + 2 * draw(d, (n, d))
     flow, budget = flowrl.Consensus(1.0, diffusion), flowrl.Budget(steps, epsilon, 0.05)

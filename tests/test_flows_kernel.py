@@ -288,6 +288,7 @@ def _quadrature(sigma, reach=4.5, points=201):
     return x, mass / mass.sum(), found.fun
 
 
+@pytest.mark.thorough
 def test_blob_rests_at_the_minimiser_of_its_regularised_energy():
     sigma, n = 0.5, 200
     x, mass, minimum = _quadrature(sigma)
@@ -324,6 +325,7 @@ def test_the_bias_of_blob(n, d, rule):
 # MMDFlow
 
 
+@pytest.mark.thorough
 def test_mmd_flow_matches_the_samples():
     samples = np.asarray(draw(9, (150, 2)), np.float64) @ np.array([[1.0, 0.4], [0.0, 0.5]]) + np.array([1.0, -0.5])
     target, start = flowrl.Empirical(jnp.asarray(samples, FLOAT)), 0.5 * draw(10, (60, 2))

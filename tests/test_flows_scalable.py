@@ -197,6 +197,7 @@ def test_one_batch_is_the_flow(key):
     assert_close(velocity, _velocity(flowrl.SVGD(), _view(key), x)[0], atol=tolerance(1e-12, 1e-5))
 
 
+@pytest.mark.thorough
 def test_batches_of_svgd_come_to_its_variance(key):
     # Batches that count each particle's own score as one of 20, not of 200, would end at a variance of 0.6.
     start, budget = draw(11, (200, 5), jnp.float32), flowrl.Budget(150, 0.2)
@@ -206,6 +207,7 @@ def test_batches_of_svgd_come_to_its_variance(key):
     assert float(jnp.abs(batched.mean(axis=0)).max()) < 0.05
 
 
+@pytest.mark.thorough
 def test_batches_of_a_random_flow_and_with_noise(key):
     start, budget = draw(12, (60, 4)), flowrl.Budget(60, 0.2)
     for flow in (flowrl.RandomBatch(SLICED, 20), flowrl.RandomBatch(flowrl.SVGD(), 20) + 0.1 * flowrl.Langevin()):

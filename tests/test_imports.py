@@ -312,6 +312,7 @@ def test_an_import_behind_a_door_is_found(tmp_path):
     assert "rl/learning/_vgf.py:1: flowrl.rl.networks._critic is private to flowrl.rl.networks" in found
 
 
+@pytest.mark.thorough
 def test_import_needs_no_optional_package():
     """A new process, because this one has long imported everything."""
     optional = _declared()[1]
@@ -324,6 +325,7 @@ def test_import_needs_no_optional_package():
 
 
 @pytest.mark.parametrize("module", ["flowrl", "flowrl.rl", "flowrl.rlhf", "flowrl.sharding"])
+@pytest.mark.thorough
 def test_no_import_starts_a_device(module):
     """`jax.distributed.initialize`, and flags of XLA, must come before the first array."""
     words = f"import {module}; from jax._src import xla_bridge; raise SystemExit(len(xla_bridge._backends))"

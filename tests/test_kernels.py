@@ -521,6 +521,7 @@ def test_fewer_particles_than_coordinates_stay_finite(dtype):
     assert np.isfinite(gram(flat)).all()
 
 
+@pytest.mark.thorough
 def test_the_units_of_the_coordinates_do_not_matter_even_in_single_precision():
     x, g = draw(32, (20, 3), jnp.float32), draw(33, (20, 3), jnp.float32)
     unit = jnp.asarray([[2.0**-30, 1.0, 2.0**25]], jnp.float32)
@@ -627,6 +628,7 @@ def test_misuse_is_refused(make, error, match):
         make()
 
 
+@pytest.mark.thorough
 def test_a_matrix_of_another_size_is_refused():
     x = draw(38, (7, 2))
     with pytest.raises(ValueError, match=r"covariance has shape \(3, 3\), but one particle has 2 coordinates"):

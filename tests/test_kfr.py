@@ -125,6 +125,7 @@ def test_the_velocity_solves_the_weak_equation_for_functions_of_its_space():
 # Where it ends
 
 
+@pytest.mark.thorough
 def test_an_affine_flow_of_an_exact_quadrature_has_the_posterior_in_closed_form():
     """Hermite's nodes have all moments of N(0, 1) that a quadratic tilt and a quadratic kernel ask for.
 
@@ -167,6 +168,7 @@ def test_a_gaussian_posterior_in_unit_time():
         np.testing.assert_allclose(mean, 0.75, atol=0.3)
 
 
+@pytest.mark.thorough
 def test_two_modes_get_their_shares():
     """Of N(0, 1) in the first coordinate two modes are left, at ±1.38 with variance 0.083."""
     sets = [
@@ -194,6 +196,7 @@ def test_euler_and_diffrax_agree_where_steps_are_small():
     assert np.abs(coarse.particles - start).max() > 0.2
 
 
+@pytest.mark.thorough
 def test_a_map_of_the_domain_changes_nothing_but_the_coordinates():
     """The flow asks for values alone, so a tilt of log x in the half line is that of y in the line."""
     y = draw(4, (15, 1))
@@ -330,6 +333,7 @@ def test_misuse_is_refused_in_one_sentence(name):
         call(draw(0, (4, 2)))
 
 
+@pytest.mark.thorough
 def test_only_scalar_kernels_are_taken():
     """In a process without the type checker of these tests, whose error would come first."""
     program = """

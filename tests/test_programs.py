@@ -29,6 +29,7 @@ def test_every_program_is_tested():
     assert sorted(path.stem for path in SNIPPETS.glob("*.py")) == sorted(PROGRAMS)
 
 
+@pytest.mark.thorough
 def test_posterior_has_the_mean_and_deviation_of_a_quadrature():
     program = _run("posterior")
     inputs, labels = np.asarray(program["inputs"], np.float64), np.asarray(program["labels"])

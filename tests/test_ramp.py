@@ -84,6 +84,7 @@ WIDE = {  # the flow, how many times too wide it starts, the full step, the ramp
 
 
 @pytest.mark.parametrize("name", WIDE)
+@pytest.mark.thorough
 def test_a_start_that_is_far_too_wide(name, key):
     flow, width, size, options = WIDE[name]
     start, target = width * draw(0, (100, 3)), flowrl.Density(log_normal)
@@ -174,6 +175,7 @@ def _posterior(name, particles, seed):
 
 
 @pytest.mark.parametrize("name", POSTERIORS)
+@pytest.mark.thorough
 def test_a_few_particles_of_aldi_survive_a_few_steps_from_far(name):
     n, steps = (250, 200) if name == "logistic regression" else (400, 400)
     target, start, mean, sd = _posterior(name, n, 100)

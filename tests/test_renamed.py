@@ -28,6 +28,7 @@ def test_an_old_name_says_the_new_one(old):
 
 
 @pytest.mark.parametrize("old", ["flowrl.March", "flowrl.rl.Acted", "flowrl.rlhf.optimise"])
+@pytest.mark.thorough
 def test_an_old_name_in_an_import_says_so_too(old):
     module, name = old.rsplit(".", 1)
     done = subprocess.run(

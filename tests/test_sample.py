@@ -63,6 +63,7 @@ def test_one_call_without_tuning(name):
     assert "arrived" in str(samples)
 
 
+@pytest.mark.thorough
 def test_a_phase_can_be_used_alone_and_gives_the_same_kind_of_draws():
     samples = flowrl.sample(_wide, 60, like=jnp.zeros(3, FLOAT), key=KEY, max_gradients=60_000)
     ((method, budget),) = samples.phases
@@ -86,6 +87,7 @@ def test_particles_of_any_structure_and_a_given_start():
     assert samples.thinned(10, key=KEY)["a"].shape == (10, 2)
 
 
+@pytest.mark.thorough
 def test_many_posteriors_at_once_and_under_jit():
     starts, centres = draw(2, (3, 30, 2)), jnp.asarray([0.0, 2.0, -5.0], FLOAT)
 

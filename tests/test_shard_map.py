@@ -65,6 +65,7 @@ def test_data_in_chunks_within_it():
     [flowrl.Transport(flowrl.Ascent(), flowrl.Diffrax()), flowrl.Transport(flowrl.Ascent(), flowrl.JKO())],
     ids=["Diffrax", "JKO"],
 )
+@pytest.mark.thorough
 def test_loops_of_other_libraries_ask_for_no_check(method):
     with pytest.raises(ValueError, match="pass check_vma=False"):
         _sharded(method, START)

@@ -198,6 +198,7 @@ def test_kinetic_particles_turn_round_at_a_wall():
     assert float(end.var()) == pytest.approx(0.2911, abs=0.008)
 
 
+@pytest.mark.thorough
 def test_microcanonical_dynamics_samples_a_normal():
     target = Density(lambda x: -0.5 * jnp.sum((x / 3) ** 2))
     end = run(target, draw(0, (2000, 10)), Budget(300, 0.3), Microcanonical(1)).particles

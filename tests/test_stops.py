@@ -73,6 +73,7 @@ def test_an_optimiser_that_shortens_its_steps_is_not_at_rest(optimiser):
         assert float(jnp.sqrt(jnp.mean(jnp.sum(near.particles**2, axis=1)))) < 0.1
 
 
+@pytest.mark.thorough
 def test_a_set_that_a_wall_or_a_cap_holds_is_at_rest():
     uphill = flowrl.Boltzmann(linear, jnp.ones(2, FLOAT))
     for numbers, domain in (({"max_displacement": 0.5}, flowrl.Unbounded()), ({}, flowrl.Box(-9, 4))):

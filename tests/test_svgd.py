@@ -217,6 +217,7 @@ def test_the_median_can_be_interpreted():
         assert float(masked_median(values, values < 5)) == 2
 
 
+@pytest.mark.thorough
 def test_the_median_is_over_all_pairs_when_asked():
     particles, alive = draw(4, (601, 2)), jnp.arange(601) % 3 > 0
     kept = np.asarray(particles, np.float64)[np.asarray(alive)]
@@ -284,6 +285,7 @@ def test_memory_grows_with_the_block(at_most_entries):
     assert _largest(2048, 3, _svgd(RULES["median"][0])) <= 2 * 512 * 512
 
 
+@pytest.mark.thorough
 def test_the_gram_matrix_is_the_kernel():
     x, y = draw(8, (5, 3)), draw(9, (4, 3))
     squared = np.stack([distances(np.broadcast_to(a, (4, 3)), y) for a in np.asarray(x)]) ** 2

@@ -455,6 +455,7 @@ ANNEALED = optax.exponential_decay(30.0, transition_steps=50, decay_rate=0.5, en
     ],
     ids=["boltzmann", "tilted"],
 )
+@pytest.mark.thorough
 def test_annealing_reaches_both_modes_and_without_it_particles_stay_at_one(target, size):
     start = -4 + jnp.linspace(-1, 1, 60, dtype=FLOAT)[:, None]
     steady = np.asarray(flowrl.transport(target, start, flowrl.Budget(500, 1.0)).particles)

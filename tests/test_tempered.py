@@ -65,6 +65,7 @@ def test_log_evidence_of_a_gaussian_in_ten_dimensions(inner):
     np.testing.assert_allclose(particles.var(axis=(0, 1)), shrunk, atol=0.15)
 
 
+@pytest.mark.thorough
 def test_modes_keep_their_mass_and_evidence():
     estimate, error, particles = _runs(Tilted(_prior, _modes), _wide(2), Budget(150, None), Tempered())
     exact = _exact(2, 4.0) + np.log(3)
@@ -97,6 +98,7 @@ def test_log_evidence_of_a_logistic_regression_is_within_its_own_error():
     assert abs(estimate.mean() - exact) < 0.1
 
 
+@pytest.mark.thorough
 def test_a_bridge_from_a_normalised_start_has_the_evidence_of_the_density():
     def start(x):  # N(0, 9 I), normalised
         return -0.5 * jnp.sum(x**2) / 9 - jnp.log(2 * jnp.pi * 9)

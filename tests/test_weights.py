@@ -202,6 +202,7 @@ def test_a_weight_that_underflows_does_no_harm(name):
         assert_close(velocity[1], little[1], rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.thorough
 def test_weights_are_differentiable():
     def moved(logs):
         flow = flowrl.SVGD(FIXED) + flowrl.Consensus(diffusion=0.0)
@@ -271,6 +272,7 @@ def test_the_heaviest_particle_can_freeze():
     assert_close(with_it.log_weights[rest], np.full(4, -np.log(4)), **CLOSE)
 
 
+@pytest.mark.thorough
 def test_single_precision_is_kept():
     x, logs = X.astype(jnp.float32), LOGS.astype(jnp.float32)
     for name, (flow, _) in FLOWS.items():

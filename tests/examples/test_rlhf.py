@@ -41,6 +41,7 @@ def test_transport_stands_beside_best_of_n_at_equal_cost(tmp_path):
     assert re.search(r"the reward model agrees with \d+% of 200 unseen ones", done.stdout)
 
 
+@pytest.mark.thorough
 def test_a_missing_extra_is_named_in_one_line(tmp_path):
     (tmp_path / "sklearn.py").write_text("raise ImportError('not here')")
     done = run(*TINY, "--out", tmp_path / "run", path=tmp_path)

@@ -61,6 +61,7 @@ def test_the_yardstick_tells_a_sample_from_one_that_is_not():
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.thorough
 def test_a_small_run_writes_what_it_says(tmp_path):
     out = tmp_path / "new" / "folder"
     words = ["--flows", "SinkhornFlow", "Ascent", "--densities", "banana", "double banana", "--particles", "40"]

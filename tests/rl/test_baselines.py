@@ -177,6 +177,7 @@ def test_deterministic_targets_and_the_delay(name):
     assert eqx.tree_equal(twice.target_critic, halfway, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_next_action_of_the_data_is_known_within_a_trajectory_only():
     """Two trajectories cut by a time limit: the state after a cut is not that of the next row."""
     data = chain(9)

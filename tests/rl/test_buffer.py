@@ -223,6 +223,7 @@ def test_training_takes_the_batches_of_any_source():
         np.testing.assert_array_equal(here, there)
 
 
+@pytest.mark.thorough
 def test_batches_are_drawn_by_the_keys_of_the_updates():
     """Two intervals of one update are one of two, whatever the source."""
     replay = small().replay

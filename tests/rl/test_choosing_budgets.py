@@ -175,6 +175,7 @@ def test_bad_grids_and_bands_are_refused(trained):
         choose_budget(())
 
 
+@pytest.mark.thorough
 def test_halving_finds_the_policy_that_acts_best(trained):
     vgf, state, standardizer, _ = trained
     agent = Agent(vgf, state, standardizer)

@@ -175,6 +175,7 @@ def test_a_function_makes_the_environment():
         assert env.step(np.array([0.0, 0.5]))[1] == pytest.approx(3)
 
 
+@pytest.mark.thorough
 def test_another_process_finds_a_users_module(tmp_path, monkeypatch):
     (tmp_path / "users_own.py").write_text("import os\ndef make():\n    return lambda: os.getpid()\n")
     monkeypatch.syspath_prepend(tmp_path)

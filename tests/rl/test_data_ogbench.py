@@ -70,6 +70,7 @@ def test_episode_is_a_function_of_its_index_alone(name):
     assert first["terminals"].tolist() == [False] * steps + [True]
 
 
+@pytest.mark.thorough
 def test_official_layout(puzzle):
     arrays = read_npz(puzzle)
     rows = 25 + 2  # each trajectory ends with a row that is only a next observation
@@ -101,6 +102,7 @@ def test_workers_do_not_change_a_byte(puzzle, tmp_path):
     assert calls == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
+@pytest.mark.thorough
 def test_load_gives_ogbench_rewards_and_says_where_data_came_from(puzzle):
     loaded = data.load(PUZZLE_TASK, dataset_path=puzzle)
     train, info = loaded.train, loaded.info
@@ -205,6 +207,7 @@ def test_killed_generation_goes_on_and_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="finds worker processes through /proc")
+@pytest.mark.thorough
 def test_dead_worker_is_an_error_and_its_siblings_end(tmp_path):
     workers = []
 
@@ -218,6 +221,7 @@ def test_dead_worker_is_an_error_and_its_siblings_end(tmp_path):
     assert not any(_alive(worker) for worker in workers)
 
 
+@pytest.mark.thorough
 def test_failing_worker_says_why(tmp_path):
     recipe = dataclasses.replace(RECIPES[MAZE], env_id="no-such-maze-v0")
     with pytest.raises(RuntimeError, match="no-such-maze"):

@@ -40,6 +40,7 @@ def agent() -> Agent:
     return Agent(vgf, state, Standardizer(jnp.zeros(3, jnp.float32), jnp.ones(3, jnp.float32)))
 
 
+@pytest.mark.thorough
 def test_results_do_not_depend_on_lanes_or_order(agent):
     first = evaluate(agent, POLICIES, ToyLanes(5), episodes=4, seed=3)
     again = evaluate(agent, POLICIES[::-1], ToyLanes(11), episodes=4, seed=3)

@@ -153,6 +153,7 @@ def with_particles(rows):
     return eqx.tree_at(lambda r: r.particles, rows, samples, is_leaf=lambda x: x is None)
 
 
+@pytest.mark.thorough
 def test_a_row_is_learned_from_after_the_round_in_which_it_came(monkeypatch):
     """The stated order: act, then step and learn side by side, then insert."""
     seen, order = [], []
@@ -335,6 +336,7 @@ def test_a_frozen_reference_is_sampled_where_new_rows_lead():
     assert np.abs(samples).max() <= 1
 
 
+@pytest.mark.thorough
 def test_caps_and_step_sizes_that_grow_compile_nothing_again():
     learner, state, buffer, standardizer = setting()
     caps = iter(np.linspace(0.1, 1.0, 12))

@@ -31,6 +31,7 @@ def _ended(pid):
         return True
 
 
+@pytest.mark.thorough
 def test_episodes_depend_on_the_seed_alone():
     seeds = [3, 4, 3]
     with Lanes(MAZE, 3, workers=2) as lanes:
@@ -91,12 +92,14 @@ def test_killed_worker():
         assert lanes.step({1: RIGHT})[1].reward == -1
 
 
+@pytest.mark.thorough
 def test_unknown_environment_is_reported_at_first_use():
     words = "could not be made: ValueError: unknown environment"
     with Lanes("pointmaze-nowhere-v0", 1) as lanes, pytest.raises(RuntimeError, match=words):
         lanes.reset({0: 0})
 
 
+@pytest.mark.thorough
 def test_raising_environment_names_lane_and_seed():
     with Lanes(MAZE, 3, workers=2) as lanes:
         lanes.reset({0: 5, 1: 6, 2: 7})
@@ -106,6 +109,7 @@ def test_raising_environment_names_lane_and_seed():
         assert caught.value.lanes == (2,)
 
 
+@pytest.mark.thorough
 def test_stuck_worker():
     with Lanes(MAZE, 1, timeout=0.2) as lanes:
         lanes.reset({0: 0})  # has start_timeout, or it would never be in time

@@ -206,6 +206,7 @@ def test_aggregates():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.thorough
 def test_members_differ_and_share_no_gradient():
     from flowrl.rl import Critic
 
@@ -234,6 +235,7 @@ def test_settings_that_make_no_sense_are_refused(changes, message):
         presets.default(**changes)
 
 
+@pytest.mark.thorough
 def test_transports_that_fail_stop_the_training():
     """Samples outside the domain are not moved; training on as if they had been would be silent nonsense."""
     import flowrl

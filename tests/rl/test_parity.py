@@ -100,6 +100,7 @@ def test_the_bandwidth_switch_is_what_differs(vectors, case, through_bandwidth):
     assert error < 1e-5 if through_bandwidth else error > 0.3
 
 
+@pytest.mark.thorough
 def test_the_paper_preset_is_the_cold_kernelised_flow():
     vgf = presets.paper(3, 0.2)
     assert isinstance(vgf.transport.flow, flowrl.SVGD)

@@ -12,6 +12,7 @@ from flowrl.rl.learning import baselines
 from flowrl.runs import Tracker
 
 
+@pytest.mark.thorough
 def test_tensorboard_files_hold_every_number(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

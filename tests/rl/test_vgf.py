@@ -75,6 +75,7 @@ def test_the_gaussian_reference_is_a_normal_law():
     np.testing.assert_allclose(sample, np.clip(mean + np.exp(log_std) * noise, -1, 1), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_weights_leave_out_what_weighs_nothing():
     """Two batches whose rows of weight 1 agree give the same loss and the same step, whatever the others hold."""
     learner = ReferenceLearner(FlowMatching(3), (8,), 1e-2, updates=None)
@@ -94,6 +95,7 @@ def test_weights_leave_out_what_weighs_nothing():
     )
 
 
+@pytest.mark.thorough
 def test_the_average_trails_the_weights_and_stands_for_the_reference():
     learner = ReferenceLearner(Gaussian(), (8,), 1e-1, updates=None, average=0.75)
     start = learner.init(3, 2, key=jr.key(0))
@@ -306,6 +308,7 @@ class WalkState(AbstractState):
     key: Any
 
 
+@pytest.mark.thorough
 def test_the_budget_of_a_policy_is_kept_whole():
     """A cap on the discrepancy to the proposals is the policy's own, and holds in acting too."""
     vgf = small()

@@ -19,6 +19,7 @@ def agent():
     return Agent(vgf, vgf.init(size, 2, key=jr.key(0)), unit)
 
 
+@pytest.mark.thorough
 def test_every_second_state_and_the_last_are_drawn(agent, tmp_path):
     """An episode has five steps: frames at t = 0, 2, 4 and 5, twice."""
     path = record_video(agent, Policy("best", 2), "factory:rl.environments:drawn", tmp_path / "a.gif", episodes=2)

@@ -208,6 +208,7 @@ def _prompt(*tokens):
 
 
 @pytest.mark.parametrize("fields", [{"temperature": 0.6, "top_p": 0.7}, {"temperature": 2.0, "forbidden": (0, 4)}])
+@pytest.mark.thorough
 def test_a_sample_is_what_its_noise_decodes_to(model, fields, key):
     sampler, keys = Sampler(6, END, PAD, **fields), jr.split(key, 30)
     drawn = _draw(sampler, model, _prompt(3, 4), keys)
@@ -241,6 +242,7 @@ def test_tokens_come_as_often_as_their_probabilities_say(model, temperature, top
     _close(drawn.log_probs[:, 0], (logits - np.log(np.exp(logits).sum()))[drawn.tokens[:, 0]])
 
 
+@pytest.mark.thorough
 def test_after_the_end_there_is_padding(model, key):
     sampler, prompt = Sampler(8, END, PAD, forbidden=(PAD,)), _prompt(6, 3, 9)
     drawn = _draw(sampler, model, prompt, jr.split(key, 60))
@@ -307,6 +309,7 @@ def test_padded_prompts_give_the_same_text(model, places, key):
     _close(read(model, prompt, first), first.log_probs)
 
 
+@pytest.mark.thorough
 def test_sampling_is_deterministic_and_batched(model, key):
     sampler, asked = Sampler(5, END, PAD), prompts(5)
     drawn, keys = sample(sampler, model, asked, count=3, key=key)

@@ -362,6 +362,7 @@ def test_a_reward_that_is_not_finite_stops_the_loop(runs):
         ppo_update(SMALL, SMALL.start(model, key=jr.key(0)), model, broken, prompts, iterations=2)
 
 
+@pytest.mark.thorough
 def test_values_start_at_zero(key):
     value = eqx.filter_jit(ValueModel(language_model(key).trunk))
     prompt = jax.tree.map(lambda leaf: leaf[0], some_prompts())

@@ -215,6 +215,7 @@ def _reward_of(model, pairs, side):
     return np.asarray(_rewards(model, jnp.asarray(whole), jnp.asarray(seen)), np.float64)
 
 
+@pytest.mark.thorough
 def test_bradley_terry_is_its_formula():
     model, ensemble, pairs = reward_model(), reward_ensemble(count=2), _pairs()
     loss = eqx.filter_jit(lambda loss, model, key: loss(model, pairs, key))
@@ -232,6 +233,7 @@ def test_bradley_terry_is_its_formula():
     _close(preference_accuracy(ensemble, pairs), (np.mean(each, axis=0) > 0).mean(), atol=1e-7)
 
 
+@pytest.mark.thorough
 def test_dropout_hides_words():
     model, pairs = reward_model(pooling="mean"), _pairs()
     loss = eqx.filter_jit(lambda loss, pairs, key: loss(model, pairs, key))
@@ -257,6 +259,7 @@ def test_dropout_hides_words():
     _close(loss(BradleyTerry(0.5), garbage, jr.key(0)), draws[0])
 
 
+@pytest.mark.thorough
 def test_members_of_an_ensemble_hide_words_of_their_own():
     pairs = _pairs()
     members = reward_ensemble(count=2, pooling="mean")
@@ -273,6 +276,7 @@ def test_members_of_an_ensemble_hide_words_of_their_own():
     assert np.max(np.abs(together[0] - together[1])) > 1e-3
 
 
+@pytest.mark.thorough
 def test_a_planted_preference_is_learned():
     def planted(rows, seed):
         """The text with more of token 7 and less of token 5."""

@@ -188,6 +188,7 @@ def test_half_a_distance_is_a_dead_zone():
     np.testing.assert_array_equal(far, neighbour)
 
 
+@pytest.mark.thorough
 def test_the_prior_goes_from_nearest_to_greedy():
     table, prompt = curved().embedding, part(prompts(B), 0)
     unused = (part(_drawn()[1], 0, 0), jr.key(0))
@@ -357,6 +358,7 @@ def test_steps_buy_reward_and_zero_steps_are_best_of_n(name):
     np.testing.assert_allclose(other.displacement, result.displacement[:, order], rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_prompts_one_by_one_are_prompts_together():
     space, reward, budget = _spaces()["logits"], curved(), flowrl.Budget(3, 0.5)
     asked, responses, keys = _drawn()
@@ -378,6 +380,7 @@ def test_no_steps_leave_all_as_it_was_drawn():
     assert not np.any(result.displacement)
 
 
+@pytest.mark.thorough
 def test_forbidden_tokens_are_in_no_text():
     asked, responses, keys = _drawn()
     table, prompt = likes(LIKED).embedding, part(asked, 0)
@@ -397,6 +400,7 @@ def test_forbidden_tokens_are_in_no_text():
         assert np.all(mask)
 
 
+@pytest.mark.thorough
 def test_repulsion_keeps_texts_apart():
     asked, responses, keys = _drawn()
     space, reward, prompt = _spaces()["logits"], likes(LIKED), part(asked, 0)
@@ -470,6 +474,7 @@ class _Hashable(list):
     __eq__ = object.__eq__
 
 
+@pytest.mark.thorough
 def test_new_numbers_do_not_retrace():
     asked, responses, keys = _drawn()
     space, reward, traces = _spaces()["logits"], curved(), _Hashable()
@@ -525,6 +530,7 @@ class Pair(eqx.Module):
         return iter((self.encoder, self.decoder))
 
 
+@pytest.mark.thorough
 def test_a_flow_in_the_latent_of_an_autoencoder():
     (encoder, decoder), asked, responses, keys = _trained()
     space, reward = LatentSpace(encoder, decoder, SAMPLER, "the decoder's"), likes(LIKED)

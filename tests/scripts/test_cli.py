@@ -46,6 +46,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(monkeypatch, name, p
     assert "\n" not in str(ended.value.code)
 
 
+@pytest.mark.thorough
 def test_programs_are_imported_when_chosen():
     code = "import sys, flowrl.scripts; print([m for m in sys.modules if 'scripts.' in m], 'tyro' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -97,6 +98,7 @@ def _imported(node):
 
 
 @pytest.mark.parametrize("path", [p for p in LESSONS if p.stem not in BARE], ids=lambda path: path.stem)
+@pytest.mark.thorough
 def test_a_lesson_names_its_extra_in_one_line(path, tmp_path):
     """With no package of any extra."""
     hidden = ("tyro", "rich", "matplotlib", "gymnasium", "tokenizers", "safetensors", "numpyro", "sklearn")

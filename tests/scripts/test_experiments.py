@@ -158,6 +158,7 @@ def test_an_option_that_does_not_exist_is_told_before_anything_runs(fake, capsys
     assert not fake.exists()
 
 
+@pytest.mark.thorough
 def test_cells_that_others_have_run_are_not_run_again(fake, tmp_path, capsys):
     run_matrix(matrix(fake, envs=("gym:sparse",)), ("--eval-episodes", "4"))
     known = (fake / "rows.csv").rename(tmp_path / "known.csv")

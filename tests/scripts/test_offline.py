@@ -373,6 +373,7 @@ def test_an_own_algorithm_is_trained_resumed_and_reported_like_the_others(own, d
     assert "rate: 0.3 there, 0.4 here" in run(*words, "--rate", "0.4", "--resume", **more).stderr
 
 
+@pytest.mark.thorough
 def test_unknown_environment_suggests_near_names():
     done = run("--env", "puzle-3x3-play-singletask-task1-v0")
     assert done.returncode != 0
@@ -385,6 +386,7 @@ def test_the_misspelt_beginning_of_a_name_suggests_whole_names():
         offline.parse(["--env", "puzle-3x3"])
 
 
+@pytest.mark.thorough
 def test_a_typo_in_an_option_is_explained():
     done = run("--evl-episodes", "3")
     assert done.returncode != 0
@@ -404,6 +406,7 @@ def test_every_option_is_explained():
     assert offline.parse(words).flat()["n_step"] == 2
 
 
+@pytest.mark.thorough
 def test_a_damaged_data_file_is_named(tmp_path):
     file = tmp_path / "mine.npz"
     file.write_bytes(b"not an npz")
@@ -413,6 +416,7 @@ def test_a_damaged_data_file_is_named(tmp_path):
     assert "mine.npz: not an npz file" in done.stderr
 
 
+@pytest.mark.thorough
 def test_the_output_must_be_writable(tmp_path):
     (tmp_path / "file").write_text("in the way")
     done = run(*arguments(out=str(tmp_path / "file" / "run")))

@@ -168,6 +168,7 @@ def test_without_its_extra_the_command_says_in_one_line_what_to_install(monkeypa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 def test_options_are_known_without_numpyro():
     code = "import sys; from flowrl.scripts.posterior import Config; assert 'numpyro' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
