@@ -120,4 +120,8 @@ __version__: str = _distribution.version()
 if TYPE_CHECKING:
     from flowrl import diagnostics as diagnostics, plot as plot, sharding as sharding
 else:  # a type checker would take every misspelt name for one of these
-    __getattr__ = _old_names("flowrl", rooms=("diagnostics", "plot", "sharding"))
+    _ROOMS = ("diagnostics", "plot", "sharding")  # imported when first asked for
+    __getattr__ = _old_names("flowrl", rooms=_ROOMS)
+
+    def __dir__():
+        return sorted({*globals(), *_ROOMS})

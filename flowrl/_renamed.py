@@ -1,4 +1,4 @@
-"""Public names of 0.1 that are called otherwise now: asking for one is an error that says the new name."""
+"""Names that a module does not hold: those of 0.1 are an error that says the new one, some rooms are imported then."""
 
 import importlib
 import sys

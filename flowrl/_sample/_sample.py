@@ -35,6 +35,7 @@ from flowrl._validation import resolve
 _LEAPS = 8
 _DENSE = 1000  # dimensions up to which a covariance is learned: 4 MB, and 0.3 s of arithmetic in all
 _MOVES = 4  # per temperature, of tempering
+_LEAST = 10  # steps of the adaptation, and draws of each particle
 _JUDGED = 20  # sets of draws at which the verdict takes gradients
 
 
@@ -53,10 +54,9 @@ def sample(
     """Draw from a posterior without choosing a step size, a number of steps or a start, and say whether it arrived.
 
     Each particle is a chain of its own that accepts and rejects (`Metropolis`), so draws are exact once the set has
-    arrived. The first share `warm` of the gradients finds the step size and the unit of length of each coordinate from
-    the whole set; both are then fixed, and every state of every particle after it is a draw. With `tempered` the
-    particles first go to the target by temperatures, so that separate modes get their mass, and the evidence is
-    measured.
+    arrived. The first share `warm` of the gradients finds the step size and the covariance from the whole set; both are
+    then fixed, and every state of every particle after it is a draw. With `tempered` the particles first go to the
+    target by temperatures, so that separate modes get their mass, and the evidence is measured.
 
     Args:
         target: log p of one particle, as a function or a target that knows value and gradient; or a model by
@@ -110,15 +110,18 @@ def sample(
     start_key, bridge_key, move_key = jr.split(key, 3)
     start = _start(posterior, particles, like, domain, start_key)
     n, d = ravel(start)[0].shape
-    if proposal is None:
-        scale = LearnedCovariance() if d <= _DENSE else LearnedScale()
-        proposal = Euler() if d == 1 else Microcanonical(_LEAPS, scale=scale)
-    acceptance = 0.9 if isinstance(proposal, Euler) else None  # at Euler's own steps are so long that some diverge
+    acceptance = None
+    if proposal is None and d == 1:
+        proposal, acceptance = Euler(), 0.9  # at Euler's own acceptance steps are so long that some diverge
+    elif proposal is None:
+        proposal = Microcanonical(_LEAPS, scale=LearnedCovariance() if d <= _DENSE else LearnedScale())
     each = max_gradients // n - 1
     spent, phases, evidence = 1, [], {}
     if tempered:
         moves = each // 2 // proposal.gradients
-        solver = Tempered(inner=Metropolis(proposal=proposal), moves=min(_MOVES, max(moves // 8, 1)))
+        solver = Tempered(
+            inner=Metropolis(proposal=proposal, acceptance=acceptance), moves=min(_MOVES, max(moves // 8, 1))
+        )
         method = Transport(Langevin(), solver, domain)
         start, first, solution = _bridged(method, density, start, moves, bridge_key)
         phases.append(first)
@@ -126,8 +129,9 @@ def sample(
         spent, each = spent + moves * proposal.gradients, each - moves * proposal.gradients
     learning = int(warm * each) // proposal.gradients
     kept = (each - _JUDGED - learning * proposal.gradients) // proposal.gradients
-    if learning < 10 or kept < 10:
-        needed = int(n * (2 if tempered else 1) * (11 * (proposal.gradients + 1) / min(warm, 1 - warm) + 2))
+    if learning < _LEAST or kept < _LEAST:
+        enough = (_LEAST + 1) * proposal.gradients / min(warm, 1 - warm) + 2 * _JUDGED
+        needed = int(n * (2 * enough if tempered else enough))
         raise ValueError(
             f"{max_gradients} gradients are {max_gradients // n} for each of {n} particles, too few to adapt by "
             f"{proposal.gradients} a step; give at least {needed}, or fewer particles."
@@ -137,7 +141,7 @@ def sample(
     budget, saved = Budget(steps, None), tuple(range(learning + 1, steps + 1))
     drawn = method(density, start, budget, key=move_key, save=saved, throw=False)
     phases.append((method, budget))
-    scale = _unravel(start, drawn.extras["scale"]) if "scale" in drawn.extras else 1.0
+    learned = _unravel(start, drawn.extras["scale"]) if "scale" in drawn.extras else 1.0
     assert drawn.trajectory is not None
     verdict, judged = _judge(method, density, drawn, tempered=tempered)
     depth = spent + steps * proposal.gradients + judged
@@ -148,7 +152,7 @@ def sample(
         "divergent": drawn.extras["divergent"],
         "step_size": drawn.extras["step_size"],
     }
-    return Samples(drawn.trajectory, verdict, stats | evidence, scale, tuple(phases), posterior)
+    return Samples(drawn.trajectory, verdict, stats | evidence, learned, tuple(phases), posterior)
 
 
 def _density(target: Any) -> AbstractTarget:
@@ -175,7 +179,8 @@ def _start(
     check_count("particles", particles)
     if posterior is not None:
         # Not draws of the prior: one with heavy tails, as scales often have, starts some too far away to come back.
-        like = jax.tree.map(lambda leaf: leaf[0], posterior.initial(1, key))
+        shapes = jax.eval_shape(lambda k: posterior.initial(1, k), key)
+        like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), shapes)
     if like is None:
         raise ValueError(
             "a number of particles does not say what one is: pass like=jnp.zeros(d), a PyTree of arrays, or the "

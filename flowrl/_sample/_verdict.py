@@ -19,7 +19,7 @@ _FALSE_ALARM = 1e-3
 _DRIFT, _UNBALANCE = 0.15, 0.15
 _ERROR = 0.1  # standard error of a mean over its standard deviation: b² = 0.01
 # Share of the variance that lies between particles. At a half a particle forgets where it was within a third of the
-# draws, and the adaptation, which by default is as long, has brought it three such times away from its start.
+# draws, and the adaptation, which by default is as long, takes it nearly three such times away from its start.
 _STUCK = 0.5
 _DIVERGENT = 0.01  # share of moves: above it in nearly all runs on funnels, and seldom elsewhere
 _FEWEST = 8
@@ -36,8 +36,9 @@ class Verdict(eqx.Module):
     no particle ever was.
 
     Attributes:
-        arrived: nothing is found wrong, and nothing stands in the way of seeing it.
-        known: whether that could be seen: enough particles, which forget their places, and few moves that diverge.
+        arrived: nothing is wrong, and nothing stands in the way of seeing it: there are enough particles, which forget
+            their places, and few moves diverge.
+        wrong: the draws have not arrived. Where they have neither arrived nor are wrong, it cannot tell.
         error: the largest standard error of a mean, of x and of x², in standard deviations.
         drift: the difference between the second half of the draws and the first, of x or of x², that is largest by z,
             in standard deviations.
@@ -56,7 +57,7 @@ class Verdict(eqx.Module):
     """
 
     arrived: Bool[Array, ""]
-    known: Bool[Array, ""]
+    wrong: Bool[Array, ""]
     error: Scalar
     drift: Scalar
     drift_z: Scalar
@@ -136,10 +137,12 @@ def judge(
         ]
     )
     acceptance, divergent, frozen = (jnp.asarray(x, dtype) for x in (acceptance, divergent, frozen))
-    known = (n >= _FEWEST and m >= 4) & ((stuck <= _STUCK) | tempered) & (divergent <= _DIVERGENT)
+    enough = n >= _FEWEST and m >= 4
+    wrong = jnp.any(faults) & enough
+    clear = ((stuck <= _STUCK) | tempered) & (divergent <= _DIVERGENT)
     return Verdict(
-        ~jnp.any(faults) & known,
-        known,
+        ~wrong & clear & enough,
+        wrong,
         error,
         drift[worst],
         drift_z[worst],
@@ -172,10 +175,11 @@ def _sentence(verdict: Verdict) -> str:
             f"arrived, as far as the draws can tell: means to {v['error']:.2f} standard deviations, "
             f"equipartition {v['equipartition']:.2f} for 1"
         )
-    wrong, doubts = _wrong(v), _doubts(v, tempered=verdict.tempered)
-    if not v["known"] and not doubts:
-        return f"cannot tell: fewer than {_FEWEST} particles, or than 4 draws of each (give more)"
-    return "; ".join([("not arrived: " if wrong else "cannot tell: ") + (wrong + doubts)[0], *(wrong + doubts)[1:]])
+    doubts = _doubts(v, tempered=verdict.tempered)
+    if v["wrong"]:
+        return "not arrived: " + "; ".join(_wrong(v) + doubts)
+    few = f"fewer than {_FEWEST} particles, or than 4 draws of each (give more)"
+    return "cannot tell: " + "; ".join(doubts or [few])
 
 
 def _wrong(v: dict[str, float]) -> list[str]:

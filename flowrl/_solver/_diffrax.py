@@ -199,7 +199,7 @@ class Diffrax(AbstractSolver):
 
 
 class _BudgetSteps(diffrax.AbstractStepSizeController):
-    """The budget's own steps, those of size zero left out."""
+    """The budget's own steps, those of size zero left out; `diffrax.StepTo` refuses those, and a traced number."""
 
     ends: Array
 

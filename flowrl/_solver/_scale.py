@@ -166,4 +166,4 @@ def _weight(step: Step, ensemble: Ensemble, like: Array) -> Float[Array, ""]:
     """Return the weight of the latest set: the first steps are forgotten, and all of the later ones count."""
     # A few particles know little of a variance; and a set that starts in one place is not to stay there.
     total = jnp.sum(step.view.mass(ensemble.alive)).astype(like.dtype)
-    return 6 / (step.index + 20).astype(like.dtype) * total / (total + 5)
+    return 4 / (step.index + 13).astype(like.dtype) * total / (total + 5)

@@ -141,10 +141,9 @@ def sample(case: Case, budget: int, **options):
         total, depth = int(samples.stats["gradients"]), int(samples.stats["depth"])
         last = samples.phases[-1][0].solver.proposal.gradients * N
         verdict = samples.verdict
-        words = str(verdict)
-        word = words[: 7 if words.startswith("arrived") else 11]  # arrived, not arrived, cannot tell
+        word = "arrived" if verdict.arrived else "not arrived" if verdict.wrong else "cannot tell"
         gradients = total - last * np.arange(draws.shape[0])[::-1]
-        return Run(draws, gradients, depth, word, words)
+        return Run(draws, gradients, depth, word, str(verdict))
 
     return run
 
