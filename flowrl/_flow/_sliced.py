@@ -81,6 +81,4 @@ class SlicedSVGD(AbstractFlow):
 
 def _rotation(key: Key, d: int, like: Positions) -> Float[Array, "d d"]:
     """Draw an orthogonal matrix uniformly but for the signs of its columns, in the dtype of other numbers."""
-    # There is no QR in half precision.
-    wide = like.dtype if jnp.finfo(like.dtype).bits >= 32 else jnp.float32
-    return jnp.linalg.qr(jr.normal(key, (d, d), wide))[0].astype(like.dtype)
+    return jnp.linalg.qr(jr.normal(key, (d, d), like.dtype))[0]
