@@ -134,6 +134,24 @@ CASES = {
     "nan": ("transport(normal, x.at[1, 1].set(jnp.nan), budget)", ValueError, ["NaN or infinity", "repair"]),
     "infinity": ("transport(normal, x.at[1, 1].set(jnp.inf), budget)", ValueError, ["NaN or infinity"]),
     "lists": ("transport(normal, [[1.0, 2.0], [3.0, 4.0]], budget)", ValueError, ["scalar", "jnp.asarray"]),
+    # Weights
+    "weights of pairs": ("transport(normal, x, budget, log_weights=x)", ValueError, ["log_weights", "got (4, 2)"]),
+    "one weight": ("transport(normal, x, budget, log_weights=0.0)", ValueError, ["log_weights", "got ()"]),
+    "weights in a word": (
+        "transport(normal, x, budget, log_weights='equal')",
+        TypeError,
+        ["log_weights must be a number or an array"],
+    ),
+    "complex weights": (
+        "transport(normal, x, budget, log_weights=np.full(4, 1j))",
+        TypeError,
+        ["log_weights must be a real number"],
+    ),
+    "boolean weights": (
+        "transport(normal, x, budget, log_weights=[True] * 4)",
+        TypeError,
+        ["log_weights must be a real number"],
+    ),
     # Targets
     "unwrapped target": ("transport(log_normal, x, budget)", TypeError, ["Boltzmann(value)", "Density(log_prob)"]),
     "swapped": ("transport(x, normal, budget)", TypeError, ["target must be", "Empirical(samples)"]),

@@ -159,16 +159,24 @@ def test_a_start_outside_of_the_support_is_told():
     assert "frozen" in str(samples)
 
 
-def test_draws_of_something_else_are_caught_by_equipartition():
-    """SVGD's particles in ten dimensions, too narrow by the log-n rule, beside exact draws of the same shape."""
-    random = np.random.default_rng(0)
-    exact = jnp.asarray(random.standard_normal((20, 100, 10)), FLOAT)
-    assert bool(flowrl._sample._verdict.judge(exact, exact, -exact, 0.9, 0.0, 0.0, tempered=False).arrived)
-    narrow = 0.6 * exact
-    verdict = flowrl._sample._verdict.judge(narrow, narrow, -narrow, 0.9, 0.0, 0.0, tempered=False)
-    assert not bool(verdict.arrived)
-    assert float(verdict.equipartition) == pytest.approx(0.36, abs=0.05)
-    assert "too narrow" in str(verdict)
+@jax.custom_jvp
+def _falsified(x):
+    """A normal distribution of deviation 0.6 whose gradient is that of deviation 1."""
+    return -0.5 * jnp.sum((x / 0.6) ** 2)
+
+
+_falsified.defjvp(lambda x, dx: (_falsified(*x), -jnp.sum(x[0] * dx[0])))
+
+
+@pytest.mark.thorough
+def test_draws_that_are_narrower_than_their_scores_say_are_caught_by_equipartition():
+    """Acceptance follows the values, so the draws are of deviation 0.6, as SVGD's collapsed sets are."""
+    samples = flowrl.sample(_falsified, 100, like=jnp.zeros(10, FLOAT), key=KEY, max_gradients=40_000)
+    assert float(samples.pooled().std()) == pytest.approx(0.6, abs=0.05)
+    assert not bool(samples.verdict.arrived)
+    assert bool(samples.verdict.wrong)
+    assert float(samples.verdict.equipartition) == pytest.approx(0.36, abs=0.07)
+    assert "too narrow" in str(samples)
 
 
 MISUSE = {

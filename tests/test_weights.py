@@ -13,7 +13,6 @@ from problems import FLOAT, assert_close, draw, log_normal, same_bits, tolerance
 
 import flowrl
 from flowrl import IMQ, RBF, FixedBandwidth, Linear, Matern, Preconditioned, sharding
-from flowrl._validation import check_log_weights
 
 N, D = 5, 2
 COUNTS = np.array([2, 1, 3, 1, 1])
@@ -327,12 +326,6 @@ def _transport(logs, flow=flowrl.SVGD(), x=X):  # noqa: B008
         (_transport(LOGS.at[1].set(jnp.inf)), ValueError, "log_weights must be < inf and not NaN"),
         (_transport(jnp.full(N, -jnp.inf, FLOAT)), ValueError, "all -inf: no particle is left"),
         (_transport(LOGS[:3]), ValueError, r"shape \(5,\), one per particle; got \(3,\)"),
-        # Past the type checker of these tests:
-        (lambda: check_log_weights(LOGS[:, None], flowrl.SVGD(), X), ValueError, r"got \(5, 1\)"),
-        (lambda: check_log_weights(0.0, flowrl.SVGD(), X), ValueError, r"got \(\)"),
-        (lambda: check_log_weights("equal", flowrl.SVGD(), X), TypeError, "log_weights must be a number or an array"),
-        (lambda: check_log_weights(np.full(N, 1j), flowrl.SVGD(), X), TypeError, "log_weights must be a real number"),
-        (lambda: check_log_weights([True] * N, flowrl.SVGD(), X), TypeError, "log_weights must be a real number"),
         (_transport(LOGS, flowrl.ALDI()), ValueError, "ALDI does not know weights; resample"),
         (_transport(LOGS, flowrl.KSDDescent()), ValueError, "KSDDescent does not know weights"),
         (_transport(LOGS, flowrl.Langevin() + flowrl.BirthDeath()), ValueError, "SumFlow does not know weights"),
