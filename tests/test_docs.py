@@ -43,7 +43,8 @@ CASES = [
 
 
 @pytest.mark.parametrize("code", CASES)
-def test_block_runs(code, capsys):
+def test_block_runs(code, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what a block writes
     exec(compile(code, "block", "exec"), {"__name__": "block"})
     capsys.readouterr()
 

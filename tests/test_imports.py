@@ -18,6 +18,7 @@ PACKAGE = ROOT / "flowrl"
 ROOMS = (
     "_distribution",
     "_renamed",
+    "_io",
     "_custom_types",
     "_misc",
     "_solution",
@@ -41,7 +42,6 @@ ROOMS = (
     "plot",
     "sharding",
     "flowrl",  # the door: flowrl/__init__.py
-    "_io",
     "runs",
     "nn",
     "rl.networks",
@@ -64,7 +64,7 @@ ROOMS = (
     "rlhf",
     "scripts",
 )
-CORE = ROOMS[: ROOMS.index("_io")]
+CORE = ROOMS[: ROOMS.index("runs")]
 # Rooms that do not know of each other, whatever their order in the list.
 STRANGERS = {("rl", "rlhf"), ("rlhf", "rl")}  # with all rooms inside them
 STRANGERS |= {(f"rl.data.{room}", "rl.data.replay") for room in ("files", "generators", "sources")}

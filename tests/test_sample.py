@@ -1,11 +1,14 @@
 """A posterior by one call: draws that are right without tuning, and a verdict that says when they are not."""
 
+import shutil
+import time
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from problems import FLOAT, draw
+from problems import FLOAT, draw, same_bits, tolerance
 
 import flowrl
 
@@ -101,6 +104,126 @@ def test_many_posteriors_at_once_and_under_jit():
     np.testing.assert_allclose(means, centres, atol=0.1)
     assert bool(arrived.all())
     np.testing.assert_allclose(one(starts[1], centres[1], keys[1])[0], means[1], atol=0.05)
+
+
+# In pieces
+
+
+class _Interrupted(Exception):
+    """What a test ends a sampling with."""
+
+
+def _short(checkpoint=None, progress=None, log_prob=_correlated, particles=20, max_gradients=1500, **options):
+    options = {"like": jnp.zeros(2, FLOAT), "key": KEY, "proposal": flowrl.Euler()} | options
+    return flowrl.sample(
+        log_prob, particles, max_gradients=max_gradients, checkpoint=checkpoint, progress=progress, **options
+    )
+
+
+def _interrupt_at(piece):
+    told = []
+
+    def progress(done, total):
+        told.append((done, total))
+        if len(told) == piece:
+            raise _Interrupted
+
+    return progress
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("options", [{}, {"tempered": True, "max_gradients": 4000, "like": {"a": jnp.zeros(2, FLOAT)}}])
+def test_an_interrupted_sampling_goes_on_as_if_it_had_not_been(tmp_path, options):
+    if "tempered" in options:
+        options = options | {"log_prob": lambda x: _correlated(x["a"])}
+    whole, told = _short(**options), []
+    pieces = _short(progress=lambda *now: told.append(now), **options)
+    assert len(told) >= 4
+    assert told[-1][0] == told[-1][1] <= int(pieces.stats["gradients"])
+    for once, often in zip(jax.tree.leaves(whole.draws), jax.tree.leaves(pieces.draws), strict=True):
+        np.testing.assert_allclose(once, often, rtol=tolerance(1e-6, 1e-2), atol=tolerance(1e-8, 1e-3))
+    file = tmp_path / "posterior.npz"
+    for piece in (1, 2):  # once in the adaptation, once in the draws
+        with pytest.raises(_Interrupted):
+            _short(file, _interrupt_at(piece), **options)
+    resumed = _short(file, **options)
+    ours, theirs = jax.tree.leaves(resumed), jax.tree.leaves(pieces)
+    assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
+    told.clear()
+    again = _short(str(file), lambda *now: told.append(now), **options)
+    assert told == []
+    assert str(again) == str(pieces)
+
+
+@pytest.mark.thorough
+def test_a_machine_that_goes_down_loses_half_a_minute(tmp_path, monkeypatch):
+    """Each look at the clock is 31 s later, so the file is written at each piece; the last copy is what was left."""
+    file, left, clock = tmp_path / "posterior.npz", tmp_path / "left.npz", iter(range(0, 10_000, 31))
+    pieces = _short(progress=lambda *_: None)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+
+    def keep(done, total):
+        if file.exists() and done < total:
+            shutil.copy(file, left)
+
+    _short(file, keep)
+    assert left.stat().st_size < file.stat().st_size
+    assert same_bits(_short(left).draws, pieces.draws)
+
+
+@pytest.mark.thorough
+def test_more_gradients_add_draws_and_change_none(tmp_path):
+    file = tmp_path / "posterior.npz"
+    first = _short(file)
+    more = _short(file, max_gradients=3000)
+    assert same_bits(more.draws[: len(first.draws)], first.draws)
+    assert len(more.draws) == pytest.approx(len(first.draws) + 1500 / 20, abs=1)
+    assert float(more.stats["step_size"]) == float(first.stats["step_size"])
+    assert int(more.stats["gradients"]) <= 3000
+
+
+@pytest.mark.thorough
+def test_seconds_are_divided_like_gradients_and_end_what_would_take_days():
+    started = time.monotonic()
+    samples = _short(max_gradients=10**10, seconds=1.0, progress=lambda *_: time.sleep(0.02))
+    assert time.monotonic() - started < 60
+    ((method, budget),) = samples.phases
+    assert 20 < budget.steps < 10**6
+    assert method.solver.share == pytest.approx(0.5, abs=0.2)
+    assert int(samples.stats["gradients"]) < 10**8
+    hurried = _short(max_gradients=10**10, seconds=1e-9)
+    assert hurried.draws.shape[0] == 10
+    assert hurried.phases[0][1].steps <= 30
+
+
+@pytest.mark.thorough
+def test_the_file_of_another_sampling_is_refused(tmp_path):
+    file, started = tmp_path / "posterior.npz", draw(3, (20, 2))
+    with pytest.raises(_Interrupted):
+        _short(file, _interrupt_at(3))
+    for options, message in (
+        ({"key": jr.key(1)}, "another key"),
+        ({"particles": started, "like": None}, "from other particles"),
+        ({"log_prob": _modes}, "another target"),
+        ({"particles": 10}, "given"),
+        ({"like": jnp.zeros(3, FLOAT), "log_prob": _wide}, "given"),
+        ({"max_gradients": 1460}, None),
+    ):
+        if message is None:
+            assert _short(file, **options).draws.shape[0] > 0
+        else:
+            with pytest.raises(ValueError, match=message):
+                _short(file, **options)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="posterior.npz"):
+        _short(file)
+
+
+def test_pieces_are_for_calls_outside_of_jit():
+    with pytest.raises(ValueError, match="outside of jax.jit"):
+        jax.jit(lambda key: _short(key=key, seconds=1.0).draws)(KEY)
+    with pytest.raises(ValueError, match="seconds must be > 0"):
+        _short(seconds=0.0)
 
 
 # What the verdict sees

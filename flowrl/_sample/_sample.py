@@ -1,10 +1,13 @@
 """Sample a posterior without tuning."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.flatten_util
 import jax.numpy as jnp
 import jax.random as jr
@@ -16,6 +19,7 @@ from flowrl._domain import AbstractDomain, Unbounded
 from flowrl._flow import Langevin
 from flowrl._misc import check_count, ravel
 from flowrl._numpyro import NumpyroPosterior
+from flowrl._sample._pieces import Pieces
 from flowrl._sample._samples import Samples
 from flowrl._sample._verdict import Verdict, judge
 from flowrl._solution import Solution
@@ -36,6 +40,7 @@ _LEAPS = 8
 _DENSE = 1000  # dimensions up to which a covariance is learned: 4 MB, and 0.3 s of arithmetic in all
 _MOVES = 4  # per temperature, of tempering
 _LEAST = 10  # steps of the adaptation, and draws of each particle
+_EVIDENCE = ("log_evidence", "log_evidence_error")
 _JUDGED = 20  # sets of draws at which the verdict takes gradients
 
 
@@ -50,6 +55,9 @@ def sample(
     proposal: AbstractProposal | None = None,
     warm: float = 0.5,
     tempered: bool = False,
+    seconds: float | None = None,
+    progress: Callable[[int, int], object] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Samples:
     """Draw from a posterior without choosing a step size, a number of steps or a start, and say whether it arrived.
 
@@ -75,13 +83,21 @@ def sample(
         tempered: spend half of the gradients on tempering, from a normal distribution with the mean and three times the
             deviation of the start to the target. `log_evidence` is that of exp(log p), so of a normalised log joint the
             marginal likelihood.
+        seconds: how long to adapt and draw, > 0; the adaptation ends after the share `warm` of them. Ten steps of the
+            adaptation and ten draws are taken whatever the time; compilation, tempering and the verdict come on top.
+            None for no limit.
+        progress: called as `progress(done, total)` after every ten steps, in gradients of all particles together.
+        checkpoint: a file that keeps the sampling: written every half minute, and when it ends by itself, by the time
+            or by an exception. The same call goes on from it, as if nothing had happened; with more `max_gradients` it
+            adds draws, and adapts no more.
 
     Returns:
         The `Samples`: draws, verdict, what was spent and chosen.
 
     Raises:
         TypeError: target, particles or `like` are of the wrong kind.
-        ValueError: a number is out of range, or too few gradients for the particles.
+        ValueError: a number is out of range, too few gradients for the particles, or the checkpoint is of another
+            sampling.
 
     Example:
         ```python
@@ -107,25 +123,29 @@ def sample(
     if not 0 < warm < 1:
         raise ValueError(f"warm must be in (0, 1), got {warm}.")
     check_count("max_gradients", max_gradients)
+    pieces = _pieces(seconds, progress, checkpoint, warm, (target, particles, key))
     start_key, bridge_key, move_key = jr.split(key, 3)
     start = _start(posterior, particles, like, domain, start_key)
-    n, d = ravel(start)[0].shape
+    given, (n, d) = (key, start), ravel(start)[0].shape
     acceptance = None
     if proposal is None and d == 1:
         proposal, acceptance = Euler(), 0.9  # at Euler's own acceptance steps are so long that some diverge
     elif proposal is None:
         proposal = Microcanonical(_LEAPS, scale=LearnedCovariance() if d <= _DENSE else LearnedScale())
     each = max_gradients // n - 1
-    spent, phases, evidence = 1, [], {}
+    spent, phases = 1, []
+    evidence: dict[str, Array] = {}
     if tempered:
         moves = each // 2 // proposal.gradients
         solver = Tempered(
             inner=Metropolis(proposal=proposal, acceptance=acceptance), moves=min(_MOVES, max(moves // 8, 1))
         )
-        method = Transport(Langevin(), solver, domain)
-        start, first, solution = _bridged(method, density, start, moves, bridge_key)
-        phases.append(first)
-        evidence = {name: solution.extras[name] for name in ("log_evidence", "log_evidence_error")}
+        method, tempering = Transport(Langevin(), solver, domain), Budget(moves, None)
+        phases.append((method, tempering))
+        if pieces is not None and pieces.resumes:
+            evidence = {name: jnp.zeros((), ravel(start)[0].dtype) for name in _EVIDENCE}
+        else:
+            start, evidence = _bridged(method, density, start, tempering, bridge_key)
         spent, each = spent + moves * proposal.gradients, each - moves * proposal.gradients
     learning = int(warm * each) // proposal.gradients
     kept = (each - _JUDGED - learning * proposal.gradients) // proposal.gradients
@@ -136,15 +156,20 @@ def sample(
             f"{max_gradients} gradients are {max_gradients // n} for each of {n} particles, too few to adapt by "
             f"{proposal.gradients} a step; give at least {needed}, or fewer particles."
         )
-    steps = learning + kept
-    method = Transport(Langevin(), Metropolis(proposal=proposal, acceptance=acceptance, share=learning / steps), domain)
-    budget, saved = Budget(steps, None), tuple(range(learning + 1, steps + 1))
-    drawn = method(density, start, budget, key=move_key, save=saved, throw=False)
+    method, budget = _moves(proposal, acceptance, domain, learning, learning + kept)
+    if pieces is None:
+        saved = tuple(range(learning + 1, learning + kept + 1))
+        drawn = method(density, start, budget, key=move_key, save=saved, throw=False)
+    else:
+        drawn, learning, evidence = pieces.run(
+            method, density, start, budget, learning, key=move_key, given=given, spent=spent, evidence=evidence
+        )
+        method, budget = _moves(proposal, acceptance, domain, learning, int(drawn.stats["steps"]))
     phases.append((method, budget))
     learned = _unravel(start, drawn.extras["scale"]) if "scale" in drawn.extras else 1.0
     assert drawn.trajectory is not None
     verdict, judged = _judge(method, density, drawn, tempered=tempered)
-    depth = spent + steps * proposal.gradients + judged
+    depth = spent + budget.steps * proposal.gradients + judged
     stats = {
         "gradients": jnp.asarray(n * depth),
         "depth": jnp.asarray(depth),
@@ -198,10 +223,30 @@ def _start(
     return eqx.filter_vmap(domain.forward)(mixed) if domain.maps else mixed
 
 
+def _pieces(
+    seconds: float | None, progress: Any, checkpoint: Any, warm: float, given: tuple[Any, ...]
+) -> Pieces | None:
+    """Return how the sampling is cut into pieces, or None where it is one program."""
+    if seconds is None and progress is None and checkpoint is None:
+        return None
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
+        raise ValueError("seconds, progress and checkpoint are for calls outside of jax.jit and jax.vmap.")
+    path = None if checkpoint is None else Path(checkpoint)
+    return Pieces(seconds, warm, _LEAST, progress, path)
+
+
+def _moves(
+    proposal: AbstractProposal, acceptance: float | None, domain: AbstractDomain, learning: int, steps: int
+) -> tuple[Transport, Budget]:
+    """Return the method that adapts in the first `learning` of some steps, and its budget."""
+    solver = Metropolis(proposal=proposal, acceptance=acceptance, share=(learning - 0.5) / steps)  # half: for rounding
+    return Transport(Langevin(), solver, domain), Budget(steps, None)
+
+
 def _bridged(
-    method: Transport, density: AbstractTarget, start: Particles, moves: int, key: Key
-) -> tuple[Particles, tuple[Transport, Budget], Solution]:
-    """Temper from a normal distribution around the start to the target."""
+    method: Transport, density: AbstractTarget, start: Particles, budget: Budget, key: Key
+) -> tuple[Particles, dict[str, Array]]:
+    """Temper from a normal distribution around the start to the target; return also the evidence."""
     if method.domain.maps or method.domain.restricts:
         raise ValueError(
             "tempered=True begins with a normal distribution, which no domain holds; write the density in coordinates "
@@ -211,9 +256,8 @@ def _bridged(
     rows, unravel = ravel(start)
     mean, deviation = rows.mean(axis=0), 3 * jnp.maximum(rows.std(axis=0), 1e-3)
     begin = unravel(mean[None] + deviation[None] * jr.normal(draw_key, rows.shape, rows.dtype))
-    target, budget = bridge(_Normal(mean, deviation), density.value), Budget(moves, None)
-    solution = method(target, begin, budget, key=move_key, throw=False)
-    return solution.particles, (method, budget), solution
+    solution = method(bridge(_Normal(mean, deviation), density.value), begin, budget, key=move_key, throw=False)
+    return solution.particles, {name: solution.extras[name] for name in _EVIDENCE}
 
 
 class _Normal(eqx.Module):
@@ -238,7 +282,7 @@ def _judge(method: Transport, density: AbstractTarget, drawn: Solution, *, tempe
     budget = resolve(Budget(1, 0.0), particles, unit_time=False)
     problem = make_problem(method, density, particles, budget, None)
     draws = jax.vmap(problem.coordinates)(trajectory)
-    every = max(draws.shape[0] // _JUDGED, 1)
+    every = -(-draws.shape[0] // _JUDGED)
     judged = draws[every - 1 :: every]
 
     def gradient(positions: Positions) -> Positions:
