@@ -7,7 +7,7 @@ import jax.random as jr
 import numpy as np
 
 from flowrl import Budget, rl
-from flowrl.rl import Policy, data, report
+from flowrl.rl import Policy, Uniform, data, report
 
 try:
     import gymnasium
@@ -51,7 +51,7 @@ if __name__ == "__main__":
     vgf = rl.presets.default(1, 0.3, hidden=(128, 128), reference=reference)
     state = rl.fit(vgf, replay, updates=config.updates, interval=1000, key=jr.key(0))
     flowing = Policy("VGF L=3", 8, Budget(3, 0.5))
-    policies = Policy("behaviour", 8, select="uniform"), Policy("best-of-8", 8), flowing
+    policies = Policy("behaviour", 8, Uniform()), Policy("best-of-8", 8), flowing
     with rl.Lanes(dataset.info.name, 12) as lanes:
         measured = rl.evaluate(rl.Agent(vgf, state, standardizer), policies, lanes, episodes=16, seed=0)
     print(report.markdown(report.summarise(policies, measured, "return", baseline="best-of-8"), "return"))

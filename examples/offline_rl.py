@@ -17,7 +17,7 @@ from pathlib import Path
 import jax.random as jr
 
 from flowrl import rl
-from flowrl.rl import Policy, data, report
+from flowrl.rl import Policy, RandomDirections, Uniform, data, report
 from flowrl.runs import RunDirectory, progress_line, require, to_csv
 
 
@@ -40,14 +40,13 @@ def make_algorithm(*, sparse: bool) -> rl.VGF:
 def make_policies(vgf: rl.VGF, lengths: tuple[int, ...], chosen: int) -> tuple[Policy, ...]:
     """List ways to act with one set of weights, decided before anything is evaluated: budgets and their controls."""
     # The step size is in units of the reference's within-state spread.
-    most, budget = lengths[-1], {steps: vgf.train_budget.with_steps(steps, 0.3) for steps in lengths}
+    budget = {steps: vgf.train_budget.with_steps(steps, 0.3) for steps in lengths}
     return (
-        Policy("BC (one random particle)", 8, select="uniform"),
+        Policy("BC (one random particle)", 8, Uniform()),
         Policy("best-of-8 (L=0)", 8),
         *(Policy(f"VGF L={steps}", 8, budget[steps]) for steps in lengths),
-        Policy(f"VGF, each state its own L <= {most}", 8, budget[most], band=1.0),
-        Policy(f"one random transported particle, L={chosen}", 8, budget[chosen], select="uniform"),
-        Policy(f"random directions, same length as L={chosen}, best", 8, budget[chosen], random_directions=True),
+        Policy(f"one random transported particle, L={chosen}", 8, (budget[chosen], Uniform())),
+        Policy(f"random directions, same length as L={chosen}, best", 8, RandomDirections(budget[chosen])),
         Policy("best-of-32", 32),
     )
 
@@ -58,7 +57,7 @@ def main(options: argparse.Namespace) -> None:
     sparse = data.metric(options.env) == "success"  # otherwise returns are scored
     vgf = make_algorithm(sparse=sparse)
     policies = make_policies(vgf, *(((1, 3, 5), 5) if sparse else ((1, 3), 1)))
-    on_the_way = tuple(p for p in policies if p.candidates == 8 and not p.random_directions)
+    on_the_way = tuple(p for p in policies if p.candidates == 8)
     identity = {"env": options.env, "seed": options.seed, "steps": options.steps, "episodes": options.eval_episodes}
     lanes = rl.Lanes(options.env, 20 if sparse else 40, workers=os.cpu_count() or 1)
     with lanes, RunDirectory(options.out, identity, resume=options.resume, free=["episodes"]) as run:

@@ -86,7 +86,7 @@ def main(options: argparse.Namespace) -> None:
         for name, agent in agents.items():
             shown = progress_line(f"evaluation, {name} (episodes)")
             measured.append(rl.evaluate(agent, policies, lanes, episodes=options.eval_episodes, seed=1, progress=shown))
-            named += [Policy(f"{name}: {p.name}", p.candidates, p.budget) for p in policies]
+            named += [Policy(f"{name}: {p.name}", p.candidates, p.stages) for p in policies]
     both = rl.Evaluation(*(np.concatenate(parts) for parts in zip(*measured, strict=True)))
     rows = report.summarise(tuple(named), both, metric, baseline=named[0].name, reference=reference)
     title = f"{options.env}: {dataset.info.rows:,} rows, then {options.steps:,} steps"

@@ -277,6 +277,45 @@ CASES = {
         ["SVGD needs the gradient", "Empirical does not know"],
     ),
     "numpyro model": ("flowrl.from_numpyro(3, key=jax.random.key(0))", TypeError, ["model", "numpyro", "int"]),
+    # Sampling
+    "sample without a key": ("flowrl.sample(log_normal, 5, like=x[0], key=None)", ValueError, ["key=jax.random.key"]),
+    "sample by a seed": ("flowrl.sample(log_normal, 5, like=x[0], key=0)", TypeError, ["jax.random.key(0)", "got 0"]),
+    "sample by keys": (
+        "flowrl.sample(log_normal, 5, like=x[0], key=jax.random.split(jax.random.key(0)))",
+        ValueError,
+        ["one key", "vmap"],
+    ),
+    "sample complex": (
+        "flowrl.sample(lambda x: 1j * log_normal(x), 5, like=x[0], key=jax.random.key(0))",
+        TypeError,
+        ["complex64", "real floating number"],
+    ),
+    "sample a count": (
+        "flowrl.sample(lambda x: jnp.sum(x > 0), 5, like=x[0], key=jax.random.key(0))",
+        TypeError,
+        ["int32", "gradient"],
+    ),
+    "sample complex particles": (
+        "flowrl.sample(log_normal, 5, like=x[0] * 1j, key=jax.random.key(0))",
+        TypeError,
+        ["complex64", "only floating"],
+    ),
+    "sample integers": (
+        "flowrl.sample(log_normal, 5, like=jnp.zeros(2, int), key=jax.random.key(0))",
+        TypeError,
+        ["int32", "only floating"],
+    ),
+    "sample given integers": (
+        "flowrl.sample(log_normal, jnp.zeros((5, 2), int), key=jax.random.key(0))",
+        TypeError,
+        ["int32", "only floating"],
+    ),
+    "sample nothing": ("flowrl.sample(log_normal, 5, like={}, key=jax.random.key(0))", ValueError, ["no array leaves"]),
+    "sample discrete sites": (
+        "flowrl.from_numpyro(lambda: numpyro.sample('z', dist.Bernoulli(0.5)), key=jax.random.key(0))",
+        ValueError,
+        ["'z' is discrete"],
+    ),
     # Budgets
     "budget of another kind": ("transport(normal, x, 10)", TypeError, ["flowrl.Budget", "int"]),
     "negative steps": ("Budget(-1)", ValueError, ["steps must be >= 0", "-1"]),
@@ -538,12 +577,12 @@ CASES = {
     "a number for a policy's budget": (
         "__import__('flowrl.rl').rl.Policy('VGF', 8, 3)",
         TypeError,
-        ["VGF: budget must be a flowrl.Budget or None, got 3", "Budget(3, step_size)"],
+        ["VGF: a stage is a value such as Budget(3, step_size), got 3"],
     ),
     "a name for a policy's budget": (
         "__import__('flowrl.rl').rl.Policy('VGF', 8, 'L=3')",
         TypeError,
-        ["VGF: budget must be a flowrl.Budget or None, got 'L=3'."],
+        ["VGF: a stage is a value such as Budget(steps, step_size) or Best(), got 'L=3'."],
     ),
     "budgets of a clone": (
         "__import__('flowrl.rl').rl.measure_budgets(flowrl.rl.baselines.make('bc'), None, None, Budget(1),"

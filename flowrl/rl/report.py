@@ -10,7 +10,7 @@ import numpy as np
 
 from flowrl._distribution import require
 from flowrl._renamed import old_names as _old_names
-from flowrl.rl.acting import Evaluation, Policy
+from flowrl.rl.acting import Best, Evaluation, Improve, Policy
 from flowrl.rl.data import Metric, ReferenceScores
 from flowrl.rl.data.replay import Replay
 from flowrl.rl.learning import AbstractAlgorithm, AbstractPretrained, held_out
@@ -30,7 +30,7 @@ class Row:
         difference_low: lower end of its 95 % interval.
         difference_high: upper end.
         displacement: mean root-mean-square displacement of the actions, in the budget's unit of length.
-        steps: mean number of steps L of the flow.
+        steps: steps L of its flows.
         episodes: how many episodes count.
     """
 
@@ -42,7 +42,7 @@ class Row:
     difference_low: float
     difference_high: float
     displacement: float
-    steps: float
+    steps: int
     episodes: int
 
 
@@ -71,7 +71,7 @@ def summarise(
     score = evaluation.scores(metric, reference)
     base = score[[p.name for p in policies].index(baseline)]
     rows = []
-    for policy, x, moved, steps in zip(policies, score, evaluation.displacements, evaluation.steps, strict=True):
+    for policy, x, moved in zip(policies, score, evaluation.displacements, strict=True):
         low, high = wilson(x / 100) if metric == "success" else student(x)
         difference_low, difference_high = student(x - base)
         rows.append(
@@ -84,7 +84,7 @@ def summarise(
                 difference_low=difference_low,
                 difference_high=difference_high,
                 displacement=float(moved.mean()),
-                steps=float(steps.mean()),
+                steps=policy.steps,
                 episodes=x.size,
             )
         )
@@ -118,7 +118,7 @@ def markdown(rows: list[Row], unit: str, length: str = "spreads") -> str:
     for row in rows:
         lines.append(
             f"| {row.name} | {row.score:.1f} | [{row.low:.1f}, {row.high:.1f}] | {row.difference:+.1f} "
-            f"[{row.difference_low:+.1f}, {row.difference_high:+.1f}] | {row.displacement:.3f} | {row.steps:.2g} | "
+            f"[{row.difference_low:+.1f}, {row.difference_high:+.1f}] | {row.displacement:.3f} | {row.steps} | "
             f"{row.episodes} |"
         )
     return "\n".join(lines) + "\n"
@@ -137,9 +137,7 @@ def table(rows: list[Row], unit: str, baseline: str, length: str = "spreads") ->
     for row in rows:
         difference = f"{row.difference:+.1f} [{row.difference_low:+.1f}, {row.difference_high:+.1f}]"
         interval = f"[{row.low:.1f}, {row.high:.1f}]"
-        lines.append(
-            (row.name, f"{row.score:.1f}", interval, difference, f"{row.displacement:.3f}", f"{row.steps:.2g}")
-        )
+        lines.append((row.name, f"{row.score:.1f}", interval, difference, f"{row.displacement:.3f}", f"{row.steps}"))
     first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
     widths = [f"<{first}", *(f">{width}" for width in others)]
     laid_out = ["  ".join(format(x, width) for x, width in zip(line, widths, strict=True)) for line in lines]
@@ -161,7 +159,7 @@ def episode_rows(policies: tuple[Policy, ...], evaluation: Evaluation) -> list[d
             "success": int(evaluation.successes[p, e]),
             "length": int(evaluation.lengths[p, e]),
             "displacement": float(evaluation.displacements[p, e]),
-            "steps": float(evaluation.steps[p, e]),
+            "steps": policy.steps,
         }
         for p, policy in enumerate(policies)
         for e in range(evaluation.returns.shape[1])
@@ -220,18 +218,13 @@ def plot_budget(rows: list[Row], policies: tuple[Policy, ...], unit: str, title:
     """
     figure = _figure((6, 4))
     axes = figure.subplots()
-    widest = max((p.candidates for p in policies if p.steps), default=policies[0].candidates)
-    series: dict[str, list[tuple[float, Row]]] = {}
+    # The flow with selection alone is a curve over L; every other way to act is a point of its own.
+    plain = [p for p in policies if all(isinstance(stage, Improve | Best) for stage in p.stages)]
+    widest = max((p.candidates for p in plain if p.steps), default=policies[0].candidates)
+    series: dict[str, list[tuple[int, Row]]] = {}
     for policy, row in zip(policies, rows, strict=True):
-        if policy.band is not None:
-            series.setdefault("each state its own L, at its mean", []).append((row.steps, row))
-        elif policy.candidates == widest:
-            kind = "best transported particle" if policy.select == "best" else "one random particle"
-            series.setdefault("random directions, best" if policy.random_directions else kind, []).append(
-                (policy.steps, row)
-            )
-        else:
-            series.setdefault(policy.name, []).append((policy.steps, row))
+        in_curve = policy in plain and policy.candidates == widest
+        series.setdefault("best transported particle" if in_curve else policy.name, []).append((policy.steps, row))
     for name, points in series.items():
         points.sort(key=lambda point: point[0])
         x = np.array([steps for steps, _ in points], float)

@@ -28,6 +28,7 @@ from flowrl.rl import (
     MeasuredBudget,
     Policy,
     Standardizer,
+    Uniform,
     evaluate,
     measure_budgets,
 )
@@ -133,7 +134,7 @@ def measure(run: Path, options: Options) -> list[dict]:
             budget = changed.train_budget.with_steps(length, size)
             policies = [
                 Policy(name, n, budget),
-                Policy(f"{name}; one random particle", n, budget, select="uniform"),
+                Policy(f"{name}; one random particle", n, (budget, Uniform())),
                 Policy(f"{name}; L = 1", n, budget.with_steps(1)),
             ]
             if n != 8:

@@ -22,14 +22,18 @@ import flowrl
 from flowrl.nn import MLP
 from flowrl.rl import (
     AbstractAggregate,
+    Agent,
     Critic,
     FlowMatching,
     Gaussian,
     Mean,
     Policy,
+    PolicyTable,
     ReferenceLearner,
     Standardizer,
     Trainable,
+    Uniform,
+    act,
     fit,
     make_replay,
 )
@@ -140,7 +144,7 @@ class Residual(AbstractActorCritic):
 def learners():
     """Name each algorithm with the policy by which it acts."""
     flow, gaussian = (ReferenceLearner(model, (64, 64), updates=2000) for model in (FlowMatching(), Gaussian()))
-    flowing = Policy("flow", 8, flowrl.Budget(3, 0.2), select="uniform")
+    flowing = Policy("flow", 8, (flowrl.Budget(3, 0.2), Uniform()))
     proposal = Policy("proposal", 1)
     return {
         "cloned flow": (baselines.BC(hidden=(64, 64), batch_size=128), proposal),
@@ -160,18 +164,11 @@ def actions_of(algorithm, policy: Policy, seed: int, draws: int = 500) -> np.nda
     data = bandit(seed)
     replay = make_replay(data, Standardizer.fit(data.observations, "none"), discount=0.0)
     state = fit(algorithm, replay, updates=3000, interval=1000, key=jr.key(seed))
-    observation = jnp.zeros(1, jnp.float32)
-
-    @jax.jit
-    @jax.vmap
-    def act(key):
-        keys, choice = jr.split(key, policy.candidates + 1)[1:], jr.split(key, policy.candidates + 1)[0]
-        particles = jax.vmap(lambda k: algorithm.propose(state, observation, k))(keys)
-        if policy.budget is not None:
-            particles = algorithm.improve(state, observation, particles, policy.budget).particles
-        return flowrl.uniform_select(particles, jnp.zeros(policy.candidates, jnp.float32), key=choice).particle
-
-    return np.asarray(act(jr.split(jr.key(seed + 100), draws)))
+    agent = Agent(algorithm, state, Standardizer.fit(data.observations, "none"))
+    zeros, episodes = jnp.zeros(draws, jnp.int32), jnp.arange(draws, dtype=jnp.int32)
+    observations = jnp.zeros((draws, 1), jnp.float32)
+    table = PolicyTable((policy,), draws)
+    return np.asarray(act(agent, table, zeros, observations, episodes, zeros, jr.key(seed + 100)).action)
 
 
 def summary(actions: np.ndarray) -> tuple[float, float, float]:

@@ -474,7 +474,7 @@ def test_cloning_has_no_critic():
     acted = act(agent, PolicyTable((Policy("bc", 3),), 2), *lanes, jr.key(0))
     assert not acted.value.any()
     assert np.abs(acted.action).max() <= 1
-    with pytest.raises(ValueError, match="BC has no values to move candidates along"):
+    with pytest.raises(ValueError, match="BC has no values to move"):
         act(agent, PolicyTable((Policy("moved", 3, Budget(1, 0.1)),), 2), *lanes, jr.key(0))
 
 

@@ -17,6 +17,7 @@ from flowrl.rl import (
     Policy,
     ReferenceLearner,
     Standardizer,
+    Uniform,
     choose_budget,
     fit,
     make_replay,
@@ -180,7 +181,9 @@ def test_halving_finds_the_policy_that_acts_best(trained):
     vgf, state, standardizer, _ = trained
     agent = Agent(vgf, state, standardizer)
     budgets = {"one proposal": None} | {f"L={n}": vgf.train_budget.with_steps(n, 0.5) for n in (1, 2, 4)}
-    policies = tuple(Policy(name, 4, budget, select="uniform") for name, budget in budgets.items())
+    policies = tuple(
+        Policy(name, 4, (*([] if budget is None else [budget]), Uniform())) for name, budget in budgets.items()
+    )
     seen = []
     found = select_by_acting(
         agent, policies, ToyLanes(8), episodes=32, metric="return", seed=0, progress=lambda *x: seen.append(x)

@@ -10,7 +10,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from flowrl.rl import Agent, Lanes, Policy, ReferenceLearner, Standardizer, data, evaluate, fit, make_replay
+from flowrl import Budget
+from flowrl.rl import Agent, Lanes, Policy, ReferenceLearner, Standardizer, Uniform, data, evaluate, fit, make_replay
 from flowrl.rl.envs import _gym_env, _isolation
 from flowrl.rl.learning import presets
 
@@ -313,7 +314,7 @@ def test_a_policy_is_trained_on_minari_data_and_scored():
     vgf = presets.default(1, 0.3, hidden=(16,), reference=ReferenceLearner(hidden=(16,), updates=20), batch_size=32)
     replay = make_replay(loaded.train, standardizer, discount=0.9)
     state = fit(vgf, replay, updates=20, interval=20, key=jr.key(0))
-    policies = Policy("behaviour", 4, select="uniform"), Policy("VGF", 4, 1, 0.3)
+    policies = Policy("behaviour", 4, Uniform()), Policy("VGF", 4, Budget(1, 0.3))
     with Lanes(loaded.info.name, 4, workers=1) as lanes:
         measured = evaluate(Agent(vgf, state, standardizer), policies, lanes, episodes=2, seed=0)
     assert (measured.lengths == STEPS).all()

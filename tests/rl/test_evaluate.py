@@ -17,18 +17,20 @@ from flowrl.rl import (
     LanesError,
     Policy,
     PolicyTable,
+    RandomDirections,
     ReferenceLearner,
     Standardizer,
+    Uniform,
     act,
     evaluate,
 )
 from flowrl.rl.learning import baselines, presets
 
 POLICIES = (
-    Policy("bc", 4, select="uniform"),
+    Policy("bc", 4, Uniform()),
     Policy("best", 4),
     Policy("vgf", 4, Budget(2, 0.3)),
-    Policy("noise", 4, Budget(2, 0.3), random_directions=True),
+    Policy("noise", 4, RandomDirections(Budget(2, 0.3))),
     Policy("wide", 16),
 )
 
@@ -107,10 +109,9 @@ def test_bad_policies(policies, message):
     ("wrong", "error", "message"),
     [
         ({"candidates": 0}, ValueError, "a: candidates must be a Python int >= 1"),
-        ({"budget": Budget(2, 0.0)}, ValueError, "a: a budget of 2 steps of size 0 moves nothing"),
-        ({"budget": Budget(2, 0.1, scale=0.5)}, ValueError, "a: leave the budget's scale out"),
-        ({"budget": Budget(jnp.asarray(2), 0.1, max_steps=3)}, TypeError, "a: the budget's steps must be a Python int"),
-        ({"budget": Budget(2, 0.1, tolerance=1.0, check_every=2), "band": 1.0}, ValueError, "a: band .* check_every=1"),
+        ({"stages": Budget(2, 0.0)}, ValueError, "a: Improve: a budget of 2 steps of size 0 moves nothing"),
+        ({"stages": Budget(2, 0.1, scale=0.5)}, ValueError, "a: Improve: leave the budget's scale out"),
+        ({"stages": Budget(jnp.asarray(2), 0.1, max_steps=3)}, TypeError, "the budget's steps must be a Python int"),
     ],
 )
 def test_bad_policy(wrong, error, message):
@@ -157,11 +158,11 @@ def test_all_that_a_budget_says_holds_in_acting(agent):
     order = [p for block in table.blocks for p in block.policies]
     states, zero = jnp.broadcast_to(lane_arrays(1)[0], (7, 3)), jnp.zeros(7, jnp.int32)
     acted = act(agent, table, jnp.asarray(order, jnp.int32), states, zero, zero, jr.key(0))
-    proposal_key = jr.split(jr.fold_in(jr.fold_in(jr.key(0), 0), 0), 3)[0]
+    proposal_key = jr.split(jr.fold_in(jr.fold_in(jr.key(0), 0), 0))[0]
     start = jax.vmap(lambda i: svgd.propose(agent.state, states[0], jr.fold_in(proposal_key, i)))(jnp.arange(4))
     moved = {}
     for lane, policy in enumerate(order):
-        alone = svgd.improve(agent.state, states[0], start, policies[policy].budget).particles
+        alone = svgd.improve(agent.state, states[0], start, budgets[policies[policy].name]).particles
         distances = np.abs(np.asarray(alone) - np.asarray(acted.action[lane])).max(axis=1)
         assert distances.min() < 1e-5, policies[policy].name
         moved[policies[policy].name] = float(acted.displacement[lane])
@@ -174,20 +175,20 @@ def test_all_that_a_budget_says_holds_in_acting(agent):
 def test_candidates_without_values_are_taken_as_they_are_and_never_moved():
     cloning = baselines.make("bc", hidden=(8,))
     agent = Agent(cloning, cloning.init(3, 2, key=jr.key(0)), Standardizer.fit(np.ones((2, 3), np.float32)))
-    measured = evaluate(agent, (Policy("one", 1), Policy("some", 4, select="uniform")), ToyLanes(2), episodes=2, seed=0)
+    measured = evaluate(agent, (Policy("one", 1), Policy("some", 4, Uniform())), ToyLanes(2), episodes=2, seed=0)
     assert (measured.displacements == 0).all()
     moved = Policy("moved", 4, Budget(1, 0.1))
     lanes = ToyLanes(2)
-    with pytest.raises(ValueError, match="moved: BC has no values to move candidates along"):
+    with pytest.raises(ValueError, match="moved: BC has no values to move"):
         evaluate(agent, (Policy("one", 1), moved), lanes, episodes=2, seed=0)
     assert not lanes.rngs  # before an environment is reset
     states, episode, time = lane_arrays(1)
-    with pytest.raises(ValueError, match="BC has no values to move candidates along"):
+    with pytest.raises(ValueError, match="BC has no values to move"):
         act(agent, PolicyTable((moved,), 1), episode, states, episode, time, jr.key(0))
 
 
 def test_too_few_lanes():
-    with pytest.raises(ValueError, match="3 lanes or more"):
+    with pytest.raises(ValueError, match="5 lanes or more"):
         PolicyTable(POLICIES, 2)
 
 
@@ -245,7 +246,7 @@ def test_an_episode_whose_environment_is_lost_is_played_again_and_counts(agent):
     with pytest.warns(UserWarning, match=r"lane \d broke - the environments are made again") as said:
         harmed = evaluate(agent, POLICIES[:2], loses(2, 9), episodes=4, seed=3)
     assert len(said) == 2
-    for name in ("returns", "successes", "lengths", "displacements", "steps"):
+    for name in ("returns", "successes", "lengths", "displacements"):
         np.testing.assert_array_equal(getattr(harmed, name), getattr(unharmed, name), err_msg=name)
     assert (unharmed.attempts == 1).all()
     assert 3 < (harmed.attempts == 2).sum() < 8
@@ -271,7 +272,7 @@ def test_environments_of_one_process_that_raise_in_turn_are_each_played_again(tm
     for number, message in zip((0, 2), said, strict=True):
         assert f"lane {number}, seed 30000{number}: ValueError" in str(message.message)
     assert harmed.attempts.tolist() == [[3] * 4]
-    for name in ("returns", "successes", "lengths", "displacements", "steps"):
+    for name in ("returns", "successes", "lengths", "displacements"):
         np.testing.assert_array_equal(getattr(harmed, name), getattr(unharmed, name), err_msg=name)
 
 
@@ -305,7 +306,7 @@ def test_processes_that_fail_are_replaced(fragile, how, words):
     unharmed = fragile(how, 0)
     with pytest.warns(UserWarning, match=words + ".*played again"):
         harmed = fragile(how, 1)
-    for name in ("returns", "successes", "lengths", "displacements", "steps"):
+    for name in ("returns", "successes", "lengths", "displacements"):
         np.testing.assert_array_equal(getattr(harmed, name), getattr(unharmed, name), err_msg=name)
     assert (harmed.attempts.min(), harmed.attempts.max()) == (1, 2)
 

@@ -21,8 +21,10 @@ from flowrl.rl import (
     Minimum,
     Policy,
     PolicyTable,
+    RandomDirections,
     ReferenceLearner,
     Standardizer,
+    Uniform,
     act,
     evaluate,
     fit,
@@ -174,11 +176,11 @@ def test_the_flow_improves_on_selection_where_the_optimum_lies_outside_the_data(
     """Known optimum 0.6, data N(−0.2, 0.2²): BC < best-of-N < VGF; random directions of the same length do not help."""
     agent = trained(bandit(2000), updates=1000, discount=0.0)
     policies = (
-        Policy("bc", 8, select="uniform"),
+        Policy("bc", 8, Uniform()),
         Policy("best of 8", 8),
         Policy("vgf", 8, Budget(5, 0.5)),
-        Policy("flow alone", 8, Budget(5, 0.5), select="uniform"),
-        Policy("noise", 8, Budget(5, 0.5), random_directions=True),
+        Policy("flow alone", 8, (Budget(5, 0.5), Uniform())),
+        Policy("noise", 8, RandomDirections(Budget(5, 0.5))),
         Policy("best of 32", 32),
     )
     measured = evaluate(agent, policies, ToyLanes(12), episodes=10, seed=0)

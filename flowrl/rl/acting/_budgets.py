@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from flowrl._budget import Budget
 from flowrl._custom_types import Key
 from flowrl._select import best_of_n
-from flowrl.rl.acting._policy import unit_of_length
+from flowrl.rl.acting._stage import Situation
 from flowrl.rl.data.replay import Replay
 from flowrl.rl.learning import AbstractState, AbstractValueBased
 
@@ -221,7 +221,7 @@ def _measure(
         index = jax.vmap(lambda v: best_of_n(v[:, None], v).index)(ranked)
         mean, std = jnp.mean(values, axis=1), jnp.std(values, axis=1)
         picked = jax.vmap(lambda x, i: x[i])
-        unit = unit_of_length(algorithm, state, start)
+        unit = Situation(algorithm, state, observation).unit(start.shape[1])
         move = picked((path - start[None]) / unit[None, None], index)
         return (
             picked(mean, index),

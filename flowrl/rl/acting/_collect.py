@@ -47,7 +47,7 @@ class PendingActions:
     Attributes:
         actions: (lanes, act).
         displacement: of the actions before exploration, as in `Decision`, (lanes,).
-        steps: L, (lanes,).
+        steps: L of the policy, (lanes,).
     """
 
     actions: Float[np.ndarray, "lanes act"]
@@ -150,7 +150,7 @@ class Collector:
         actions = np.asarray(acted.action)
         if not np.isfinite(actions).all():
             raise FloatingPointError(f"{policy.name} gave a non-finite action: the networks have diverged.")
-        return PendingActions(actions, np.asarray(acted.displacement), np.asarray(acted.steps))
+        return PendingActions(actions, np.asarray(acted.displacement), np.full(self.lanes.size, policy.steps))
 
     def finish(self) -> tuple[Rows | None, list[FinishedEpisode]]:
         """Wait for the environments, and begin new episodes where one ended.

@@ -28,7 +28,6 @@ class Evaluation(NamedTuple):
         lengths: steps, (policies, episodes).
         displacements: root mean square over the episode of the chosen actions' displacement, in the budget's unit of
             length, (policies, episodes).
-        steps: mean over the episode of the steps L of the flow, (policies, episodes).
         attempts: how often the episode was begun, (policies, episodes); more than once where environments were lost.
     """
 
@@ -36,7 +35,6 @@ class Evaluation(NamedTuple):
     successes: np.ndarray
     lengths: np.ndarray
     displacements: np.ndarray
-    steps: np.ndarray
     attempts: np.ndarray
 
     def scores(self, metric: Metric, reference: ReferenceScores | None = None) -> np.ndarray:
@@ -98,7 +96,7 @@ def evaluate(
     queues = {lane: queue for block, queue in zip(table.blocks, waiting, strict=True) for lane in block.lanes}
     shape = (len(policies), episodes)
     zeros, counts = (lambda: np.zeros(shape)), (lambda: np.zeros(shape, int))
-    result = Evaluation(zeros(), zeros(), counts(), zeros(), zeros(), counts())
+    result = Evaluation(zeros(), zeros(), counts(), zeros(), counts())
     lost = counts()
     size = agent.standardizer.mean.shape[0]
     policy, episode, time = (np.zeros(lanes.size, np.int32) for _ in range(3))
@@ -106,7 +104,7 @@ def evaluate(
     active = np.zeros(lanes.size, bool)
     # What each lane is about to do: a chunk of actions, by lane, and how many of them are left.
     plan: dict[int, np.ndarray] = {}
-    left, displacement, steps = np.zeros(lanes.size, int), np.zeros(lanes.size), np.zeros(lanes.size)
+    left, displacement = np.zeros(lanes.size, int), np.zeros(lanes.size)
     done = 0
 
     def assign(free: list[int]) -> None:
@@ -130,7 +128,6 @@ def evaluate(
             chunks = np.asarray(acted.action).reshape(lanes.size, agent.chunk, -1)
             plan.update((int(lane), chunks[lane]) for lane in np.flatnonzero(planless))
             displacement[planless] = np.asarray(acted.displacement)[planless]
-            steps[planless] = np.asarray(acted.steps)[planless]
             left[planless] = agent.chunk
         running = [int(lane) for lane in np.flatnonzero(active)]
         actions = {lane: plan[lane][agent.chunk - left[lane]].astype(np.float32) for lane in running}
@@ -154,8 +151,7 @@ def evaluate(
         lanes.restart()
         for lane in np.flatnonzero(active)[::-1]:  # so that the first lane gets its own episode back
             at = (int(policy[lane]), int(episode[lane]))
-            for column in (result.returns, result.displacements, result.steps):
-                column[at] = 0
+            result.returns[at] = result.displacements[at] = 0
             queues[lane].appendleft(at)
         active[:] = False
         return list(range(lanes.size))
@@ -179,12 +175,10 @@ def evaluate(
             time[lane] += 1
             result.returns[at] += step.reward
             result.displacements[at] += float(displacement[lane]) ** 2
-            result.steps[at] += float(steps[lane])
             if step.done:
                 result.successes[at] = step.success
                 result.lengths[at] = time[lane]
                 result.displacements[at] = np.sqrt(result.displacements[at] / time[lane])
-                result.steps[at] /= time[lane]
                 active[lane] = False
                 free.append(lane)
                 done += 1

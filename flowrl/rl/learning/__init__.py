@@ -2,6 +2,7 @@
 
 from flowrl.rl.learning._algorithm import (
     AbstractAlgorithm as AbstractAlgorithm,
+    AbstractGenerative as AbstractGenerative,
     AbstractPretrained as AbstractPretrained,
     AbstractState as AbstractState,
     AbstractValueBased as AbstractValueBased,

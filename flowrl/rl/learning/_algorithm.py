@@ -8,6 +8,7 @@ import abc
 from typing import Generic, TypeVar
 
 import equinox as eqx
+import jax.random as jr
 from equinox import AbstractVar
 from jaxtyping import Array, Float, Int
 
@@ -124,6 +125,32 @@ class AbstractValueBased(AbstractAlgorithm[S]):
         Args:
             state: the networks.
         """
+
+
+class AbstractGenerative(AbstractAlgorithm[S]):
+    """An algorithm whose proposals are decoded from standard normal noise, in which candidates can be moved too."""
+
+    @abc.abstractmethod
+    def noise_shape(self, state: S) -> tuple[int, ...]:
+        """Return the shape of the noise of one candidate.
+
+        Args:
+            state: the networks.
+        """
+
+    @abc.abstractmethod
+    def decode(self, state: S, observation: Float[Array, " obs"], noise: Float[Array, "..."]) -> Float[Array, " act"]:
+        """Return the candidate action in [−1, 1] that some noise stands for.
+
+        Args:
+            state: the networks.
+            observation: s, standardised.
+            noise: standard normal, or moved from there.
+        """
+
+    def propose(self, state: S, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
+        noise = jr.normal(key, self.noise_shape(state), observation.dtype)
+        return self.decode(state, observation, noise)
 
 
 class AbstractPretrained(AbstractAlgorithm[S]):

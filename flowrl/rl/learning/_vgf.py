@@ -30,7 +30,7 @@ from flowrl._target import AbstractTarget, Boltzmann, ValueGradient
 from flowrl._transport import Transport
 from flowrl.nn import MLP
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning._algorithm import AbstractPretrained, AbstractState, AbstractValueBased
+from flowrl.rl.learning._algorithm import AbstractGenerative, AbstractPretrained, AbstractState, AbstractValueBased
 from flowrl.rl.learning._losses import critic_loss, gradient_loss, td_target, value
 from flowrl.rl.learning._reference_learner import ReferenceLearner, ReferenceState, sample_rows, sample_sets
 from flowrl.rl.learning._train import Trainable, copied, polyak
@@ -65,7 +65,7 @@ class VGFState(AbstractState):
     key: Key
 
 
-class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
+class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState], AbstractGenerative[VGFState]):
     r"""The algorithm as a value: its parts and constants. See `flowrl.rl.presets` for named settings.
 
     With `advantage_temperature` β the reference is fitted to the data weighted by
@@ -228,8 +228,13 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState]):
         state, critic_metrics = self._critic_update(state, replay, rows, start)
         return state, metrics | critic_metrics
 
-    def propose(self, state: VGFState, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
-        return state.reference.sample(observation, jr.normal(key, state.reference.noise_shape, observation.dtype))
+    def noise_shape(self, state: VGFState) -> tuple[int, ...]:
+        return state.reference.noise_shape
+
+    def decode(
+        self, state: VGFState, observation: Float[Array, " obs"], noise: Float[Array, "..."]
+    ) -> Float[Array, " act"]:
+        return state.reference.sample(observation, noise)
 
     def improve(
         self, state: VGFState, observation: Float[Array, " obs"], particles: Float[Array, "n act"], budget: Budget

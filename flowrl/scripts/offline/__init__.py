@@ -1,5 +1,10 @@
 """Offline training of any algorithm, with test budgets and their controls."""
 
+from flowrl.scripts.offline._finished import (
+    load_agent as load_agent,
+    options_of as options_of,
+    trained_learner as trained_learner,
+)
 from flowrl.scripts.offline._groups import CandidateOptions as CandidateOptions, FlowOptions as FlowOptions
 from flowrl.scripts.offline._options import (
     Config as Config,

@@ -121,7 +121,7 @@ def _paper(name: str) -> Entry:
     return Entry(
         label="VGF",
         learning=_own_options(task.algorithm(), FlowOptions, {}, paper=name),
-        acting=_fixed(FlowOptions, test_steps=(1, 2, 3), test_step_size=task.step_size, chosen=chosen, band=1.0),
+        acting=_fixed(FlowOptions, test_steps=(1, 2, 3), test_step_size=task.step_size, chosen=chosen),
         data=_preset(_fixed(Data, env=task.env, rewards=task.rewards, rows=Data.rows), origin="published"),
         training=_fixed(Training, steps=task.updates, discount=task.discount, n_step=1, chunk=1),
         evaluation=_preset(Evaluation, eval_episodes=task.episodes),

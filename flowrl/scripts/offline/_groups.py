@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from flowrl import Budget
-from flowrl.rl import VGF, AbstractAlgorithm, Policy
+from flowrl.rl import VGF, AbstractAlgorithm, Policy, RandomDirections, Uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ class CandidateOptions(ProposalOptions):
     def policies(self, label: str, learner: AbstractAlgorithm) -> tuple[Policy, ...]:
         """List the ways to act, decided before anything is evaluated."""
         n = self.particles
-        own = (Policy(f"{label} (one proposal)", n, select="uniform"), Policy(f"best-of-{n}", n))
+        own = (Policy(f"{label} (one proposal)", n, Uniform()), Policy(f"best-of-{n}", n))
         return (*own, *self._transported(label, learner, n))
 
 
@@ -141,26 +141,18 @@ class FlowOptions(CandidateOptions):
     """Step size in test, in units of the reference's within-state spread."""
     chosen: int = 1
     """The L_test, fixed in advance, that the controls are matched to and that a video shows (env)."""
-    band: float = 1.0
-    """States that choose their own L stop where the critics disagree by more than this, relative to the reference."""
-
     baseline: ClassVar[int] = 1  # selection alone
 
     def policies(self, label: str, learner: AbstractAlgorithm) -> tuple[Policy, ...]:
         """List the ways to act, decided before anything is evaluated."""
         assert isinstance(learner, VGF)
-        n, most = self.particles, max(self.test_steps)
-        chosen = self.budget(learner, self.chosen)
-        own = ()
-        if learner.members > 1 and most > 1:
-            own = (Policy(f"{label}, each state its own L <= {most}", n, self.budget(learner, most), band=self.band),)
+        n, chosen = self.particles, self.budget(learner, self.chosen)
         return (
-            Policy("BC (one random particle)", n, select="uniform"),
+            Policy("BC (one random particle)", n, Uniform()),
             Policy(f"best-of-{n} (L=0)", n),
             *(Policy(f"{label} L={steps}", n, self.budget(learner, steps)) for steps in self.test_steps),
-            *own,
-            Policy(f"one random transported particle, L={self.chosen}", n, chosen, select="uniform"),
-            Policy(f"random directions, same length as L={self.chosen}, best", n, chosen, random_directions=True),
+            Policy(f"one random transported particle, L={self.chosen}", n, (chosen, Uniform())),
+            Policy(f"random directions, same length as L={self.chosen}, best", n, RandomDirections(chosen)),
             Policy(f"best-of-{4 * n}", 4 * n),
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from flowrl.rl import AbstractAlgorithm, Policy, PolicyTable, data
+from flowrl.rl import AbstractAlgorithm, Best, Improve, Policy, PolicyTable, data
 from flowrl.scripts.offline._algorithms import NAMES, Entry, entry
 from flowrl.scripts.offline._groups import Data, Evaluation, ProposalOptions, Run, SampleOptions, Training
 from flowrl.scripts.offline._vgf import VGFOptions
@@ -20,8 +20,10 @@ from flowrl.scripts.offline._vgf import VGFOptions
 AUTO_STEP_SIZES = (0.1, 0.3, 0.6)
 #: Where things are and who works on them is no part of what a run is.
 ELSEWHERE = ("out", "resume", "data_dir", "workers", "log")
+#: Options of older runs that changed nothing but how they were evaluated.
+_GONE = ("band",)
 #: How a run is evaluated at the end may change when it goes on.
-FREE = ("lanes", "eval_episodes", "eval_seed", "bandit_episodes", "video")
+FREE = ("lanes", "eval_episodes", "eval_seed", "bandit_episodes", "video", *_GONE)
 _GROUPS = ("data", "training", "learning", "acting", "evaluation", "run")
 _ABOUT = """Train {label} on a data set, and evaluate one set of weights under several test budgets, with the controls
 that tell what each part adds. (env): the default is the environment's.
@@ -175,7 +177,7 @@ def from_flat(options: dict[str, Any], source: Path) -> Config:
     """
     usual = defaults(options["algorithm"], paper=options.get("paper"))
     kinds = {f.name: f.type for name in _GROUPS for f in dataclasses.fields(getattr(usual, name))}
-    unknown = sorted(options.keys() - kinds.keys() - {"algorithm"})
+    unknown = sorted(options.keys() - kinds.keys() - {"algorithm", *_GONE})
     if unknown:
         raise ValueError(f"{source} is of another version: unknown {', '.join(unknown)}.")
     return usual.changed(**{name: _typed(options[name], kind) for name, kind in kinds.items() if name in options})
@@ -260,5 +262,7 @@ def refuse_below_one(options: dict[str, Any], names: Iterable[str]) -> None:
 def budgets(policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
     """Return those that differ in nothing but their test budget: N candidates, the best of them."""
     return tuple(
-        p for p in policies if p.candidates == policies[0].candidates and p.select == "best" and not p.random_directions
+        p
+        for p in policies
+        if p.candidates == policies[0].candidates and all(isinstance(stage, Improve | Best) for stage in p.stages)
     )

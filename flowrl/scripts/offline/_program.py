@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.random as jr
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -47,6 +48,9 @@ from flowrl.runs import RunDirectory, Tracker, to_csv
 from flowrl.scripts._console import bar, progress, training_bar
 from flowrl.scripts.offline._groups import Data, FlowOptions, Training
 from flowrl.scripts.offline._options import AUTO_STEP_SIZES, ELSEWHERE, FREE, Config, budgets, check, is_auto
+
+#: What acting needs of a run beside its options and its checkpoint.
+AGENT_FILE = "agent.json"
 
 
 def main(config: Config) -> None:
@@ -97,6 +101,9 @@ class _Program:
         for line in (self.title, *info.notes):
             console.print(line)
         self.standardizer = Standardizer.fit(dataset.train.observations)
+        constants = {name: np.asarray(getattr(self.standardizer, name)).tolist() for name in ("mean", "std")}
+        constants["action_size"] = dataset.train.actions.shape[1] * config.training.chunk
+        run.write(AGENT_FILE, json.dumps(constants) + "\n")
         self.training, *self.validation = replays(config.training, dataset, self.standardizer)
         self.notes: list[str] = []
         self.lanes = None
@@ -138,7 +145,7 @@ class _Program:
         if self.lanes is None or step == self.config.training.steps:  # the end has its own evaluation
             return row
         policies = self.policies
-        curve = tuple(p for p in policies if p.candidates == policies[0].candidates and not p.random_directions)
+        curve = tuple(p for p in policies if p.candidates == policies[0].candidates)
         show = bar(self.bars, f"curve at {step:,} (episodes)")
         episodes = self.config.evaluation.curve_episodes
         measured = evaluate(self._agent(state), curve, self.lanes, episodes=episodes, seed=0, progress=show)

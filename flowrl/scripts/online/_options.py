@@ -11,18 +11,29 @@ import jax.numpy as jnp
 import tyro
 
 from flowrl import Budget
-from flowrl._io import read_json_object
-from flowrl.rl import VGF, AbstractAlgorithm, AbstractValueBased, Plan, Policy, PolicyTable
+from flowrl.rl import (
+    VGF,
+    AbstractAlgorithm,
+    AbstractStage,
+    AbstractValueBased,
+    Best,
+    Improve,
+    Plan,
+    Policy,
+    PolicyTable,
+    Softmax,
+    Uniform,
+)
 from flowrl.scripts.offline import (
     CandidateOptions,
     Config as Offline,
     FlowOptions,
     defaults,
     from_flat,
-    is_auto,
     last_value,
+    options_of,
     refuse_below_one,
-    with_chosen_budget,
+    trained_learner,
 )
 
 #: Environment steps before the first update where experience alone is learned from; the source's number.
@@ -145,7 +156,7 @@ class CollectingAmong(Collecting):
     collect_select: Literal["best", "softmax", "uniform"] = "best"  # pyright: ignore[reportIncompatibleVariableOverride]
     """How one of them is chosen."""
     selection_temperature: float | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Of softmax, in the units of the value."""
+    """Of softmax, in standard deviations of the candidates' values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +255,7 @@ def parse(words: Sequence[str]) -> Config:
     path = Path(source or "") / "config.json"
     if source is not None and path.exists():  # read_offline says what is wrong with others
         trusted = any(word.replace("_", "-") == "--trust-code" for word in words)
-        algorithm = _options_of(path, trusted=trusted).get("algorithm", algorithm)
+        algorithm = options_of(path, trusted=trusted).get("algorithm", algorithm)
     usual = make_config(algorithm, **({} if source is None else {"offline": Path(source)}))
     fields = [(name, type(getattr(usual, name)), dataclasses.field(default=getattr(usual, name))) for name in _GROUPS]
     read = tyro.cli(
@@ -284,7 +295,7 @@ def read_offline(source: Path, config: Config) -> Offline:
         raise FileNotFoundError(f"{source} is not a run of `flowrl offline`: it needs config.json and checkpoint.npz.")
     # A run that this command has trained itself was named by the user's own words.
     trusted = not isinstance(config.source, FinishedRun) or config.source.trust_code
-    offline = from_flat(_options_of(path, trusted=trusted), path)
+    offline = from_flat(options_of(path, trusted=trusted), path)
     offline = offline.changed(data_dir=config.source.data_dir, workers=config.run.workers)
     if offline.training.chunk > 1:
         raise ValueError(
@@ -293,34 +304,11 @@ def read_offline(source: Path, config: Config) -> Offline:
     return offline
 
 
-def _options_of(path: Path, *, trusted: bool) -> dict[str, Any]:
-    """Read the options of a run; code that they name is imported later, which a file alone must not bring about."""
-    options = read_json_object(path)
-    algorithm, env = str(options.get("algorithm", "")), str(options.get("env", ""))
-    named = [f"algorithm {algorithm!r}"] * (":" in algorithm) + [f"env {env!r}"] * _imports(env)
-    if named and not trusted:
-        raise ValueError(
-            f"{path} names code, {' and '.join(named)}, which runs with your rights; if you trust it, add --trust-code."
-        )
-    return options
-
-
-def _imports(env: str) -> bool:
-    """Whether the name of an environment imports a module of its choice."""
-    kind, _, rest = env.partition(":")
-    if kind in ("d4rl", "minari"):  # names of data, which import what they always do
-        return False
-    return ":" in rest if kind == "gym" else bool(rest)
-
-
 def offline_learner(offline: Offline, source: Path) -> AbstractValueBased:
-    """Return the algorithm of an offline run, with the training budget that it chose if it did."""
-    learner = offline.learner()
+    """Return the algorithm of an offline run, which must have a critic."""
+    learner = trained_learner(offline, source)
     if not isinstance(learner, AbstractValueBased):
         raise ValueError(f"{offline.algorithm} has no critic to learn with; start from another algorithm.")
-    if is_auto(offline):
-        assert isinstance(learner, VGF)
-        learner = with_chosen_budget(learner, read_json_object(source / "training_budget.json"))
     return learner
 
 
@@ -331,7 +319,7 @@ def shown(offline: Offline, learner: AbstractAlgorithm) -> tuple[Policy, ...]:
         return tuple(
             p
             for p in policies
-            if p.candidates == acting.particles and p.select == "best" and not p.random_directions and p.band is None
+            if p.candidates == acting.particles and all(isinstance(stage, Improve | Best) for stage in p.stages)
         )
     return tuple(p for p in policies if not p.steps)
 
@@ -369,25 +357,28 @@ def planned(config: Config, offline: Offline, learner: AbstractAlgorithm) -> Cal
     size = collecting.collect_step_size
     assert isinstance(acting, CandidateOptions) or collecting.collect_candidates == 1
     candidates = collecting.collect_candidates or getattr(acting, "particles", 1)
+    choice = _choice(collecting)
 
     def plan(step: int) -> Plan:
         steps, now = round(collect(step)), algorithm(step)
-        budget = None
+        budget = ()
         if steps:
-            budget = acting.budget(now, steps)  # pyright: ignore[reportAttributeAccessIssue]
-            budget = budget if size is None else budget.with_steps(steps, size)
-        policy = Policy(
-            f"collection, L={steps}",
-            candidates,
-            budget,
-            select=collecting.collect_select,
-            selection_temperature=collecting.selection_temperature,
-        )
+            usual = acting.budget(now, steps)  # pyright: ignore[reportAttributeAccessIssue]
+            budget = (usual if size is None else usual.with_steps(steps, size),)
+        policy = Policy(f"collection, L={steps}", candidates, (*budget, *choice))
         return Plan(now, policy, collecting.exploration)
 
     for step in (0, total):
         PolicyTable((plan(step).policy,), collecting.lanes)
     return plan
+
+
+def _choice(collecting: Collecting) -> tuple[AbstractStage, ...]:
+    """Return how one of the collected candidates is chosen; the best, if nothing else is asked for."""
+    kind, temperature = collecting.collect_select, collecting.selection_temperature
+    if (temperature is not None) != (kind == "softmax"):
+        raise ValueError("--selection-temperature must be > 0 with --collect-select softmax, else left out.")
+    return {"best": (), "uniform": (Uniform(),)}[kind] if temperature is None else (Softmax(temperature),)
 
 
 def _capped(budget: Budget, cap: float) -> Budget:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from flowrl._custom_types import Key
 from flowrl._misc import check_fields
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning import AbstractAlgorithm, AbstractState, ReferenceLearner, ReferenceState
+from flowrl.rl.learning import AbstractGenerative, AbstractState, ReferenceLearner, ReferenceState
 from flowrl.rl.networks import AbstractReferenceModel, FlowMatching
 
 
@@ -26,7 +26,7 @@ class BCState(AbstractState):
     key: Key
 
 
-class BC(AbstractAlgorithm[BCState]):
+class BC(AbstractGenerative[BCState]):
     r"""Behaviour cloning by a generative model; one proposal is the policy.
 
     $$\mathcal{L}_\mu = \mathbb{E}\,|w(s, x_t, t) - (a - x_0)|^2, \qquad x_t = (1 - t)\, x_0 + t\, a$$
@@ -65,8 +65,13 @@ class BC(AbstractAlgorithm[BCState]):
         state = dataclasses.replace(state, reference=reference, step=state.step + 1)
         return state, {"bc_loss": metrics["reference_loss"]}
 
-    def propose(self, state: BCState, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
-        return state.reference.sample(observation, jr.normal(key, state.reference.noise_shape, observation.dtype))
+    def noise_shape(self, state: BCState) -> tuple[int, ...]:
+        return state.reference.noise_shape
+
+    def decode(
+        self, state: BCState, observation: Float[Array, " obs"], noise: Float[Array, "..."]
+    ) -> Float[Array, " act"]:
+        return state.reference.sample(observation, noise)
 
     @property
     def _learner(self) -> ReferenceLearner:

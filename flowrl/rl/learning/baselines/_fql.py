@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from flowrl._custom_types import Key
 from flowrl._misc import check_fields
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning import ReferenceLearner, ReferenceState, Trainable, copied, polyak
+from flowrl.rl.learning import AbstractGenerative, ReferenceLearner, ReferenceState, Trainable, copied, polyak
 from flowrl.rl.learning.baselines._actor_critic import (
     AbstractActorCritic,
     AbstractActorCriticState,
@@ -48,7 +48,7 @@ class FQLState(AbstractActorCriticState):
     key: Key
 
 
-class FQL(AbstractActorCritic[FQLState]):
+class FQL(AbstractActorCritic[FQLState], AbstractGenerative[FQLState]):
     r"""A flow cloned from the data, and a one-step policy distilled from it that climbs the critic.
 
     $$\mathcal{L}_g = \alpha\, \mathbb{E}\,|g(s, z) - \mu(s, z)|^2 - \mathbb{E}\,\operatorname{mean}_k Q_k(s, g(s, z)),
@@ -142,10 +142,13 @@ class FQL(AbstractActorCritic[FQLState]):
         )
         return state, {**metrics, "value": jnp.mean(targets)}
 
-    def propose(self, state: FQLState, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
-        return state.actor.network.sample(
-            observation, jr.normal(key, state.actor.network.noise_shape, observation.dtype)
-        )
+    def noise_shape(self, state: FQLState) -> tuple[int, ...]:
+        return state.actor.network.noise_shape
+
+    def decode(
+        self, state: FQLState, observation: Float[Array, " obs"], noise: Float[Array, "..."]
+    ) -> Float[Array, " act"]:
+        return state.actor.network.sample(observation, noise)
 
     @property
     def _optimiser(self) -> optax.GradientTransformation:

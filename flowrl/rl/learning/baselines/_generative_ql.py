@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from flowrl._custom_types import Key
 from flowrl._misc import check_fields
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning import Trainable, copied, polyak, reference_loss, sample_sets
+from flowrl.rl.learning import AbstractGenerative, Trainable, copied, polyak, reference_loss, sample_sets
 from flowrl.rl.learning.baselines._actor_critic import (
     AbstractActorCritic,
     AbstractActorCriticState,
@@ -114,7 +114,7 @@ class GenerativeQLState(AbstractActorCriticState):
     key: Key
 
 
-class GenerativeQL(AbstractActorCritic[GenerativeQLState]):
+class GenerativeQL(AbstractActorCritic[GenerativeQLState], AbstractGenerative[GenerativeQLState]):
     r"""A generative policy that fits the data and climbs the critic through all its sampling steps.
 
     $$\mathcal{L}_\pi = \alpha\, \mathcal{L}_\text{fit}(\pi) - \eta\, V(\hat a), \qquad \hat a \sim \pi(\cdot|s)$$
@@ -211,9 +211,13 @@ class GenerativeQL(AbstractActorCritic[GenerativeQLState]):
         )
         return state, {"td_loss": td_loss, "actor_loss": actor_loss, "value": jnp.mean(targets), **metrics}
 
-    def propose(self, state: GenerativeQLState, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
-        actor = state.actor.network
-        return actor.sample(observation, jr.normal(key, actor.noise_shape, observation.dtype))
+    def noise_shape(self, state: GenerativeQLState) -> tuple[int, ...]:
+        return state.actor.network.noise_shape
+
+    def decode(
+        self, state: GenerativeQLState, observation: Float[Array, " obs"], noise: Float[Array, "..."]
+    ) -> Float[Array, " act"]:
+        return state.actor.network.sample(observation, noise)
 
     @property
     def _optimiser(self) -> optax.GradientTransformation:

@@ -12,7 +12,7 @@ from flowrl._custom_types import Key
 from flowrl._misc import check_fields
 from flowrl.nn import MLP
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning import ReferenceLearner, ReferenceState, Trainable, copied
+from flowrl.rl.learning import AbstractGenerative, ReferenceLearner, ReferenceState, Trainable, copied
 from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, AbstractActorCriticState, gather
 from flowrl.rl.learning.baselines._implicit import implicit_step
 from flowrl.rl.networks import AbstractAggregate, Critic, FlowMatching, Minimum
@@ -34,7 +34,7 @@ class IDQLState(AbstractActorCriticState):
     key: Key
 
 
-class IDQL(AbstractActorCritic[IDQLState]):
+class IDQL(AbstractActorCritic[IDQLState], AbstractGenerative[IDQLState]):
     r"""Samples of a model of the data, ranked by the critic of IQL: what the paper of FQL calls IFQL.
 
     $$\mathcal{L}_V = \mathbb{E}\,\bigl|\tau - 1(u < 0)\bigr|\, u^2, \quad u = \min_k \bar Q_k(s, a) - V(s), \qquad
@@ -119,8 +119,13 @@ class IDQL(AbstractActorCritic[IDQLState]):
         )
         return state, {**metrics, "bc_loss": fitted["reference_loss"]}
 
-    def propose(self, state: IDQLState, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
-        return state.reference.sample(observation, jr.normal(key, state.reference.noise_shape, observation.dtype))
+    def noise_shape(self, state: IDQLState) -> tuple[int, ...]:
+        return state.reference.noise_shape
+
+    def decode(
+        self, state: IDQLState, observation: Float[Array, " obs"], noise: Float[Array, "..."]
+    ) -> Float[Array, " act"]:
+        return state.reference.sample(observation, noise)
 
     @property
     def _optimiser(self) -> optax.GradientTransformation:

@@ -13,7 +13,7 @@ from flowrl._custom_types import Key
 from flowrl._misc import check_fields
 from flowrl.nn import MLP
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning import Trainable, copied
+from flowrl.rl.learning import AbstractGenerative, Trainable, copied
 from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, AbstractActorCriticState, gather
 from flowrl.rl.learning.baselines._implicit import implicit_step
 from flowrl.rl.networks import AbstractAggregate, Critic, GaussianActor, Minimum
@@ -35,7 +35,7 @@ class IQLState(AbstractActorCriticState):
     key: Key
 
 
-class IQL(AbstractActorCritic[IQLState]):
+class IQL(AbstractActorCritic[IQLState], AbstractGenerative[IQLState]):
     r"""Implicit Q-learning: no action outside the data is ever asked for.
 
     $$\mathcal{L}_V = \mathbb{E}\,\bigl|\tau - 1(u < 0)\bigr|\, u^2, \quad u = \min_k \bar Q_k(s, a) - V(s), \qquad
@@ -126,10 +126,14 @@ class IQL(AbstractActorCritic[IQLState]):
         )
         return state, {**metrics, "actor_loss": loss}
 
-    def propose(self, state: IQLState, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
-        """Draw an action of the policy, its standard deviations times `temperature`."""
-        noise = self.temperature * jr.normal(key, state.actor.network.log_std.shape, observation.dtype)
-        return state.actor.network.sample(observation, noise)
+    def noise_shape(self, state: IQLState) -> tuple[int, ...]:
+        return state.actor.network.log_std.shape
+
+    def decode(
+        self, state: IQLState, observation: Float[Array, " obs"], noise: Float[Array, "..."]
+    ) -> Float[Array, " act"]:
+        """Return an action of the policy, its standard deviations times `temperature`."""
+        return state.actor.network.sample(observation, self.temperature * noise)
 
     @property
     def _optimiser(self) -> optax.GradientTransformation:

@@ -1,0 +1,187 @@
+"""Ways to act with one set of weights: the flows of a set of candidates beside their controls, over training seeds.
+
+    flowrl offline vgf --env ENV --seed K --eval-episodes 0 --curve-points 0 --out RUNS/ENV/seedK    # for each
+    python tests/benchmarks/acting.py play --runs RUNS --out rows.csv
+    python tests/benchmarks/acting.py table rows.csv
+
+Every run under RUNS is played with every way to act on the same episodes. A row holds one way, one run: its score in
+each episode. The table compares means of seeds by Student's interval over seeds; it says what another training run may
+show, not another episode. A gain is what is above every control in its interval.
+"""
+
+import csv
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from scipy import stats
+
+from flowrl import Ascent, Budget, Langevin, Metropolis, Optax, Transport
+from flowrl.rl import (
+    Actions,
+    Agent,
+    Barycentre,
+    Cool,
+    EliteMean,
+    EliteMedoid,
+    Lanes,
+    Move,
+    Policy,
+    RandomDirections,
+    Softmax,
+    Uniform,
+    data,
+    evaluate,
+)
+from flowrl.scripts.offline import load_agent
+
+#: Ways that are no flow: whatever is called a gain must be above all of them.
+CONTROLS = (
+    "best-of-8",
+    "best-of-32",
+    "colder noise, best-of-32",
+    "elite mean",
+    "elite medoid",
+    "random directions 0.3",
+    "elite mean, random direction 0.1",
+    "mean without a critic",
+)
+
+
+def ways(agent: Agent) -> tuple[Policy, ...]:
+    """List the ways, by name; elite means and colder noise shrink a set without any flow."""
+    step = {size: agent.algorithm.train_budget.with_steps(1, size) for size in (0.1, 0.2, 0.3)}  # pyright: ignore
+    return (
+        Policy("one sample", 1),
+        Policy("best-of-8", 8),
+        Policy("best-of-32", 32),
+        Policy("softmax-of-32", 32, Softmax(0.5)),
+        Policy("colder noise, best-of-32", 32, Cool(0.5)),
+        Policy("elite mean", 32, EliteMean(8)),
+        Policy("elite medoid", 32, EliteMedoid(8)),
+        Policy("mean without a critic", 32, EliteMean(32)),
+        Policy("random directions 0.3", 8, RandomDirections(step[0.3])),
+        Policy("elite mean, random direction 0.1", 32, (EliteMean(8), RandomDirections(step[0.1]))),
+        Policy("VGF 0.3", 8, step[0.3]),
+        Policy("VGF 0.1", 8, step[0.1]),
+        Policy("VGF 0.3 of 32", 32, step[0.3]),
+        Policy("consensus 0.25", 32, Barycentre(0.25)),
+        Policy("consensus 0.5", 32, Barycentre(0.5)),
+        Policy("consensus 0.5 in actions", 32, Barycentre(0.5, Actions())),
+        *(
+            Policy(f"consensus {temperature}, VGF {size}", 32, (Barycentre(temperature), step[size]))
+            for temperature in (0.25, 0.5)
+            for size in step
+        ),
+        Policy("ascent in noise", 8, Move(Transport(Ascent(), Optax()), Budget(3, 0.3))),
+        Policy("MALA in noise", 8, (Move(Transport(Langevin(), Metropolis()), Budget(8, 0.1, 0.5)), Uniform())),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Play:
+    """Play every way with every run that has no rows yet."""
+
+    runs: Path
+    """Directory of runs ENV/seedK of `flowrl offline vgf`."""
+    out: Path = Path("acting.csv")
+    """Rows; those that are there are kept."""
+    episodes: int = 100
+    """Episodes of every way."""
+    seeds: tuple[int, ...] = ()
+    """Training seeds to play; default: all."""
+    envs: tuple[str, ...] = ()
+    """Environments to play; default: all."""
+    only: tuple[str, ...] = ()
+    """Ways to play; default: all."""
+    eval_seed: int = 7
+    """Seed of the episodes."""
+    workers: int = os.cpu_count() or 1
+    """Processes for the environments."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Print a table of rows."""
+
+    rows: tyro.conf.Positional[Path]
+    """From `play`."""
+    baseline: str = "best-of-8"
+    """Way that others are compared with."""
+
+
+def play(options: Play) -> None:
+    """Append rows to the file."""
+    known = list(csv.DictReader(options.out.open())) if options.out.exists() else []
+    there = {(row["env"], row["seed"], row["way"]) for row in known}
+    for path in sorted(options.runs.glob("*/seed*"), key=lambda p: (int(p.name.removeprefix("seed")), p.parent.name)):
+        env, seed = path.parent.name, path.name.removeprefix("seed")
+        if options.seeds and int(seed) not in options.seeds or options.envs and env not in options.envs:
+            continue
+        try:
+            agent = load_agent(path)
+        except (FileNotFoundError, ValueError) as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            continue
+        mine = [p for p in ways(agent) if not options.only or p.name in options.only]
+        mine = tuple(p for p in mine if (env, seed, p.name) not in there)
+        if not mine:
+            continue
+        begun = time.perf_counter()
+        with Lanes(env, max(120, 2 * len(mine)), workers=options.workers) as lanes:
+            measured = evaluate(agent, mine, lanes, episodes=options.episodes, seed=options.eval_seed)
+        seconds = time.perf_counter() - begun
+        print(f"{path}: {len(mine)} ways, {seconds:.0f} s", file=sys.stderr)
+        protocol = {"episodes": options.episodes, "eval_seed": options.eval_seed, "updates": int(agent.state.step)}
+        rows = [
+            {"env": env, "seed": seed, "way": policy.name, **protocol, "scores": " ".join(f"{x:.6g}" for x in score)}
+            for policy, score in zip(mine, measured.scores(data.metric(env)), strict=True)
+        ]
+        fresh = not options.out.exists()
+        with options.out.open("a", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            if fresh:
+                writer.writeheader()
+            writer.writerows(rows)
+
+
+def table(options: Table) -> None:
+    """Print a table for each environment: means, and paired differences over seeds."""
+    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    for row in csv.DictReader(options.rows.open()):
+        scores = np.array([float(x) for x in row["scores"].split()])
+        found.setdefault(row["env"], {}).setdefault(row["way"], {})[row["seed"]] = scores
+    for env, here in found.items():
+        base = here[options.baseline]
+        print(f"\n### {env}\n\n| way | mean | by seed | minus {options.baseline}, 95 % over seeds | over episodes |")
+        print("|---|---|---|---|---|")
+        for way, by_seed in here.items():
+            seeds = sorted(by_seed.keys() & base.keys(), key=int)
+            apart = [by_seed[s] - base[s] for s in seeds]
+            low, high, within = _interval(apart)
+            means = ", ".join(f"{by_seed[s].mean():.0f}" for s in seeds)
+            mean, difference = np.mean([by_seed[s] for s in seeds]), np.mean(apart)
+            print(f"| {way} | {mean:.1f} | {means} | {difference:+.1f} [{low:+.1f}, {high:+.1f}] | ± {within:.1f} |")
+
+
+def _interval(apart: list[np.ndarray]) -> tuple[float, float, float]:
+    """Return Student's interval over seeds, and the half width over episodes within them."""
+    within = 1.96 * float(np.sqrt(np.mean([x.var(ddof=1) for x in apart]) / sum(x.size for x in apart)))
+    means = np.array([x.mean() for x in apart])
+    if means.size < 2:
+        return -np.inf, np.inf, within
+    half = stats.t.ppf(0.975, means.size - 1) * means.std(ddof=1) / np.sqrt(means.size)
+    return float(means.mean() - half), float(means.mean() + half), within
+
+
+if __name__ == "__main__":
+    chosen = tyro.cli(
+        Annotated[Play, tyro.conf.subcommand("play")] | Annotated[Table, tyro.conf.subcommand("table")],
+        description=__doc__,
+    )
+    play(chosen) if isinstance(chosen, Play) else table(chosen)
