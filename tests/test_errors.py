@@ -311,11 +311,6 @@ CASES = {
         ["int32", "only floating"],
     ),
     "sample nothing": ("flowrl.sample(log_normal, 5, like={}, key=jax.random.key(0))", ValueError, ["no array leaves"]),
-    "sample discrete sites": (
-        "flowrl.from_numpyro(lambda: numpyro.sample('z', dist.Bernoulli(0.5)), key=jax.random.key(0))",
-        ValueError,
-        ["'z' is discrete"],
-    ),
     # Budgets
     "budget of another kind": ("transport(normal, x, 10)", TypeError, ["flowrl.Budget", "int"]),
     "negative steps": ("Budget(-1)", ValueError, ["steps must be >= 0", "-1"]),

@@ -17,7 +17,7 @@ from flowrl._budget import Budget
 from flowrl._custom_types import Key, Particle, Particles, Positions
 from flowrl._domain import AbstractDomain, Unbounded
 from flowrl._flow import Langevin
-from flowrl._misc import check_count, ravel
+from flowrl._misc import check_count, check_particles, ravel
 from flowrl._numpyro import NumpyroPosterior
 from flowrl._sample._pieces import Pieces
 from flowrl._sample._samples import Samples
@@ -34,7 +34,7 @@ from flowrl._solver import (
 )
 from flowrl._target import AbstractTarget, Density, bridge
 from flowrl._transport import Transport, make_problem
-from flowrl._validation import resolve
+from flowrl._validation import check_key, resolve
 
 _LEAPS = 8
 _DENSE = 1000  # dimensions up to which a covariance is learned: 4 MB, and 0.3 s of arithmetic in all
@@ -124,8 +124,10 @@ def sample(
         raise ValueError(f"warm must be in (0, 1), got {warm}.")
     check_count("max_gradients", max_gradients)
     pieces = _pieces(seconds, progress, checkpoint, warm, (target, particles, key))
+    check_key(Langevin(), Metropolis(), density, key)
     start_key, bridge_key, move_key = jr.split(key, 3)
     start = _start(posterior, particles, like, domain, start_key)
+    _check_value(density, start)
     given, (n, d) = (key, start), ravel(start)[0].shape
     acceptance = None
     if proposal is None and d == 1:
@@ -194,13 +196,25 @@ def _density(target: Any) -> AbstractTarget:
     return density
 
 
+def _check_value(density: AbstractTarget, start: Particles) -> None:
+    """Refuse a log density that is not one real number."""
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), start)
+    dtype = jax.eval_shape(density.value, one).dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"the log density of one particle has dtype {dtype}; expected a real floating number, which has a gradient."
+        )
+
+
 def _start(
     posterior: NumpyroPosterior | None, particles: Any, like: Particle | None, domain: AbstractDomain, key: Key
 ) -> Particles:
     if isinstance(particles, bool) or not isinstance(particles, int):
         if like is not None:
             raise ValueError("particles are given, so `like` has nothing to say; leave it out, or give a number.")
-        return jax.tree.map(jnp.asarray, particles)
+        particles = jax.tree.map(jnp.asarray, particles)
+        check_particles(particles)
+        return particles
     check_count("particles", particles)
     if posterior is not None:
         # Not draws of the prior: one with heavy tails, as scales often have, starts some too far away to come back.
@@ -212,6 +226,7 @@ def _start(
             "particles themselves."
         )
     like = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)) if jnp.ndim(x) == 0 else jnp.asarray(x), like)
+    check_particles(jax.tree.map(lambda leaf: leaf[None], like))
     flat, unravel = jax.flatten_util.ravel_pytree(like)
     if not domain.restricts:
         start = jax.vmap(unravel)(jr.uniform(key, (particles, flat.shape[0]), flat.dtype, -2, 2))

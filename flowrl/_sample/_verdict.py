@@ -23,6 +23,8 @@ _ERROR = 0.1  # standard error of a mean over its standard deviation: b² = 0.01
 _STUCK = 0.5
 _DIVERGENT = 0.01  # share of moves: above it in nearly all runs on funnels, and seldom elsewhere
 _FEWEST = 8
+_LOST = 0.5  # share of moves that diverge at no neck of a funnel
+_UNPULLED = 0.05  # equipartition of a flat direction is 0
 
 
 class Verdict(eqx.Module):
@@ -175,6 +177,11 @@ def _sentence(verdict: Verdict) -> str:
             f"arrived, as far as the draws can tell: means to {v['error']:.2f} standard deviations, "
             f"equipartition {v['equipartition']:.2f} for 1"
         )
+    if v["frozen"] >= 1:
+        return (
+            "not arrived: no particle has a finite log density and gradient where it starts, so none moves (give a "
+            "domain, or a start inside the support)"
+        )
     doubts = _doubts(v, tempered=verdict.tempered)
     if v["wrong"]:
         return "not arrived: " + "; ".join(_wrong(v) + doubts)
@@ -193,8 +200,12 @@ def _wrong(v: dict[str, float]) -> list[str]:
     if abs(v["drift_z"]) > threshold and abs(v["drift"]) > _DRIFT:
         reasons.append(f"the draws still drift, by {v['drift']:.2f} standard deviations (more max_gradients)")
     if abs(v["equipartition_z"]) > threshold and abs(v["equipartition"] - 1) > _UNBALANCE:
-        how = "narrow" if v["equipartition"] < 1 else "wide"
-        reasons.append(f"a coordinate is too {how}, equipartition {v['equipartition']:.2f} for 1 (more max_gradients)")
+        figure = f"equipartition {v['equipartition']:.2f} for 1"
+        if abs(v["equipartition"]) < _UNPULLED:
+            reasons.append(f"the density hardly pulls a coordinate back, {figure} (is it improper?)")
+        else:
+            how = "narrow" if v["equipartition"] < 1 else "wide"
+            reasons.append(f"a coordinate is too {how}, {figure} (more max_gradients)")
     if abs(v["score_z"]) > threshold and abs(v["score"]) > _UNBALANCE:
         reasons.append(f"the mean score is {v['score']:.2f} for 0 (more max_gradients)")
     if v["error"] > _ERROR:
@@ -212,7 +223,9 @@ def _doubts(v: dict[str, float], *, tempered: bool) -> list[str]:
             "particles keep to places of their own, in separate modes or by slow mixing (tempered=True carries mass "
             "between modes; else more max_gradients)"
         )
-    if v["divergent"] > _DIVERGENT:
+    if v["divergent"] > _LOST:
+        reasons.append(f"{v['divergent']:.0%} of the moves diverge (is it proper, and are its gradients its own?)")
+    elif v["divergent"] > _DIVERGENT:
         reasons.append(
             f"{v['divergent']:.1%} of the moves diverge, as they do at the neck of a funnel, where draws are then too "
             "few (write scales in other coordinates: non-centred, or their log)"
