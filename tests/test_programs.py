@@ -1,15 +1,18 @@
-"""The four programs of the README and the docs: short, and they do what they are said to do."""
+"""The programs of the README and the docs: short, and they do what they are said to do."""
 
 import ast
+import importlib.util
 import pathlib
 import runpy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from problems import distances
 
 SNIPPETS = pathlib.Path(__file__).resolve().parents[1] / "docs" / "snippets"
-PROGRAMS = ["posterior", "acting", "sample", "tokens"]
+PROGRAMS = ["posterior", "acting", "sample", "tokens", "from_pymc"]
 
 
 def _run(name):
@@ -91,3 +94,14 @@ def test_a_numpyro_model_is_sampled_and_summarised():
     table = program["table"]
     assert float(table.loc["mean", "mean"]) == pytest.approx(weight @ mean, abs=0.3)
     assert float(table.loc["spread", "mean"]) == pytest.approx(weight @ spread, abs=0.4)
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(importlib.util.find_spec("pymc") is None, reason="needs pymc, which the extras do not bring")
+def test_a_pymc_model_is_sampled_like_its_quadrature():
+    """In a process of its own: PyMC warns, and changes JAX's precision."""
+    code = f"import runpy; print(runpy.run_path({str(SNIPPETS / 'from_pymc.py')!r})['sites']['rate'].mean())"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    rate = np.linspace(1e-4, 12, 20_000)
+    weight = np.exp(-(rate**2) / 8 - 3 * rate + 6 * np.log(rate))
+    assert float(done.stdout) == pytest.approx(weight @ rate / weight.sum(), abs=0.1)
