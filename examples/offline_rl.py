@@ -17,7 +17,7 @@ from pathlib import Path
 import jax.random as jr
 
 from flowrl import rl
-from flowrl.rl import Policy, RandomDirections, Uniform, data, report
+from flowrl.rl import Barycentre, Cool, EliteMean, Policy, RandomDirections, Uniform, data, report
 from flowrl.runs import RunDirectory, progress_line, require, to_csv
 
 
@@ -48,6 +48,10 @@ def make_policies(vgf: rl.VGF, lengths: tuple[int, ...], chosen: int) -> tuple[P
         Policy(f"one random transported particle, L={chosen}", 8, (budget[chosen], Uniform())),
         Policy(f"random directions, same length as L={chosen}, best", 8, RandomDirections(budget[chosen])),
         Policy("best-of-32", 32),
+        Policy("colder noise, best-of-32", 32, Cool(0.5)),
+        Policy("mean noise of the 8 best of 32", 32, EliteMean(8)),
+        Policy("consensus 0.5 of 32", 32, Barycentre(0.5)),
+        Policy("consensus 0.5 of 32, VGF L=1 of 0.1", 32, (Barycentre(0.5), vgf.train_budget.with_steps(1, 0.1))),
     )
 
 
@@ -57,7 +61,7 @@ def main(options: argparse.Namespace) -> None:
     sparse = data.metric(options.env) == "success"  # otherwise returns are scored
     vgf = make_algorithm(sparse=sparse)
     policies = make_policies(vgf, *(((1, 3, 5), 5) if sparse else ((1, 3), 1)))
-    on_the_way = tuple(p for p in policies if p.candidates == 8)
+    on_the_way = policies[:4]  # the reference, selection alone, two budgets
     identity = {"env": options.env, "seed": options.seed, "steps": options.steps, "episodes": options.eval_episodes}
     lanes = rl.Lanes(options.env, 20 if sparse else 40, workers=os.cpu_count() or 1)
     with lanes, RunDirectory(options.out, identity, resume=options.resume, free=["episodes"]) as run:

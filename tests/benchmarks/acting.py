@@ -133,7 +133,7 @@ def play(options: Play) -> None:
         if not mine:
             continue
         begun = time.perf_counter()
-        with Lanes(env, max(120, 2 * len(mine)), workers=options.workers) as lanes:
+        with Lanes(env, 120 if data.metric(env) == "return" else 40, workers=options.workers) as lanes:
             measured = evaluate(agent, mine, lanes, episodes=options.episodes, seed=options.eval_seed)
         seconds = time.perf_counter() - begun
         print(f"{path}: {len(mine)} ways, {seconds:.0f} s", file=sys.stderr)

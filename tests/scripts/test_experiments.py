@@ -326,7 +326,7 @@ def test_intervals_over_seeds_are_wider_than_over_episodes():
 @pytest.mark.slow
 def test_a_real_cell_runs_to_its_row(tmp_path):
     words = "--rows 2000 --steps 40 --reference-updates 40 --interval 20 --hidden 16 --batch-size 16 --eval-episodes 1"
-    words += f" --curve-points 0 --lanes 8 --data-dir {tmp_path / 'data'}"
+    words += f" --curve-points 0 --lanes 12 --data-dir {tmp_path / 'data'}"
     env = "pointmaze-medium-navigate-singletask-task1-v0"
     out = str(tmp_path / "matrix")
     given = ["run", "--out", out, "--envs", env, "--seeds", "1", "--variant", "one: --test-steps 1 --chosen 1"]

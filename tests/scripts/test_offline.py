@@ -28,7 +28,7 @@ TINY = {
     "--curve-points": "0",
     "--test-steps": "1",
     "--chosen": "1",
-    "--lanes": "6",
+    "--lanes": "12",
     "--workers": "2",
 }
 
@@ -132,15 +132,15 @@ def test_a_run_without_acting_has_losses_on_held_out_data(tmp_path, data_dir):
 @pytest.mark.slow
 def test_a_budget_that_chooses_itself_says_why_and_resumes(tmp_path, data_dir):
     options = {"data_dir": data_dir, "out": str(tmp_path / "run"), "budget": "auto"}
-    options |= {"bandit_episodes": "16", "test_steps": "1 2"}
+    options |= {"bandit_episodes": "24", "test_steps": "1 2"}
     done = run(*arguments(**options))
     assert done.returncode == 0, done.stderr
     chosen = json.loads((tmp_path / "run" / "training_budget.json").read_text())
     text = (tmp_path / "run" / "results.md").read_text()
     assert f"training budget: {chosen['reason']}" in text
     assert "test budget: L = " in text
-    # Five budgets in three rounds: 5, 3 and 2 of them, with 1, 1 and 2 episodes each.
-    assert "by acting, 12 other episodes: " in text
+    # Six ways in three rounds: 6, 3 and 2 of them, with 1, 2 and 4 episodes each.
+    assert "by acting, 20 other episodes: " in text
     assert "| VGF, chosen L=" in text
     first = (tmp_path / "run" / "results.csv").read_bytes()
     again = run(*arguments(**options), "--resume")
@@ -155,7 +155,7 @@ def test_a_budget_that_chooses_itself_says_why_and_resumes(tmp_path, data_dir):
         ({"chunk": "3", "n_step": "5"}, "give --n-step 1"),
         ({"budget": "auto", "train_steps": "2"}, "--budget auto has no use for --train-steps"),
         ({"budget": "auto", "interval": "40"}, "two intervals or more"),
-        ({"bandit_episodes": "1"}, "--bandit-episodes must be 0, or 2 for 2 budgets, got 1"),
+        ({"bandit_episodes": "1"}, "--bandit-episodes must be 0, or 8 for 4 ways to act, got 1"),
         ({"eval_episodes": "-1"}, "--eval-episodes"),
         ({"eval_episodes": "0", "video": "1"}, "--video needs an environment"),
         ({"steps": "0"}, "--steps must be at least 1"),
@@ -163,7 +163,7 @@ def test_a_budget_that_chooses_itself_says_why_and_resumes(tmp_path, data_dir):
         ({"chosen": "2"}, "--chosen 2 must be one of"),
         ({"test_steps": "-1", "chosen": "-1"}, "--test-steps must be different numbers >= 1"),
         ({"test_step_size": "-0.1"}, "step_size must be >= 0"),
-        ({"lanes": "2"}, "3 lanes or more"),
+        ({"lanes": "2"}, "10 lanes or more"),
         ({"discount": "2"}, "--discount must be in"),
         ({"eval_seed": "-1"}, "--eval-seed"),
         ({"test_step_size": "nan"}, "step_size must be"),

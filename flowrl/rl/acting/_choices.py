@@ -1,7 +1,5 @@
 """Stages that leave one candidate: the best of them, one by chance, one in the middle, or one made of many."""
 
-import abc
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -101,39 +99,7 @@ class EliteMedoid(AbstractChoice):
         return candidates.only(jnp.argmin(jnp.where(weights > 0, distances, jnp.inf)))
 
 
-class _AbstractMean(AbstractChoice):
-    """A candidate that is a weighted mean of all of them, decoded where it is a mean of noise."""
-
-    space: eqx.AbstractVar[AbstractSpace]
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.space.needs | {"values"}
-
-    @property
-    def keeps_noise(self) -> bool:
-        return "noise" in self.space.needs
-
-    @abc.abstractmethod
-    def weights(self, values: Float[Array, " n"]) -> Float[Array, " n"]:
-        """Return weights of sum 1.
-
-        Args:
-            values: of the candidates.
-        """
-
-    def __call__(self, situation: Situation, candidates: Candidates, key: Key) -> Candidates:
-        del key
-        particles = self.space.particles(candidates)
-        mean = jnp.tensordot(self.weights(situation.values(candidates.actions)), particles, axes=1)[None]
-        merged = self.space.decode(situation, mean, candidates.origins[:1])
-        # It comes from no proposal; how far it is from the nearest one says how far from the reference's samples.
-        unit = situation.unit(merged.actions.shape[1])
-        nearest = jnp.argmin(jnp.sum(((candidates.origins - merged.actions) / unit[None]) ** 2, axis=1))
-        return eqx.tree_at(lambda c: c.origins, merged, candidates.origins[nearest][None])
-
-
-class EliteMean(_AbstractMean):
+class EliteMean(AbstractChoice):
     """The mean of the candidates of the highest values.
 
     A mean of noise is shorter than any of them: it shrinks the set toward the reference's mode.
@@ -153,11 +119,21 @@ class EliteMean(_AbstractMean):
     def least(self) -> int:
         return self.elites
 
-    def weights(self, values: Float[Array, " n"]) -> Float[Array, " n"]:
-        return _elite_weights(values, self.elites)
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.space.needs | {"values"}
+
+    @property
+    def keeps_noise(self) -> bool:
+        return "noise" in self.space.needs
+
+    def __call__(self, situation: Situation, candidates: Candidates, key: Key) -> Candidates:
+        del key
+        weights = _elite_weights(situation.values(candidates.actions), self.elites)
+        return _merged(self.space, situation, candidates, weights)
 
 
-class Barycentre(_AbstractMean):
+class Barycentre(AbstractChoice):
     r"""The mean of the candidates weighed by exp(value / (temperature · σ)), σ the standard deviation of their values.
 
     It is one step of size 1 of `flowrl.Consensus(1, 0)`, after which all particles are in one place. At temperature 0
@@ -176,8 +152,31 @@ class Barycentre(_AbstractMean):
     temperature: Array = eqx.field(converter=_temperature, default=0.5)
     space: AbstractSpace = Noise()
 
-    def weights(self, values: Float[Array, " n"]) -> Float[Array, " n"]:
-        return jax.nn.softmax((values - jnp.max(values)) / (self.temperature.astype(values.dtype) * spread_of(values)))
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.space.needs | {"values"}
+
+    @property
+    def keeps_noise(self) -> bool:
+        return "noise" in self.space.needs
+
+    def __call__(self, situation: Situation, candidates: Candidates, key: Key) -> Candidates:
+        del key
+        values = situation.values(candidates.actions)
+        temperature = self.temperature.astype(values.dtype) * spread_of(values)
+        return _merged(self.space, situation, candidates, jax.nn.softmax((values - jnp.max(values)) / temperature))
+
+
+def _merged(
+    space: AbstractSpace, situation: Situation, candidates: Candidates, weights: Float[Array, " n"]
+) -> Candidates:
+    """Return one candidate, the mean of all by weights of sum 1, decoded where it is a mean of noise."""
+    mean = jnp.tensordot(weights, space.particles(candidates), axes=1)[None]
+    merged = space.decode(situation, mean, candidates.origins[:1])
+    # It comes from no proposal; how far it is from the nearest one says how far from the reference's samples.
+    unit = situation.unit(merged.actions.shape[1])
+    nearest = jnp.argmin(jnp.sum(((candidates.origins - merged.actions) / unit[None]) ** 2, axis=1))
+    return eqx.tree_at(lambda c: c.origins, merged, candidates.origins[nearest][None])
 
 
 def _elite_weights(values: Float[Array, " n"], elites: int) -> Float[Array, " n"]:

@@ -30,7 +30,7 @@ _CURVES = {
 #: What must be equal in rows that are compared.
 _SHARED = ("metric", "data_sha256", "rows", "eval_seed", "episodes", "protocol", "step")
 #: Options that add rows and change none.
-_MORE_ROWS = ("bandit_episodes", "test_steps", "chosen", "band")
+_MORE_ROWS = ("bandit_episodes", "test_steps", "chosen", "band", "consensus", "push")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from flowrl import Budget
-from flowrl.rl import VGF, AbstractAlgorithm, Policy, RandomDirections, Uniform
+from flowrl.rl import (
+    VGF,
+    AbstractAlgorithm,
+    AbstractGenerative,
+    Barycentre,
+    Cool,
+    EliteMean,
+    Policy,
+    RandomDirections,
+    Uniform,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +113,8 @@ class ProposalOptions(SampleOptions):
     chosen: int = 1
     """The L_test, fixed in advance, that a video shows (env)."""
     bandit_episodes: int = 0
-    """Episodes to spend, before the others, on finding the best L_test by acting (sequential halving); 0: none."""
+    """Episodes to spend, before the others, on finding the best L_test, or consensus, by acting (sequential halving);
+    0: none."""
 
     def policies(self, label: str, learner: AbstractAlgorithm) -> tuple[Policy, ...]:
         """List the ways to act, decided before anything is evaluated."""
@@ -124,13 +135,32 @@ class CandidateOptions(ProposalOptions):
     """Acting with the best of N proposals, as they are or transported along the critic."""
 
     particles: int = 8
-    """N: candidates per state; best-of-N and every transported policy choose among N."""
+    """N: candidates per state; best-of-N and every transported policy choose among N, a consensus is of 4N."""
+    consensus: float = 0.5
+    """Temperature of the consensus in the noise of the proposals, in standard deviations of their values."""
+    push: float = 0.03
+    """Size of the one step along the critic that follows the consensus, in units of the action."""
 
     def policies(self, label: str, learner: AbstractAlgorithm) -> tuple[Policy, ...]:
         """List the ways to act, decided before anything is evaluated."""
         n = self.particles
         own = (Policy(f"{label} (one proposal)", n, Uniform()), Policy(f"best-of-{n}", n))
-        return (*own, *self._transported(label, learner, n))
+        return (*own, *self._transported(label, learner, n), *self._shrunk(label, learner))
+
+    def _shrunk(self, label: str, learner: AbstractAlgorithm) -> tuple[Policy, ...]:
+        """List what 4N candidates can do in the noise that they are decoded from, controls first."""
+        n = 4 * self.particles
+        if not isinstance(learner, AbstractGenerative):
+            return ()
+        consensus, push = Barycentre(self.consensus), self.budget(learner, 1).with_steps(1, self.push)
+        name = f"consensus {self.consensus:g} of {n}"
+        return (
+            Policy(f"best-of-{n}", n),
+            Policy(f"colder noise, best-of-{n}", n, Cool(0.5)),
+            Policy(f"mean noise of the {self.particles} best of {n}", n, EliteMean(self.particles)),
+            Policy(name, n, consensus),
+            Policy(f"{name}, {label} L=1 of {self.push:g}", n, (consensus, push)),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +171,9 @@ class FlowOptions(CandidateOptions):
     """Step size in test, in units of the reference's within-state spread."""
     chosen: int = 1
     """The L_test, fixed in advance, that the controls are matched to and that a video shows (env)."""
+    push: float = 0.1
+    """Size of the one step that follows the consensus, in units of the reference's within-state spread."""
+
     baseline: ClassVar[int] = 1  # selection alone
 
     def policies(self, label: str, learner: AbstractAlgorithm) -> tuple[Policy, ...]:
@@ -153,7 +186,7 @@ class FlowOptions(CandidateOptions):
             *(Policy(f"{label} L={steps}", n, self.budget(learner, steps)) for steps in self.test_steps),
             Policy(f"one random transported particle, L={self.chosen}", n, (chosen, Uniform())),
             Policy(f"random directions, same length as L={self.chosen}, best", n, RandomDirections(chosen)),
-            Policy(f"best-of-{4 * n}", 4 * n),
+            *self._shrunk(label, learner),
         )
 
     def budget(self, learner: AbstractAlgorithm, steps: int) -> Budget:

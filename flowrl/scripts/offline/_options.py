@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from flowrl.rl import AbstractAlgorithm, Best, Improve, Policy, PolicyTable, data
+from flowrl.rl import AbstractAlgorithm, Barycentre, Best, Improve, Policy, PolicyTable, data
 from flowrl.scripts.offline._algorithms import NAMES, Entry, entry
 from flowrl.scripts.offline._groups import Data, Evaluation, ProposalOptions, Run, SampleOptions, Training
 from flowrl.scripts.offline._vgf import VGFOptions
@@ -231,10 +231,10 @@ def check(config: Config) -> None:
     # These say themselves what is wrong with the rest: step sizes, rates, too few lanes for the policies.
     policies = config.policies(config.learner())
     PolicyTable(policies, evaluation.lanes)
-    arms = len(budgets(policies)) + auto
-    least, spent = arms * math.ceil(math.log2(max(arms, 2))), getattr(acting, "bandit_episodes", 0)
+    count = len(arms(policies)) + auto
+    least, spent = count * math.ceil(math.log2(max(count, 2))), getattr(acting, "bandit_episodes", 0)
     if 0 < spent < least:
-        raise ValueError(f"--bandit-episodes must be 0, or {least} for {arms} budgets, got {spent}.")
+        raise ValueError(f"--bandit-episodes must be 0, or {least} for {count} ways to act, got {spent}.")
 
 
 def _check_acting(acting: ProposalOptions, evaluation: Evaluation) -> None:
@@ -259,8 +259,14 @@ def refuse_below_one(options: dict[str, Any], names: Iterable[str]) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {options[name]}.")
 
 
+def arms(policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
+    """Return the ways to act among which is chosen by acting: the budgets, and consensus; controls are none."""
+    merged = (p for p in policies if any(isinstance(stage, Barycentre) for stage in p.stages))
+    return (*budgets(policies), *merged)
+
+
 def budgets(policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
-    """Return those that differ in nothing but their test budget: N candidates, the best of them."""
+    """Return the ways to act among which is chosen: every test budget of N candidates."""
     return tuple(
         p
         for p in policies

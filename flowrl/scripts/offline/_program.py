@@ -1,10 +1,10 @@
 """Offline reinforcement learning, from data to table.
 
 Makes the data on this machine if they are not there, trains an algorithm (VGF: a reference policy by flow matching,
-then a critic by TD on transported particles), and evaluates one set of weights under several test budgets, with the
-controls that tell what the flow adds: the reference alone, selection alone (best-of-N, best-of-4N), the flow alone, and
-random directions of the same length. Everything goes to `--out`: metrics.csv, results.csv, results.md, two plots,
-config.json, a checkpoint.
+then a critic by TD on transported particles), and evaluates one set of weights in several ways to act: test budgets,
+consensus, and the controls that tell what they add (the reference alone, selection alone, colder noise, the mean noise
+of the best, random directions of the same length). Everything goes to `--out`: metrics.csv, results.csv, results.md,
+two plots, config.json, a checkpoint.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ from flowrl.rl import (
 from flowrl.runs import RunDirectory, Tracker, to_csv
 from flowrl.scripts._console import bar, progress, training_bar
 from flowrl.scripts.offline._groups import Data, FlowOptions, Training
-from flowrl.scripts.offline._options import AUTO_STEP_SIZES, ELSEWHERE, FREE, Config, budgets, check, is_auto
+from flowrl.scripts.offline._options import AUTO_STEP_SIZES, ELSEWHERE, FREE, Config, arms, budgets, check, is_auto
 
 #: What acting needs of a run beside its options and its checkpoint.
 AGENT_FILE = "agent.json"
@@ -145,7 +145,7 @@ class _Program:
         if self.lanes is None or step == self.config.training.steps:  # the end has its own evaluation
             return row
         policies = self.policies
-        curve = tuple(p for p in policies if p.candidates == policies[0].candidates)
+        curve = tuple(p for p in policies if p is policies[0] or p in budgets(policies))
         show = bar(self.bars, f"curve at {step:,} (episodes)")
         episodes = self.config.evaluation.curve_episodes
         measured = evaluate(self._agent(state), curve, self.lanes, episodes=episodes, seed=0, progress=show)
@@ -235,7 +235,7 @@ class _Program:
             return
         found = select_by_acting(
             agent,
-            budgets(policies),
+            arms(policies),
             self.lanes,
             episodes=episodes,
             metric=self.metric,
