@@ -150,6 +150,7 @@ def test_particles_without_a_likelihood_take_the_places_of_others():
         Tilted(_prior, inside), start, Budget(40, None), flow=Langevin(), solver=Tempered(), key=jr.key(1)
     )
     assert float(solution.particles.min()) > 0
+    assert float(start[solution.extras["origin"]].min()) > 0
     assert int(solution.stats["nonfinite"]) == 0
     assert float(solution.extras["log_evidence"]) == pytest.approx(np.log(float(jnp.mean(start > 0))), abs=1e-3)
 

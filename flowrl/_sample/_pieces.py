@@ -32,7 +32,7 @@ class Standing(NamedTuple):
         given: key and particles that the sampling was called with.
         start: where the particles started, after the tempering if there was one.
         first: log density there (n,), by which another target is told.
-        evidence: of the tempering before.
+        evidence: of the tempering before, with the origins of the particles.
         learning: steps of the adaptation.
         progress: where the particles are, and what the method has learned.
     """
@@ -95,7 +95,7 @@ class Pieces(eqx.Module):
             key: randomness of the moves.
             given: key and particles that the sampling was called with; the file must have them.
             spent: gradients that each particle took before.
-            evidence: of the tempering before; what the file has takes its place.
+            evidence: of the tempering before, with the origins of the particles; what the file has takes its place.
         """
         solver, steps = method.solver, budget.steps
         assert isinstance(solver, Metropolis)

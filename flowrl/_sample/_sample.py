@@ -145,7 +145,7 @@ def sample(
         method, tempering = Transport(Langevin(), solver, domain), Budget(moves, None)
         phases.append((method, tempering))
         if pieces is not None and pieces.resumes:
-            evidence = {name: jnp.zeros((), ravel(start)[0].dtype) for name in _EVIDENCE}
+            evidence = {name: jnp.zeros((), ravel(start)[0].dtype) for name in _EVIDENCE} | {"origin": jnp.arange(n)}
         else:
             start, evidence = _bridged(method, density, start, tempering, bridge_key)
         spent, each = spent + moves * proposal.gradients, each - moves * proposal.gradients
@@ -170,7 +170,7 @@ def sample(
     phases.append((method, budget))
     learned = _unravel(start, drawn.extras["scale"]) if "scale" in drawn.extras else 1.0
     assert drawn.trajectory is not None
-    verdict, judged = _judge(method, density, drawn, tempered=tempered)
+    verdict, judged = _judge(method, density, drawn, evidence.get("origin"))
     depth = spent + budget.steps * proposal.gradients + judged
     stats = {
         "gradients": jnp.asarray(n * depth),
@@ -179,7 +179,8 @@ def sample(
         "divergent": drawn.extras["divergent"],
         "step_size": drawn.extras["step_size"],
     }
-    return Samples(drawn.trajectory, verdict, stats | evidence, learned, tuple(phases), posterior)
+    stats |= {name: evidence[name] for name in _EVIDENCE if tempered}
+    return Samples(drawn.trajectory, verdict, stats, learned, tuple(phases), posterior)
 
 
 def _density(target: Any) -> AbstractTarget:
@@ -272,7 +273,7 @@ def _bridged(
     mean, deviation = rows.mean(axis=0), 3 * jnp.maximum(rows.std(axis=0), 1e-3)
     begin = unravel(mean[None] + deviation[None] * jr.normal(draw_key, rows.shape, rows.dtype))
     solution = method(bridge(_Normal(mean, deviation), density.value), begin, budget, key=move_key, throw=False)
-    return solution.particles, {name: solution.extras[name] for name in _EVIDENCE}
+    return solution.particles, {name: solution.extras[name] for name in (*_EVIDENCE, "origin")}
 
 
 class _Normal(eqx.Module):
@@ -291,7 +292,7 @@ def _unravel(start: Particles, row: Array) -> Particles:
     return jax.tree.map(lambda leaf: leaf[0], ravel(start)[1](row[None]))
 
 
-def _judge(method: Transport, density: AbstractTarget, drawn: Solution, *, tempered: bool) -> tuple[Verdict, int]:
+def _judge(method: Transport, density: AbstractTarget, drawn: Solution, origin: Array | None) -> tuple[Verdict, int]:
     """Return the verdict, and how many gradients of each particle it took."""
     trajectory, particles = drawn.trajectory, drawn.particles
     budget = resolve(Budget(1, 0.0), particles, unit_time=False)
@@ -306,5 +307,5 @@ def _judge(method: Transport, density: AbstractTarget, drawn: Solution, *, tempe
     frozen = drawn.stats["nonfinite"] / draws.shape[1]
     gradients = jax.lax.map(gradient, judged)
     return judge(
-        draws, judged, gradients, drawn.extras["acceptance"], drawn.extras["divergent"], frozen, tempered=tempered
+        draws, judged, gradients, drawn.extras["acceptance"], drawn.extras["divergent"], frozen, origin=origin
     ), judged.shape[0]

@@ -7,7 +7,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from flowrl._custom_types import Scalar
 
@@ -41,7 +41,8 @@ class Verdict(eqx.Module):
         arrived: nothing is wrong, and nothing stands in the way of seeing it: there are enough particles, which forget
             their places, and few moves diverge.
         wrong: the draws have not arrived. Where they have neither arrived nor are wrong, it cannot tell.
-        error: the largest standard error of a mean, of x and of x², in standard deviations.
+        error: the largest standard error of a mean, of x and of x², in standard deviations; of particles that were
+            tempered those of one ancestor count as dependent.
         drift: the difference between the second half of the draws and the first, of x or of x², that is largest by z,
             in standard deviations.
         drift_z: the drift over its standard error.
@@ -90,7 +91,7 @@ def judge(
     divergent: Any,
     frozen: Any,
     *,
-    tempered: bool,
+    origin: Int[Array, " n"] | None,
 ) -> Verdict:
     """Return the verdict on draws of n particles at m steps.
 
@@ -101,8 +102,10 @@ def judge(
         acceptance: mean probability of acceptance.
         divergent: share of moves that diverged.
         frozen: share of particles that are frozen.
-        tempered: the particles were divided among modes by resampling, so that none need cross by itself.
+        origin: of particles that were divided among modes by resampling, so that none need cross by itself, which of
+            the first ones each descends from (n,); None if they were not.
     """
+    tempered = origin is not None
     m, n, d = draws.shape
     dtype = draws.dtype
     tiny = jnp.finfo(dtype).tiny
@@ -113,7 +116,7 @@ def judge(
     moments = jnp.concatenate([standard, standard**2], axis=2)  # (m, n, 2d)
     spread = jnp.sqrt(jnp.maximum(jnp.var(moments, axis=(0, 1)), tiny))
     chains = jnp.mean(moments, axis=0)
-    error = jnp.max(_standard_error(chains) / spread)
+    error = jnp.max((_standard_error(chains) if origin is None else _family_error(chains, origin)) / spread)
     half = m // 2
     change = jnp.mean(moments[m - half :], axis=0) - jnp.mean(moments[:half], axis=0)
     drift, drift_z = jnp.mean(change, axis=0) / spread, _z(change, 0.0)
@@ -165,6 +168,15 @@ def _standard_error(chains: Float[Array, "n k"]) -> Float[Array, " k"]:
     return jnp.std(chains, axis=0, ddof=1) / jnp.sqrt(jnp.asarray(chains.shape[0], chains.dtype))
 
 
+def _family_error(chains: Float[Array, "n k"], origin: Int[Array, " n"]) -> Float[Array, " k"]:
+    """Return standard errors of the means of particles of which those of one origin depend on each other."""
+    n = chains.shape[0]
+    families = jnp.zeros_like(chains).at[origin].add(chains - jnp.mean(chains, axis=0, keepdims=True))
+    share = jnp.zeros(n, chains.dtype).at[origin].add(1) / n
+    number = 1 / jnp.sum(share**2)  # of families, if all were of one size
+    return jnp.sqrt(jnp.sum(families**2, axis=0) * number / jnp.maximum(number - 1, 1e-6)) / n
+
+
 def _z(chains: Float[Array, "n k"], value: float) -> Float[Array, " k"]:
     error = jnp.maximum(_standard_error(chains), jnp.finfo(chains.dtype).tiny)
     return (jnp.mean(chains, axis=0) - value) / error
@@ -184,12 +196,12 @@ def _sentence(verdict: Verdict) -> str:
         )
     doubts = _doubts(v, tempered=verdict.tempered)
     if v["wrong"]:
-        return "not arrived: " + "; ".join(_wrong(v) + doubts)
+        return "not arrived: " + "; ".join(_wrong(v, tempered=verdict.tempered) + doubts)
     few = f"fewer than {_FEWEST} particles, or than 4 draws of each (give more)"
     return "cannot tell: " + "; ".join(doubts or [few])
 
 
-def _wrong(v: dict[str, float]) -> list[str]:
+def _wrong(v: dict[str, float], *, tempered: bool) -> list[str]:
     """Return what is wrong, with what to do, for people."""
     threshold, reasons = v["threshold"], []
     if v["frozen"] > 0.05:
@@ -209,7 +221,8 @@ def _wrong(v: dict[str, float]) -> list[str]:
     if abs(v["score_z"]) > threshold and abs(v["score"]) > _UNBALANCE:
         reasons.append(f"the mean score is {v['score']:.2f} for 0 (more max_gradients)")
     if v["error"] > _ERROR:
-        reasons.append(f"a moment is known to {v['error']:.2f} standard deviations only (more max_gradients)")
+        more = "particles and max_gradients" if tempered else "max_gradients"
+        reasons.append(f"a moment is known to {v['error']:.2f} standard deviations only (more {more})")
     if not np.isfinite(v["error"]):
         reasons.append("the draws are not finite (an improper density, or a start outside of its support)")
     return reasons

@@ -48,8 +48,9 @@ class Tempered(AbstractStepSolver):
     μ is a prior and V a log likelihood.
 
     `Solution.extras` has `log_evidence`; `log_evidence_error`, its standard error by the genealogy of this one run (NaN
-    if all descend from one particle); `inverse_temperature` β at the end; and `temperatures`, their number. A budget
-    that ends before the last β has the result `tempering_unfinished`.
+    if all descend from one particle); `origin`, which of the first particles each descends from (n,), such as errors of
+    other means are made of; `inverse_temperature` β at the end; and `temperatures`, their number. A budget that ends
+    before the last β has the result `tempering_unfinished`.
 
     Attributes:
         inner: the solver that moves particles at each β.
@@ -193,6 +194,7 @@ class Tempered(AbstractStepSolver):
         return inner | {
             "log_evidence": memory.log_evidence,
             "log_evidence_error": _error(own.origin, memory.log_evidence.dtype),
+            "origin": own.origin,
             "inverse_temperature": memory.power,
             "temperatures": memory.temperatures,
         }
