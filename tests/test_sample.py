@@ -243,7 +243,7 @@ def test_two_modes_are_told_and_tempering_weighs_them():
 
 @pytest.mark.thorough
 def test_tempered_particles_of_few_ancestors_do_not_know_the_weights_of_modes():
-    """A hundred particles in modes that none crosses: of four seeds three are wrong by 0.13 and more, and all at rest."""
+    """A hundred particles in modes that none crosses: of four seeds three are wrong by 0.13 or more, all at rest."""
 
     def far(x):
         return jnp.logaddexp(jnp.log(0.3) - 0.5 * jnp.sum((x + 2) ** 2), jnp.log(0.7) - 0.5 * jnp.sum((x - 2) ** 2))
