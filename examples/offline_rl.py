@@ -1,8 +1,8 @@
 """Offline reinforcement learning by Value Gradient Flow, from data to table.
 
 Makes the data on this machine if they are not there, learns a reference policy by flow matching and a critic by TD on
-samples of the reference, and evaluates one set of weights under several test budgets, with the controls that tell what
-the flow adds. Everything goes to `--out`: metrics.csv, results.csv, two plots, a checkpoint.
+samples of the reference, and evaluates one set of weights in several ways to act, with the controls that tell what a
+flow adds. Everything goes to `--out`: metrics.csv, results.csv, two plots, a checkpoint.
 `flowrl offline` does the same with all options, and trains other algorithms.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import jax.random as jr
 
 from flowrl import rl
-from flowrl.rl import Barycentre, Cool, EliteMean, Policy, RandomDirections, Uniform, data, report
+from flowrl.rl import Policy, data, report
 from flowrl.runs import RunDirectory, progress_line, require, to_csv
 
 
@@ -28,9 +28,7 @@ def make_algorithm(*, sparse: bool) -> rl.VGF:
     return rl.presets.default(
         reference=rl.ReferenceLearner(updates=8_000),
         particles=4,
-        target=ensemble,
-        improvement=ensemble,
-        selection=ensemble,
+        **dict.fromkeys(("target", "improvement", "selection"), ensemble),
         batch_size=128 if sparse else 256,
         learning_rate=1e-3,
         polyak=0.01,
@@ -39,19 +37,19 @@ def make_algorithm(*, sparse: bool) -> rl.VGF:
 
 def make_policies(vgf: rl.VGF, lengths: tuple[int, ...], chosen: int) -> tuple[Policy, ...]:
     """List ways to act with one set of weights, decided before anything is evaluated: budgets and their controls."""
-    # The step size is in units of the reference's within-state spread.
-    budget = {steps: vgf.train_budget.with_steps(steps, 0.3) for steps in lengths}
+    budget = {steps: vgf.train_budget.with_steps(steps, 0.3) for steps in lengths}  # of the reference's spread
+    consensus, push = rl.Barycentre(0.5), vgf.train_budget.with_steps(1, 0.1)
     return (
-        Policy("BC (one random particle)", 8, Uniform()),
+        Policy("BC (one random particle)", 8, rl.Uniform()),
         Policy("best-of-8 (L=0)", 8),
         *(Policy(f"VGF L={steps}", 8, budget[steps]) for steps in lengths),
-        Policy(f"one random transported particle, L={chosen}", 8, (budget[chosen], Uniform())),
-        Policy(f"random directions, same length as L={chosen}, best", 8, RandomDirections(budget[chosen])),
+        Policy(f"one random transported particle, L={chosen}", 8, (budget[chosen], rl.Uniform())),
+        Policy(f"random directions, same length as L={chosen}, best", 8, rl.RandomDirections(budget[chosen])),
         Policy("best-of-32", 32),
-        Policy("colder noise, best-of-32", 32, Cool(0.5)),
-        Policy("mean noise of the 8 best of 32", 32, EliteMean(8)),
-        Policy("consensus 0.5 of 32", 32, Barycentre(0.5)),
-        Policy("consensus 0.5 of 32, VGF L=1 of 0.1", 32, (Barycentre(0.5), vgf.train_budget.with_steps(1, 0.1))),
+        Policy("colder noise, best-of-32", 32, rl.Cool(0.5)),
+        Policy("mean noise of the 8 best of 32", 32, rl.EliteMean(8)),
+        Policy("consensus 0.5 of 32", 32, consensus),
+        Policy("consensus 0.5 of 32, VGF L=1 of 0.1", 32, (consensus, push)),
     )
 
 
@@ -59,9 +57,9 @@ def main(options: argparse.Namespace) -> None:
     """Train and evaluate, or go on with a run that was stopped."""
     require("gymnasium", "matplotlib", extra="rl,examples")
     sparse = data.metric(options.env) == "success"  # otherwise returns are scored
+    chunk = 5 if sparse else 1  # actions taken at once: a manipulator that decides at every step gets stuck
     vgf = make_algorithm(sparse=sparse)
     policies = make_policies(vgf, *(((1, 3, 5), 5) if sparse else ((1, 3), 1)))
-    on_the_way = policies[:4]  # the reference, selection alone, two budgets
     identity = {"env": options.env, "seed": options.seed, "steps": options.steps, "episodes": options.eval_episodes}
     lanes = rl.Lanes(options.env, 20 if sparse else 40, workers=os.cpu_count() or 1)
     with lanes, RunDirectory(options.out, identity, resume=options.resume, free=["episodes"]) as run:
@@ -69,16 +67,16 @@ def main(options: argparse.Namespace) -> None:
         # Dense rewards are brought to unit scale; 0/-1 rewards already are.
         dataset = data.apply_protocol(dataset, rewards="none" if sparse else "unit_std")
         standardizer = rl.Standardizer.fit(dataset.train.observations)
-        splits = [split for split in (dataset.train, dataset.validation) if split is not None]
-        training, *held_out = (rl.make_replay(split, standardizer, discount=0.99, n_step=5) for split in splits)
+        splits, returns = [dataset.train, dataset.validation], {"discount": 0.99, "n_step": 5, "chunk": chunk}
+        training, *held_out = (rl.make_replay(x, standardizer, **returns) for x in splits if x is not None)
         metric, reference = dataset.info.metric, dataset.info.reference
 
         def measure(state: rl.VGFState, step: int) -> dict[str, float]:
             row = report.held_out_losses(vgf, state, held_out, step)
-            if step == options.steps:  # the end has its own evaluation
+            if step == options.steps:  # the end has its own evaluation, of all policies
                 return row
-            found = rl.evaluate(rl.Agent(vgf, state, standardizer), on_the_way, lanes, episodes=4, seed=0)
-            return report.mean_scores(on_the_way, found, metric, reference) | row
+            found = rl.evaluate(rl.Agent(vgf, state, standardizer, chunk), policies[:4], lanes, episodes=4, seed=0)
+            return report.mean_scores(policies[:4], found, metric, reference) | row
 
         interval = math.gcd(options.steps, 1_000)  # updates per compiled call; a checkpoint follows each
         middle = options.steps // interval // 2 * interval
@@ -97,7 +95,7 @@ def main(options: argparse.Namespace) -> None:
         title = f"{options.env}, {dataset.info.label} data, {dataset.info.rows:,} rows"
         unit = "success, %" if sparse else "return" if reference is None else "normalised score"
         report.plot_learning(run.rows, unit, title, run.path / "learning_curve.png")
-        agent, show = rl.Agent(vgf, state, standardizer), progress_line("evaluation (episodes)")
+        agent, show = rl.Agent(vgf, state, standardizer, chunk), progress_line("evaluation (episodes)")
         measured = rl.evaluate(agent, policies, lanes, episodes=options.eval_episodes, seed=1, progress=show)
         rows = report.summarise(policies, measured, metric, baseline=policies[1].name, reference=reference)
         report.plot_budget(rows, policies, unit, title, run.path / "budget_curve.png")

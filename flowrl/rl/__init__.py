@@ -87,6 +87,8 @@ from flowrl.rl.learning import (
 )
 from flowrl.rl.networks import (
     AbstractAggregate as AbstractAggregate,
+    AbstractCritic as AbstractCritic,
+    AbstractCriticModel as AbstractCriticModel,
     AbstractReference as AbstractReference,
     AbstractReferenceModel as AbstractReferenceModel,
     Critic as Critic,
@@ -97,11 +99,14 @@ from flowrl.rl.networks import (
     FlowReference as FlowReference,
     Gaussian as Gaussian,
     GaussianReference as GaussianReference,
+    Histogram as Histogram,
+    HistogramCritic as HistogramCritic,
     LowerConfidence as LowerConfidence,
     Maximum as Maximum,
     Mean as Mean,
     Minimum as Minimum,
     OneStepReference as OneStepReference,
+    ScalarCritic as ScalarCritic,
 )
 
 # They live with what they are made of, and are imported by their public names.

@@ -11,7 +11,7 @@ import pytest
 from processes import PROGRAM, kill_at_first_checkpoint
 
 import flowrl
-from flowrl.rl import Gaussian, Maximum, Mean
+from flowrl.rl import Gaussian, Histogram, Maximum, Mean, ScalarCritic
 from flowrl.scripts import offline
 from flowrl.scripts.offline import _options as options_of_runs
 
@@ -152,7 +152,7 @@ def test_a_budget_that_chooses_itself_says_why_and_resumes(tmp_path, data_dir):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"chunk": "3", "n_step": "5"}, "give --n-step 1"),
+        ({"chunk": "3", "n_step": "5"}, "leave --n-step out"),
         ({"budget": "auto", "train_steps": "2"}, "--budget auto has no use for --train-steps"),
         ({"budget": "auto", "interval": "40"}, "two intervals or more"),
         ({"bandit_episodes": "1"}, "--bandit-episodes must be 0, or 8 for 4 ways to act, got 1"),
@@ -246,7 +246,7 @@ def test_fields_of_the_algorithm_can_be_set():
 def test_what_training_has_acting_has():
     config = offline.parse(["--temperature", "0.5"])
     policy = next(p for p in config.policies(config.learner()) if p.name == "VGF L=1")
-    assert policy.budget.temperature == 0.5
+    assert policy.stages[0].budget.temperature == 0.5
 
 
 OWN = '''
@@ -258,7 +258,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 
-from flowrl.rl import AbstractAlgorithm, AbstractState
+from flowrl.rl import AbstractAlgorithm, AbstractCriticModel, AbstractState, ScalarCritic
 
 
 class State(AbstractState):
@@ -299,6 +299,15 @@ class Lacking(AbstractAlgorithm[State]):
 
 class Other:
     pass
+
+
+class Flat(AbstractCriticModel):
+    def init(self, observation_size, action_size, hidden, members, *, key):
+        return ScalarCritic().init(observation_size, action_size, (4,), members, key=key)
+
+
+class NeedyCritic(Flat):
+    width: int = eqx.field(kw_only=True)
 
 
 class Needy(Constant):
@@ -356,6 +365,26 @@ def test_an_own_algorithm_has_its_fields_as_options(capsys):
 def test_an_import_path_that_is_no_algorithm_is_refused(path, message):
     with pytest.raises(ValueError, match=message):
         offline.parse(["--algorithm", path])
+
+
+@pytest.mark.parametrize("algorithm", ["vgf", "iql"])
+@pytest.mark.usefixtures("own")
+def test_critics_are_chosen_by_name_range_or_path(algorithm):
+    def critic(text):
+        return offline.parse([algorithm, "--critic", text]).learner().critic
+
+    assert critic("scalar") == ScalarCritic()
+    assert critic("histogram:-100:0") == Histogram(-100.0, 0.0)
+    assert type(critic("mine:Flat")).__name__ == "Flat"
+    for text, message in (
+        ("histogram", "--critic histogram: scalar, histogram:LOW:HIGH with the range"),
+        ("histogram:0:-1", "scalar, histogram:LOW:HIGH"),
+        ("mine:Flta", "mine has no Flta; did you mean Flat"),
+        ("mine:Other", "Other is not a class derived from flowrl.rl.AbstractCriticModel"),
+        ("mine:NeedyCritic", "created without arguments: give its fields defaults"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            critic(text)
 
 
 @pytest.mark.slow

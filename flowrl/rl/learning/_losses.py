@@ -5,11 +5,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowrl.nn import MLP
-from flowrl.rl.networks import AbstractAggregate, Critic, aggregated_value
+from flowrl.rl.networks import AbstractAggregate, AbstractCritic, aggregated_value
 
 
 def value(
-    critic: Critic, aggregate: AbstractAggregate, observation: Float[Array, " obs"], particles: Float[Array, "n act"]
+    critic: AbstractCritic,
+    aggregate: AbstractAggregate,
+    observation: Float[Array, " obs"],
+    particles: Float[Array, "n act"],
 ) -> Float[Array, " n"]:
     """Compute the aggregated value of each particle at one state.
 
@@ -23,7 +26,7 @@ def value(
 
 
 def td_target(
-    target_critic: Critic,
+    target_critic: AbstractCritic,
     aggregate: AbstractAggregate,
     particle_aggregate: AbstractAggregate,
     returns: Float[Array, " batch"],
@@ -47,12 +50,12 @@ def td_target(
 
 
 def critic_loss(
-    critic: Critic,
+    critic: AbstractCritic,
     observations: Float[Array, "batch obs"],
     actions: Float[Array, "batch act"],
     targets: Float[Array, " batch"],
 ) -> Float[Array, ""]:
-    """Compute the TD loss: squared errors summed over members, averaged over the batch.
+    """Compute the TD loss: that of the critic, summed over members, averaged over the batch.
 
     Args:
         critic: the ensemble.
@@ -60,13 +63,12 @@ def critic_loss(
         actions: a.
         targets: y.
     """
-    values = jax.vmap(critic)(observations, actions)
-    return jnp.mean(jnp.sum((values - targets[:, None]) ** 2, axis=1))
+    return jnp.mean(jax.vmap(critic.loss)(observations, actions, targets))
 
 
 def gradient_loss(
     network: MLP,
-    critic: Critic,
+    critic: AbstractCritic,
     aggregate: AbstractAggregate,
     observations: Float[Array, "batch obs"],
     actions: Float[Array, "batch n act"],

@@ -34,7 +34,14 @@ from flowrl.rl.learning._algorithm import AbstractGenerative, AbstractPretrained
 from flowrl.rl.learning._losses import critic_loss, gradient_loss, td_target, value
 from flowrl.rl.learning._reference_learner import ReferenceLearner, ReferenceState, sample_rows, sample_sets
 from flowrl.rl.learning._train import Trainable, copied, polyak
-from flowrl.rl.networks import AbstractAggregate, Critic, Mean, aggregated_value
+from flowrl.rl.networks import (
+    AbstractAggregate,
+    AbstractCritic,
+    AbstractCriticModel,
+    Mean,
+    ScalarCritic,
+    aggregated_value,
+)
 from flowrl.sharding import over_states
 
 #: Weights of the advantage-weighted reference are cut off here, as is usual for weights exp(A/β).
@@ -56,8 +63,8 @@ class VGFState(AbstractState):
     """
 
     reference: ReferenceState
-    critic: Trainable[Critic]
-    target_critic: Critic
+    critic: Trainable[AbstractCritic]
+    target_critic: AbstractCritic
     gradient: Trainable[MLP] | None
     scale: Float[Array, " act"]
     reference_step: Int[Array, ""]
@@ -99,6 +106,7 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState], AbstractGe
         batch_size: transitions per update.
         hidden: widths of the hidden layers of the critic and f.
         members: number of critics.
+        critic: what they are, and by which loss they are fitted.
     """
 
     transport: Transport
@@ -119,6 +127,7 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState], AbstractGe
     batch_size: int = eqx.field(static=True, default=256)
     hidden: tuple[int, ...] = eqx.field(static=True, default=(256, 256))
     members: int = eqx.field(static=True, default=2)
+    critic: AbstractCriticModel = ScalarCritic()
 
     def __check_init__(self):
         check_fields(
@@ -127,7 +136,8 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState], AbstractGe
             positive=("learning_rate", "advantage_temperature"),
             fractions=("polyak",),
             widths=("hidden",),
-            kinds=dict.fromkeys(("target", "improvement", "selection", "particle_aggregate"), AbstractAggregate),
+            kinds=dict.fromkeys(("target", "improvement", "selection", "particle_aggregate"), AbstractAggregate)
+            | {"critic": AbstractCriticModel},
         )
         if self.amortized not in (None, "data", "particles"):
             raise ValueError(f"VGF: amortized must be 'data', 'particles' or None, got {self.amortized!r}.")
@@ -178,7 +188,7 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState], AbstractGe
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> VGFState:
         reference_key, critic_key, run_key, gradient_key = jr.split(key, 4)
-        critic = Critic(observation_size, action_size, self.hidden, self.members, key=critic_key)
+        critic = self.critic.init(observation_size, action_size, self.hidden, self.members, key=critic_key)
         gradient = None
         if self.amortized is not None:
             network = MLP((observation_size, action_size), action_size, self.hidden, layer_norm=True, key=gradient_key)
@@ -333,7 +343,7 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState], AbstractGe
         return state, metrics
 
     def _direction(
-        self, critic: Critic, gradient: Trainable[MLP] | None, observation: Float[Array, " obs"]
+        self, critic: AbstractCritic, gradient: Trainable[MLP] | None, observation: Float[Array, " obs"]
     ) -> AbstractTarget:
         """Return what the particles of one state flow toward: the ensemble, or f in the place of its gradient."""
         if gradient is not None:

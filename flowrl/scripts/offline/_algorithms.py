@@ -6,12 +6,8 @@ Each has its own options: VGF those of `VGFOptions`, every other one the plain f
 import dataclasses
 import difflib
 import functools
-import importlib
-import importlib.util
 import inspect
-import os
 import re
-import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -22,6 +18,7 @@ import tyro
 from flowrl.rl import (
     AbstractAggregate,
     AbstractAlgorithm,
+    AbstractCriticModel,
     AbstractReferenceModel,
     AbstractValueBased,
     Denoising,
@@ -42,7 +39,8 @@ from flowrl.scripts.offline._groups import (
     SampleOptions,
     Training,
 )
-from flowrl.scripts.offline._vgf import Aggregate, VGFOptions, aggregate
+from flowrl.scripts.offline._imported import critic_model, imported
+from flowrl.scripts.offline._vgf import CRITIC, Aggregate, VGFOptions, aggregate
 
 _MODELS: dict[str, Any] = {"flow": FlowMatching, "gaussian": Gaussian, "denoising": Denoising}
 #: Names of options for fields of modules; others are FIELD-NAME.
@@ -107,7 +105,7 @@ def entry(algorithm: str, paper: str | None = None) -> Entry:
     if ":" not in algorithm:
         near = difflib.get_close_matches(algorithm, NAMES, n=3) or NAMES
         raise ValueError(f"--algorithm {algorithm}: did you mean {', '.join(near)}? Your own is MODULE:CLASS.")
-    kind = _imported(algorithm)
+    kind = imported("--algorithm", algorithm, AbstractAlgorithm)
     acting = CandidateOptions if issubclass(kind, AbstractValueBased) else SampleOptions
     return Entry(kind.__name__, _own_options(kind, acting, {}), acting)
 
@@ -142,38 +140,6 @@ def _fixed(group: type, **values: Any) -> type:
         if f.name in values
     ]
     return dataclasses.make_dataclass(group.__name__, fields, bases=(group,), frozen=True)
-
-
-def _imported(path: str) -> type[AbstractAlgorithm]:
-    """Import a user's algorithm; modules of the current directory can be named."""
-    module_name, _, name = path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise ValueError(
-                f"--algorithm {path}: {module_name} needs {error.name}, which is not installed."
-            ) from error
-        raise ValueError(
-            f"--algorithm {path}: there is no module {error.name}, neither installed nor in {os.getcwd()}."
-        ) from error
-    except Exception as error:
-        raise ValueError(f"--algorithm {path}: {module_name} fails: {type(error).__name__}: {error}") from error
-    kind = getattr(module, name, None)
-    if kind is None:
-        near = difflib.get_close_matches(name, vars(module), n=3)
-        raise ValueError(
-            f"--algorithm {path}: {module_name} has no {name or 'empty name'}"
-            + (f"; did you mean {', '.join(near)}?" if near else "; name a class that it defines.")
-        )
-    if not (inspect.isclass(kind) and issubclass(kind, AbstractAlgorithm)):
-        raise ValueError(f"--algorithm {path}: {name} is not a class derived from flowrl.rl.AbstractAlgorithm.")
-    lacking = sorted(kind.__abstractmethods__ | getattr(kind, "__abstractvars__", frozenset()))
-    if lacking:
-        raise ValueError(f"--algorithm {path}: {name} lacks {', '.join(lacking)} of AbstractAlgorithm; define them.")
-    return kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +178,9 @@ def _own_options(
     if roles:
         text = f"How critics become one number ({', '.join(roles)}): mean, minimum, or mean - std; default: its own."
         made.append(("aggregate", Aggregate | None, text, None))
+    has_critic = any(isinstance(value, AbstractCriticModel) for value in _values(kind, algorithm).values())
+    if has_critic:
+        made.append(("critic", str, CRITIC, "scalar"))
     if paper is not None:
         made.append(("paper", str, "The task, at full size. Needs a GPU; its cost is printed.", paper))
 
@@ -220,6 +189,8 @@ def _own_options(
         given = {option.path: getattr(self, name) for name, option in found.items()}
         if roles and self.aggregate is not None:
             given |= {(role,): aggregate(self.aggregate) for role in roles}
+        if has_critic:
+            given |= {("critic",): critic_model(self.critic)}
         return _with(algorithm, given)
 
     fields = [

@@ -10,6 +10,7 @@ import jax.random as jr
 from flowrl._io import read_json_object
 from flowrl.rl import VGF, AbstractAlgorithm, Agent, Standardizer
 from flowrl.runs import load_checkpoint
+from flowrl.scripts.offline._imported import names_code
 from flowrl.scripts.offline._options import Config, from_flat, is_auto
 from flowrl.scripts.offline._program import AGENT_FILE, with_chosen_budget
 
@@ -59,7 +60,9 @@ def options_of(path: Path, *, trusted: bool) -> dict[str, Any]:
     """Read the options of a run; code that they name is imported later, which a file alone must not bring about."""
     options = read_json_object(path)
     algorithm, env = str(options.get("algorithm", "")), str(options.get("env", ""))
+    critic = str(options.get("critic", ""))
     named = [f"algorithm {algorithm!r}"] * (":" in algorithm) + [f"env {env!r}"] * _imports(env)
+    named += [f"critic {critic!r}"] * names_code(critic)
     if named and not trusted:
         raise ValueError(
             f"{path} names code, {' and '.join(named)}, which runs with your rights; if you trust it, add --trust-code."

@@ -54,7 +54,7 @@ class Training:
     n_step: int = 5
     """Steps of the n-step return. With one step, ten thousand updates are too few for values to reach back far."""
     chunk: int = 1
-    """Actions taken at once."""
+    """Actions taken at once, over which the return is summed (env)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ ELSEWHERE = ("out", "resume", "data_dir", "workers", "log")
 #: Options of older runs that changed nothing but how they were evaluated.
 _GONE = ("band",)
 #: How a run is evaluated at the end may change when it goes on.
-FREE = ("lanes", "eval_episodes", "eval_seed", "bandit_episodes", "video", *_GONE)
+FREE = ("lanes", "eval_episodes", "eval_seed", "bandit_episodes", "video", "consensus", "push", *_GONE)
 _GROUPS = ("data", "training", "learning", "acting", "evaluation", "run")
 _ABOUT = """Train {label} on a data set, and evaluate one set of weights under several test budgets, with the controls
 that tell what each part adds. (env): the default is the environment's.
@@ -114,7 +114,7 @@ def _defaults(algorithm: str, found: Entry, env: str) -> Config:
     usual = usual.changed(env=env)
     if data.metric(env) == "return":
         return usual
-    sparse = {"batch_size": 128, "test_steps": (1, 3, 5), "chosen": 5, "lanes": 20}
+    sparse = {"batch_size": 128, "test_steps": (1, 3, 5), "chosen": 5, "lanes": 20, "chunk": 5}
     known = usual.flat()
     if algorithm not in NAMES:  # a batch is as large as the user's own algorithm has it
         del sparse["batch_size"]
@@ -201,7 +201,9 @@ def check(config: Config) -> None:
         if options.get(name, 0) % training.interval:
             raise ValueError(f"--{name.replace('_', '-')} must be a multiple of --interval ({training.interval}).")
     if training.chunk > 1 and training.n_step not in (1, training.chunk):
-        raise ValueError(f"--chunk {training.chunk} sets the steps of the return itself: give --n-step 1.")
+        raise ValueError(
+            f"--chunk {training.chunk} sets the steps of the return itself: leave --n-step out, or give --chunk 1."
+        )
     if (
         min(evaluation.eval_seed, training.seed, evaluation.curve_points, evaluation.eval_episodes, evaluation.video)
         < 0

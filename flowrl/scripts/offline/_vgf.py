@@ -16,8 +16,10 @@ from flowrl.rl import (
     ReferenceLearner,
 )
 from flowrl.rl.learning import presets
+from flowrl.scripts.offline._imported import critic_model
 
 Aggregate = Literal["mean", "min", "lower"]
+CRITIC = "What critics are: scalar, histogram:LOW:HIGH over a range of returns, or MODULE:CLASS of your own."
 
 
 def aggregate(name: Aggregate) -> AbstractAggregate:
@@ -35,6 +37,8 @@ class VGFOptions:
     """Widths of the hidden layers of all networks."""
     members: int = 2
     """Critics in the ensemble."""
+    critic: str = "scalar"
+    """What they are: scalar, histogram:LOW:HIGH over a range of returns, or MODULE:CLASS of your own."""
     aggregate: Aggregate | None = None
     """How critics become one number in target, improvement and selection: mean, minimum, or mean - std. Default: the
     minimum where returns are scored, the mean where success is."""
@@ -115,6 +119,7 @@ class VGFOptions:
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             members=self.members,
+            critic=critic_model(self.critic),
             polyak=self.polyak,
             **changes,
         )

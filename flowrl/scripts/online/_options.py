@@ -279,6 +279,7 @@ def first_run(config: Config) -> Offline:
     assert isinstance(config.source, Source)
     return defaults(config.algorithm, env=config.source.env).changed(
         steps=config.source.offline_steps,
+        chunk=1,  # experience is collected one action at a time
         seed=config.learning.seed,
         data_dir=config.source.data_dir,
         workers=config.run.workers,

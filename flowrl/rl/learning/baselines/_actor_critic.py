@@ -25,7 +25,7 @@ from flowrl.rl.learning import (
     critic_loss,
     td_target,
 )
-from flowrl.rl.networks import AbstractAggregate, Critic, Maximum, aggregated_value
+from flowrl.rl.networks import AbstractAggregate, AbstractCritic, AbstractCriticModel, Maximum, aggregated_value
 
 
 @functools.cache
@@ -43,8 +43,8 @@ class AbstractActorCriticState(AbstractState):
         target_critic: its Polyak average.
     """
 
-    critic: AbstractVar[Trainable[Critic]]
-    target_critic: AbstractVar[Critic]
+    critic: AbstractVar[Trainable[AbstractCritic]]
+    target_critic: AbstractVar[AbstractCritic]
 
 
 S = TypeVar("S", bound=AbstractActorCriticState)
@@ -68,6 +68,7 @@ class AbstractActorCritic(AbstractValueBased[S]):
         batch_size: transitions per update.
         hidden: widths of the hidden layers of all networks.
         members: number of critics.
+        critic: what they are, and by which loss they are fitted.
     """
 
     target: AbstractVar[AbstractAggregate]
@@ -76,6 +77,7 @@ class AbstractActorCritic(AbstractValueBased[S]):
     learning_rate: AbstractVar[float]
     hidden: AbstractVar[tuple[int, ...]]
     members: AbstractVar[int]
+    critic: AbstractVar[AbstractCriticModel]
 
     def improve(
         self, state: S, observation: Float[Array, " obs"], particles: Float[Array, "n act"], budget: Budget
@@ -116,7 +118,7 @@ def gather(replay: Replay, rows: Int[Array, " batch"]) -> Batch:
 
 
 def backup(
-    target_critic: Critic, aggregate: AbstractAggregate, batch: Batch, actions: Float[Array, "batch n act"]
+    target_critic: AbstractCritic, aggregate: AbstractAggregate, batch: Batch, actions: Float[Array, "batch n act"]
 ) -> Float[Array, " batch"]:
     """Compute y = returns + discounts · the largest value of the actions in a bootstrap state; mostly there is one."""
     return td_target(
@@ -125,8 +127,11 @@ def backup(
 
 
 def critic_step(
-    critic: Trainable[Critic], optimiser: optax.GradientTransformation, batch: Batch, targets: Float[Array, " batch"]
-) -> tuple[Trainable[Critic], Float[Array, ""]]:
+    critic: Trainable[AbstractCritic],
+    optimiser: optax.GradientTransformation,
+    batch: Batch,
+    targets: Float[Array, " batch"],
+) -> tuple[Trainable[AbstractCritic], Float[Array, ""]]:
     """Return the ensemble after one step on the TD loss, and the loss before it."""
     loss, gradient = eqx.filter_value_and_grad(critic_loss)(
         critic.network, batch.observations, batch.actions, jax.lax.stop_gradient(targets)

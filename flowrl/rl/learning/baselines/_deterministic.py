@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from flowrl._custom_types import Key
 from flowrl.rl.learning import Trainable, copied, polyak
 from flowrl.rl.learning.baselines._actor_critic import AbstractActorCriticState, Batch, critic_step
-from flowrl.rl.networks import Critic, DeterministicActor
+from flowrl.rl.networks import AbstractCritic, AbstractCriticModel, DeterministicActor
 
 
 class DeterministicState(AbstractActorCriticState):
@@ -27,8 +27,8 @@ class DeterministicState(AbstractActorCriticState):
 
     actor: Trainable[DeterministicActor]
     target_actor: DeterministicActor
-    critic: Trainable[Critic]
-    target_critic: Critic
+    critic: Trainable[AbstractCritic]
+    target_critic: AbstractCritic
     step: Int[Array, ""]
     key: Key
 
@@ -38,13 +38,14 @@ def start(
     action_size: int,
     hidden: tuple[int, ...],
     members: int,
+    model: AbstractCriticModel,
     optimiser: optax.GradientTransformation,
     key: Key,
 ) -> DeterministicState:
     """Return the state before the first update."""
     actor_key, critic_key, run_key = jr.split(key, 3)
     actor = DeterministicActor(observation_size, action_size, hidden, key=actor_key)
-    critic = Critic(observation_size, action_size, hidden, members, key=critic_key)
+    critic = model.init(observation_size, action_size, hidden, members, key=critic_key)
     return DeterministicState(
         actor=Trainable.start(actor, optimiser),
         target_actor=copied(actor),

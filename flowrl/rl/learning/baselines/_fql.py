@@ -23,11 +23,13 @@ from flowrl.rl.learning.baselines._actor_critic import (
 )
 from flowrl.rl.networks import (
     AbstractAggregate,
+    AbstractCritic,
+    AbstractCriticModel,
     AbstractReference,
-    Critic,
     FlowMatching,
     Mean,
     OneStepReference,
+    ScalarCritic,
     aggregated_value,
 )
 
@@ -42,8 +44,8 @@ class FQLState(AbstractActorCriticState):
 
     reference: ReferenceState
     actor: Trainable[OneStepReference]
-    critic: Trainable[Critic]
-    target_critic: Critic
+    critic: Trainable[AbstractCritic]
+    target_critic: AbstractCritic
     step: Int[Array, ""]
     key: Key
 
@@ -81,6 +83,7 @@ class FQL(AbstractActorCritic[FQLState], AbstractGenerative[FQLState]):
     batch_size: int = eqx.field(static=True, default=256)
     hidden: tuple[int, ...] = eqx.field(static=True, default=(512, 512, 512, 512))
     members: int = eqx.field(static=True, default=2)
+    critic: AbstractCriticModel = ScalarCritic()
     reference_steps: int = eqx.field(static=True, default=10)
 
     def __check_init__(self):
@@ -96,7 +99,7 @@ class FQL(AbstractActorCritic[FQLState], AbstractGenerative[FQLState]):
     def init(self, observation_size: int, action_size: int, *, key: Key) -> FQLState:
         reference_key, actor_key, critic_key, run_key = jr.split(key, 4)
         actor = OneStepReference(observation_size, action_size, self.hidden, key=actor_key)
-        critic = Critic(observation_size, action_size, self.hidden, self.members, key=critic_key)
+        critic = self.critic.init(observation_size, action_size, self.hidden, self.members, key=critic_key)
         return FQLState(
             reference=self._learner.init(observation_size, action_size, key=reference_key),
             actor=Trainable.start(actor, self._optimiser),
@@ -162,7 +165,7 @@ class FQL(AbstractActorCritic[FQLState], AbstractGenerative[FQLState]):
 def fql_loss(
     actor: OneStepReference,
     reference: AbstractReference,
-    critic: Critic,
+    critic: AbstractCritic,
     aggregate: AbstractAggregate,
     observations: Float[Array, "batch obs"],
     noise: Float[Array, "batch act"],

@@ -25,13 +25,15 @@ from flowrl.rl.learning.baselines._actor_critic import (
 )
 from flowrl.rl.networks import (
     AbstractAggregate,
+    AbstractCritic,
+    AbstractCriticModel,
     AbstractReference,
     AbstractReferenceModel,
-    Critic,
     Denoising,
     FlowMatching,
     Mean,
     Minimum,
+    ScalarCritic,
     aggregated_value,
 )
 
@@ -42,7 +44,7 @@ class AbstractActorValue(eqx.Module):
     @abc.abstractmethod
     def __call__(
         self,
-        critic: Critic,
+        critic: AbstractCritic,
         aggregate: AbstractAggregate,
         observations: Float[Array, "batch obs"],
         actions: Float[Array, "batch act"],
@@ -70,7 +72,7 @@ class AggregatedValue(AbstractActorValue):
 
     def __call__(
         self,
-        critic: Critic,
+        critic: AbstractCritic,
         aggregate: AbstractAggregate,
         observations: Float[Array, "batch obs"],
         actions: Float[Array, "batch act"],
@@ -86,7 +88,7 @@ class RandomMemberValue(AbstractActorValue):
 
     def __call__(
         self,
-        critic: Critic,
+        critic: AbstractCritic,
         aggregate: AbstractAggregate,
         observations: Float[Array, "batch obs"],
         actions: Float[Array, "batch act"],
@@ -108,8 +110,8 @@ class GenerativeQLState(AbstractActorCriticState):
 
     actor: Trainable[AbstractReference]
     target_actor: AbstractReference | None
-    critic: Trainable[Critic]
-    target_critic: Critic
+    critic: Trainable[AbstractCritic]
+    target_critic: AbstractCritic
     step: Int[Array, ""]
     key: Key
 
@@ -149,6 +151,7 @@ class GenerativeQL(AbstractActorCritic[GenerativeQLState], AbstractGenerative[Ge
     batch_size: int = eqx.field(static=True, default=256)
     hidden: tuple[int, ...] = eqx.field(static=True, default=(512, 512, 512, 512))
     members: int = eqx.field(static=True, default=2)
+    critic: AbstractCriticModel = ScalarCritic()
 
     def __check_init__(self):
         check_fields(
@@ -163,7 +166,7 @@ class GenerativeQL(AbstractActorCritic[GenerativeQLState], AbstractGenerative[Ge
     def init(self, observation_size: int, action_size: int, *, key: Key) -> GenerativeQLState:
         actor_key, critic_key, run_key = jr.split(key, 3)
         actor = self.model.init(observation_size, action_size, self.hidden, key=actor_key)
-        critic = Critic(observation_size, action_size, self.hidden, self.members, key=critic_key)
+        critic = self.critic.init(observation_size, action_size, self.hidden, self.members, key=critic_key)
         return GenerativeQLState(
             actor=Trainable.start(actor, self._optimiser),
             target_actor=None if self.actor_polyak is None else copied(actor),

@@ -15,7 +15,14 @@ from flowrl.rl.data.replay import Replay
 from flowrl.rl.learning import AbstractGenerative, ReferenceLearner, ReferenceState, Trainable, copied
 from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, AbstractActorCriticState, gather
 from flowrl.rl.learning.baselines._implicit import implicit_step
-from flowrl.rl.networks import AbstractAggregate, Critic, FlowMatching, Minimum
+from flowrl.rl.networks import (
+    AbstractAggregate,
+    AbstractCritic,
+    AbstractCriticModel,
+    FlowMatching,
+    Minimum,
+    ScalarCritic,
+)
 
 
 class IDQLState(AbstractActorCriticState):
@@ -28,8 +35,8 @@ class IDQLState(AbstractActorCriticState):
 
     reference: ReferenceState
     value: Trainable[MLP]
-    critic: Trainable[Critic]
-    target_critic: Critic
+    critic: Trainable[AbstractCritic]
+    target_critic: AbstractCritic
     step: Int[Array, ""]
     key: Key
 
@@ -68,6 +75,7 @@ class IDQL(AbstractActorCritic[IDQLState], AbstractGenerative[IDQLState]):
     batch_size: int = eqx.field(static=True, default=256)
     hidden: tuple[int, ...] = eqx.field(static=True, default=(256, 256))
     members: int = eqx.field(static=True, default=2)
+    critic: AbstractCriticModel = ScalarCritic()
     reference_steps: int = eqx.field(static=True, default=5)
 
     def __check_init__(self):
@@ -83,7 +91,7 @@ class IDQL(AbstractActorCritic[IDQLState], AbstractGenerative[IDQLState]):
     def init(self, observation_size: int, action_size: int, *, key: Key) -> IDQLState:
         reference_key, value_key, critic_key, run_key = jr.split(key, 4)
         value = MLP((observation_size,), 1, self.hidden, layer_norm=True, key=value_key)
-        critic = Critic(observation_size, action_size, self.hidden, self.members, key=critic_key)
+        critic = self.critic.init(observation_size, action_size, self.hidden, self.members, key=critic_key)
         return IDQLState(
             reference=self._learner.init(observation_size, action_size, key=reference_key),
             value=Trainable.start(value, self._optimiser),

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from flowrl.nn import MLP
 from flowrl.rl.learning import Trainable, polyak
 from flowrl.rl.learning.baselines._actor_critic import Batch, critic_step
-from flowrl.rl.networks import AbstractAggregate, Critic, aggregated_value
+from flowrl.rl.networks import AbstractAggregate, AbstractCritic, aggregated_value
 
 
 def state_values(network: MLP, observations: Float[Array, "batch obs"]) -> Float[Array, " batch"]:
@@ -27,14 +27,18 @@ def expectile_loss(
 
 def implicit_step(
     value: Trainable[MLP],
-    critic: Trainable[Critic],
-    target_critic: Critic,
+    critic: Trainable[AbstractCritic],
+    target_critic: AbstractCritic,
     batch: Batch,
     aggregate: AbstractAggregate,
     expectile: float,
     optimiser: optax.GradientTransformation,
     rate: float,
-) -> tuple[tuple[Trainable[MLP], Trainable[Critic], Critic], dict[str, Float[Array, ""]], Float[Array, " batch"]]:
+) -> tuple[
+    tuple[Trainable[MLP], Trainable[AbstractCritic], AbstractCritic],
+    dict[str, Float[Array, ""]],
+    Float[Array, " batch"],
+]:
     """Return V, Q and the target network after a step; metrics; and the advantages Q(s, a) − V(s), all before it."""
     values = jax.vmap(lambda s, a: aggregated_value(target_critic, aggregate, s, a))(batch.observations, batch.actions)
     value_loss, gradient = eqx.filter_value_and_grad(expectile_loss)(

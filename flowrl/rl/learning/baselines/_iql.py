@@ -16,7 +16,14 @@ from flowrl.rl.data.replay import Replay
 from flowrl.rl.learning import AbstractGenerative, Trainable, copied
 from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, AbstractActorCriticState, gather
 from flowrl.rl.learning.baselines._implicit import implicit_step
-from flowrl.rl.networks import AbstractAggregate, Critic, GaussianActor, Minimum
+from flowrl.rl.networks import (
+    AbstractAggregate,
+    AbstractCritic,
+    AbstractCriticModel,
+    GaussianActor,
+    Minimum,
+    ScalarCritic,
+)
 
 
 class IQLState(AbstractActorCriticState):
@@ -29,8 +36,8 @@ class IQLState(AbstractActorCriticState):
 
     actor: Trainable[GaussianActor]
     value: Trainable[MLP]
-    critic: Trainable[Critic]
-    target_critic: Critic
+    critic: Trainable[AbstractCritic]
+    target_critic: AbstractCritic
     step: Int[Array, ""]
     key: Key
 
@@ -71,6 +78,7 @@ class IQL(AbstractActorCritic[IQLState], AbstractGenerative[IQLState]):
     batch_size: int = eqx.field(static=True, default=256)
     hidden: tuple[int, ...] = eqx.field(static=True, default=(256, 256))
     members: int = eqx.field(static=True, default=2)
+    critic: AbstractCriticModel = ScalarCritic()
 
     def __check_init__(self):
         check_fields(
@@ -86,7 +94,7 @@ class IQL(AbstractActorCritic[IQLState], AbstractGenerative[IQLState]):
         actor_key, value_key, critic_key, run_key = jr.split(key, 4)
         actor = GaussianActor(observation_size, action_size, self.hidden, key=actor_key)
         value = MLP((observation_size,), 1, self.hidden, layer_norm=True, key=value_key)
-        critic = Critic(observation_size, action_size, self.hidden, self.members, key=critic_key)
+        critic = self.critic.init(observation_size, action_size, self.hidden, self.members, key=critic_key)
         return IQLState(
             actor=Trainable.start(actor, self._actor_optimiser),
             value=Trainable.start(value, self._optimiser),

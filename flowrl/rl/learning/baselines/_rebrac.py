@@ -13,7 +13,16 @@ from flowrl._misc import check_fields
 from flowrl.rl.data.replay import Replay
 from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, backup, gather, magnitude
 from flowrl.rl.learning.baselines._deterministic import DeterministicState, delayed_update, smoothed, start
-from flowrl.rl.networks import AbstractAggregate, Critic, DeterministicActor, First, Minimum, aggregated_value
+from flowrl.rl.networks import (
+    AbstractAggregate,
+    AbstractCritic,
+    AbstractCriticModel,
+    DeterministicActor,
+    First,
+    Minimum,
+    ScalarCritic,
+    aggregated_value,
+)
 
 
 def squared_distance(chosen: Float[Array, "batch act"], actions: Float[Array, "batch act"]) -> Float[Array, ""]:
@@ -82,6 +91,7 @@ class ReBRAC(AbstractActorCritic[DeterministicState]):
     batch_size: int = eqx.field(static=True, default=1024)
     hidden: tuple[int, ...] = eqx.field(static=True, default=(256, 256, 256))
     members: int = eqx.field(static=True, default=2)
+    critic: AbstractCriticModel = ScalarCritic()
 
     def __check_init__(self):
         check_fields(
@@ -94,7 +104,7 @@ class ReBRAC(AbstractActorCritic[DeterministicState]):
         )
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> DeterministicState:
-        return start(observation_size, action_size, self.hidden, self.members, self._optimiser, key)
+        return start(observation_size, action_size, self.hidden, self.members, self.critic, self._optimiser, key)
 
     def update(
         self, state: DeterministicState, replay: Replay, rows: Int[Array, " batch"], key: Key
@@ -175,7 +185,7 @@ def next_action_distance(
 
 def rebrac_loss(
     actor: DeterministicActor,
-    critic: Critic,
+    critic: AbstractCritic,
     aggregate: AbstractAggregate,
     distance: Callable[[Array, Array], Array],
     observations: Float[Array, "batch obs"],
