@@ -40,6 +40,7 @@ from flowrl.rl.acting import (
     Uniform as Uniform,
     act as act,
     choose_budget as choose_budget,
+    default_policy as default_policy,
     evaluate as evaluate,
     finetune as finetune,
     measure_budgets as measure_budgets,

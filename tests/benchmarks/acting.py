@@ -11,6 +11,7 @@ show, not another episode. A gain is what is above every control in its interval
 
 import csv
 import dataclasses
+import json
 import os
 import sys
 import time
@@ -39,18 +40,6 @@ from flowrl.rl import (
     evaluate,
 )
 from flowrl.scripts.offline import load_agent
-
-#: Ways that are no flow: whatever is called a gain must be above all of them.
-CONTROLS = (
-    "best-of-8",
-    "best-of-32",
-    "colder noise, best-of-32",
-    "elite mean",
-    "elite medoid",
-    "random directions 0.3",
-    "elite mean, random direction 0.1",
-    "mean without a critic",
-)
 
 
 def ways(agent: Agent) -> tuple[Policy, ...]:
@@ -112,7 +101,9 @@ class Table:
     rows: tyro.conf.Positional[Path]
     """From `play`."""
     baseline: str = "best-of-8"
-    """Way that others are compared with."""
+    """Way that others are compared with, task by task."""
+    way: str = "consensus 0.5, VGF 0.1"
+    """Way that is compared with all others."""
 
 
 def play(options: Play) -> None:
@@ -137,7 +128,13 @@ def play(options: Play) -> None:
             measured = evaluate(agent, mine, lanes, episodes=options.episodes, seed=options.eval_seed)
         seconds = time.perf_counter() - begun
         print(f"{path}: {len(mine)} ways, {seconds:.0f} s", file=sys.stderr)
-        protocol = {"episodes": options.episodes, "eval_seed": options.eval_seed, "updates": int(agent.state.step)}
+        protocol = {
+            "data_sha256": json.loads((path / "data.json").read_text())["sha256"][:12],
+            "chunk": agent.chunk,
+            "updates": int(agent.state.step),
+            "episodes": options.episodes,
+            "eval_seed": options.eval_seed,
+        }
         rows = [
             {"env": env, "seed": seed, "way": policy.name, **protocol, "scores": " ".join(f"{x:.6g}" for x in score)}
             for policy, score in zip(mine, measured.scores(data.metric(env)), strict=True)
@@ -151,22 +148,60 @@ def play(options: Play) -> None:
 
 
 def table(options: Table) -> None:
-    """Print a table for each environment: means, and paired differences over seeds."""
+    """Print one way beside every other over all tasks, and then all ways for each task."""
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for row in csv.DictReader(options.rows.open()):
         scores = np.array([float(x) for x in row["scores"].split()])
-        found.setdefault(row["env"], {}).setdefault(row["way"], {})[row["seed"]] = scores
-    for env, here in found.items():
-        base = here[options.baseline]
-        print(f"\n### {env}\n\n| way | mean | by seed | minus {options.baseline}, 95 % over seeds | over episodes |")
+        task = row["env"] + (f", chunks of {row['chunk']}" if int(row["chunk"]) > 1 else "")
+        found.setdefault(task, {}).setdefault(row["way"], {})[row["seed"]] = scores
+    print(f"| `{options.way}` minus, 95 % over seeds | " + " | ".join(found) + f" | mean, % of {options.baseline} |")
+    print("|---" * (len(found) + 2) + "|")
+    for other in dict.fromkeys(way for here in found.values() for way in here if way != options.way):
+        cells = [_difference(here, options.way, other)[0] for here in found.values()]
+        print(f"| {other} | " + " | ".join([*cells, _over_tasks(list(found.values()), options, other)]) + " |")
+    for task, here in found.items():
+        seeds = sorted(here[options.baseline], key=int)
+        episodes = next(iter(here[options.baseline].values())).size
+        print(f"\n### {task}\n\nTraining seeds {', '.join(seeds)}; {episodes} episodes of each.\n")
+        print(f"| way | mean | by seed | minus {options.baseline}, 95 % over seeds | over episodes |")
         print("|---|---|---|---|---|")
         for way, by_seed in here.items():
-            seeds = sorted(by_seed.keys() & base.keys(), key=int)
-            apart = [by_seed[s] - base[s] for s in seeds]
-            low, high, within = _interval(apart)
-            means = ", ".join(f"{by_seed[s].mean():.0f}" for s in seeds)
-            mean, difference = np.mean([by_seed[s] for s in seeds]), np.mean(apart)
-            print(f"| {way} | {mean:.1f} | {means} | {difference:+.1f} [{low:+.1f}, {high:+.1f}] | ± {within:.1f} |")
+            difference, within = _difference(here, way, options.baseline)
+            means = ", ".join(f"{by_seed[s].mean():.0f}" for s in sorted(by_seed, key=int))
+            print(f"| {way} | {np.mean(list(by_seed.values())):.0f} | {means} | {difference} | {within} |")
+
+
+def _over_tasks(tasks: list[dict[str, dict[str, np.ndarray]]], options: Table, other: str) -> str:
+    """Return the difference to another way in percent of the baseline's mean, over tasks, by the seeds of all tasks."""
+    seeds = sorted(set.intersection(*(set(here.get(other, {})) & set(here[options.way]) for here in tasks)))
+    if not seeds:
+        return ""
+    units = [np.mean(list(here[options.baseline].values())) / 100 for here in tasks]
+    apart = [
+        np.array(
+            [
+                (here[options.way][seed] - here[other][seed]).mean() / unit
+                for here, unit in zip(tasks, units, strict=True)
+            ]
+        )
+        for seed in seeds
+    ]
+    return _text([np.full(2, x.mean()) for x in apart], ".1f")
+
+
+def _difference(here: dict[str, dict[str, np.ndarray]], way: str, other: str) -> tuple[str, str]:
+    """Return the paired difference of two ways with Student's interval over seeds, and the half width over episodes."""
+    if other not in here or way not in here or way == other:
+        return "", ""
+    apart = [here[way][seed] - here[other][seed] for seed in sorted(here[way].keys() & here[other].keys())]
+    return _text(apart, ".0f"), f"± {_interval(apart)[2]:.0f}"
+
+
+def _text(apart: list[np.ndarray], digits: str) -> str:
+    """Write a mean over seeds with its interval, in bold where that leaves out 0."""
+    low, high, _ = _interval(apart)
+    sure = "**" if low > 0 or high < 0 else ""
+    return f"{sure}{np.mean([x.mean() for x in apart]):+{digits}}{sure} [{low:+{digits}}, {high:+{digits}}]"
 
 
 def _interval(apart: list[np.ndarray]) -> tuple[float, float, float]:

@@ -37,6 +37,7 @@ from flowrl.rl import (
     Softmax,
     Standardizer,
     Uniform,
+    default_policy,
     evaluate,
 )
 from flowrl.rl.learning import baselines, presets
@@ -248,6 +249,18 @@ def test_an_agent_acts_once():
     assert dataclasses.replace(one, chunk=2)(np.zeros(3), key=jr.key(0)).shape == (2, 1)
     with pytest.raises(ValueError, match=r"observations of this agent have shape \(3,\), got \(4,\)"):
         one(np.zeros(4), key=jr.key(0))
+
+
+def test_the_default_is_consensus_and_a_step_of_vgf_and_the_best_of_others():
+    vgf = presets.default(hidden=(8,))
+    stages = default_policy(vgf).stages
+    assert [type(stage) for stage in stages] == [Barycentre, Improve]
+    assert stages[1].budget.step_size == pytest.approx(0.1)
+    assert default_policy(baselines.make("iql")) == Policy("best-of-8", 8)
+    state = vgf.init(3, 2, key=jr.key(0))
+    one = Agent(vgf, state, Standardizer(jnp.zeros(3, F32), jnp.ones(3, F32)))
+    given = one(np.zeros(3), key=jr.key(0), policy=default_policy(vgf))
+    np.testing.assert_array_equal(one(np.zeros(3), key=jr.key(0)), given)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from processes import PROGRAM, kill_at_first_checkpoint
 
@@ -62,11 +64,11 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, data_dir, monk
     names = {path.name for path in whole.iterdir()} - {".lock"}
     assert names == {
         *("config.json", "data.json", "software.json", "metrics.csv", "timing.csv", "results.csv", "results.md"),
-        *("checkpoint.npz", "checkpoint.1.npz", "learning_curve.png", "budget_curve.png"),
+        *("checkpoint.npz", "checkpoint.1.npz", "learning_curve.png", "budget_curve.png", "agent.json"),
     }
     assert '"label": "local"' in (whole / "data.json").read_text()
     rows = list(csv.DictReader((whole / "results.csv").read_text().splitlines()))
-    assert len(rows) == 6
+    assert len(rows) == 10
     # The control goes as far as the flow; what does not flow does not move.
     moved = {row["policy"]: float(row["displacement"]) for row in rows}
     assert moved["BC (one random particle)"] == moved["best-of-8 (L=0)"] == moved["best-of-32"] == 0
@@ -89,6 +91,30 @@ def test_sigkill_and_resume_equal_the_uninterrupted_run(tmp_path, data_dir, monk
     changed = run(*arguments(data_dir=data_dir, out=str(whole), seed="5"), "--resume")
     assert changed.returncode != 0
     assert "seed: 0 there, 5 here" in changed.stderr
+
+
+@pytest.mark.thorough
+def test_a_finished_run_is_loaded_as_an_agent(tmp_path, data_dir):
+    run = tmp_path / "run"
+    offline.main(offline.parse(arguments(data_dir=data_dir, out=str(run), eval_episodes="0")))
+    agent = offline.load_agent(run)
+    observation = np.zeros(agent.standardizer.mean.shape)
+    action = agent(observation, key=jax.random.key(0))
+    assert action.shape == (5, 2)  # a chunk of five actions
+    assert np.abs(action).max() <= 1
+    np.testing.assert_array_equal(offline.load_agent(run)(observation, key=jax.random.key(0)), action)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"critic": "os:abort"}))
+    with pytest.raises(ValueError, match="names code, critic 'os:abort'"):
+        offline.load_agent(run)
+    (run / "config.json").write_text(json.dumps(config | {"steps": 60}))
+    with pytest.raises(ValueError, match="has made 40 of 60 updates; finish it first"):
+        offline.load_agent(run)
+    (run / "agent.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"agent.json missing. `flowrl offline ... --resume` writes"):
+        offline.load_agent(run)
+    with pytest.raises(FileNotFoundError, match="config.json, checkpoint.npz, agent.json missing"):
+        offline.load_agent(tmp_path)
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ from flowrl.rl.acting._policy import (
     Policy as Policy,
     PolicyTable as PolicyTable,
     act as act,
+    default_policy as default_policy,
 )
 from flowrl.rl.acting._select_by_acting import HalvingResult as HalvingResult, select_by_acting as select_by_acting
 from flowrl.rl.acting._spaces import AbstractSpace as AbstractSpace, Actions as Actions, Noise as Noise

@@ -17,11 +17,11 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from flowrl._budget import Budget
 from flowrl._custom_types import Key
 from flowrl._misc import check_fields
-from flowrl.rl.acting._choices import Best
+from flowrl.rl.acting._choices import Barycentre, Best
 from flowrl.rl.acting._moves import Improve
 from flowrl.rl.acting._stage import AbstractStage, Situation
 from flowrl.rl.data.replay import Standardizer
-from flowrl.rl.learning import AbstractAlgorithm, AbstractGenerative, AbstractState, AbstractValueBased
+from flowrl.rl.learning import VGF, AbstractAlgorithm, AbstractGenerative, AbstractState, AbstractValueBased
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +99,21 @@ class Policy:
         _check_stages(self.name, self.stages, algorithm)
 
 
+def default_policy(algorithm: AbstractAlgorithm) -> Policy:
+    """Return how an agent acts where nothing else is said.
+
+    Of VGF 32 candidates shrink to their consensus in the reference's noise, which then takes one step along the
+    critic, of a tenth of the reference's spread; of any other algorithm the best of 8 proposals is taken.
+
+    Args:
+        algorithm: what was trained.
+    """
+    if isinstance(algorithm, VGF) and algorithm.relative:
+        push = Improve(algorithm.train_budget.with_steps(1, 0.1))
+        return Policy("consensus 0.5 of 32, VGF L=1 of 0.1", 32, (Barycentre(0.5), push))
+    return Policy("best-of-8", 8)
+
+
 def _check_stages(name: str, stages: tuple[AbstractStage, ...], algorithm: AbstractAlgorithm) -> None:
     for stage in stages:
         if "values" in stage.needs and not isinstance(algorithm, AbstractValueBased):
@@ -133,14 +148,14 @@ class Agent(eqx.Module):
     chunk: int = eqx.field(static=True, default=1)
 
     def __call__(
-        self, observation: ArrayLike, *, key: Key, policy: Policy = Policy("best-of-8", 8)
+        self, observation: ArrayLike, *, key: Key, policy: Policy | None = None
     ) -> Float[Array, " act"] | Float[Array, "chunk act"]:
         """Act once.
 
         Args:
             observation: (obs,), as the environment gives it.
             key: randomness of the candidates.
-            policy: how; in many states side by side it is `act`.
+            policy: how; None is `default_policy`. In many states side by side it is `act`.
 
         Returns:
             The action (act,); of an agent that acts in chunks all of them, (chunk, act).
@@ -153,6 +168,7 @@ class Agent(eqx.Module):
             raise ValueError(
                 f"observations of this agent have shape {self.standardizer.mean.shape}, got {given.shape}."
             )
+        policy = default_policy(self.algorithm) if policy is None else policy
         policy.check(self.algorithm)
         zero = jnp.zeros(1, jnp.int32)
         action = act(self, PolicyTable((policy,), 1), zero, given[None], zero, zero, key).action[0]
