@@ -40,7 +40,7 @@ from flowrl.rl import (
 from flowrl.rl.baselines import AbstractActorCritic, FQLState
 from flowrl.rl.data import Transitions
 from flowrl.rl.learning import baselines, copied, polyak, presets
-from flowrl.rl.learning.baselines._actor_critic import backup, critic_step, gather
+from flowrl.rl.learning.baselines import backup, critic_step, gather
 
 BEST, DATA = 0.75, 0.45
 SIZES = {"hidden": (64, 64), "batch_size": 128, "learning_rate": 1e-3}

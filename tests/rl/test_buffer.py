@@ -22,7 +22,6 @@ from flowrl.rl import (
     train,
 )
 from flowrl.rl.data import RewardTransform, Transitions
-from flowrl.rl.data.replay._buffer import check_ring
 from flowrl.rl.learning import baselines, presets
 
 AS_IS = RewardTransform()
@@ -254,7 +253,6 @@ def test_what_acting_adds_is_treated_as_the_data_were():
     ("call", "message"),
     [
         (lambda: small(capacity=0), "capacity must be >= 1"),
-        (lambda: check_ring(7, "half"), "protocol must be one of"),
         (lambda: small().insert(numbered(0, 8)), "8 rows do not fit into a ring of 7"),
         (lambda: windows(lanes=0), "lanes >= 1"),
         (lambda: windows(discount=1.9), "discount in"),

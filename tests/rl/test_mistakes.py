@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = """
 import json, jax
-from flowrl.rl import VGF, Lanes, Policy, fit
+from flowrl.rl import VGF, Buffer, Lanes, Policy, fit
 from flowrl.rl.learning import presets
 
 CALLS = {
@@ -19,6 +19,7 @@ CALLS = {
     "a class": lambda: fit(VGF, None, updates=10, interval=10, key=jax.random.key(0)),
     "no replay": lambda: fit(presets.default(), {}, updates=10, interval=10, key=jax.random.key(0)),
     "candidates": lambda: Policy("a", "8"),
+    "a protocol": lambda: Buffer(None, 7, "half"),
     "lanes": lambda: Lanes("gym:Pendulum-v1", "2"),
 }
 said = {}
@@ -36,6 +37,7 @@ EXPECTED = {
     "a word for an aggregate": "TypeError: VGF: target must be an instance of AbstractAggregate, got 'min'.",
     "a class": "did you mean VGF(...)?",
     "no replay": "TypeError: replay must be a Replay, got dict: make one of a data set by make_replay.",
+    "a protocol": "ValueError: protocol must be one of",
     "candidates": "ValueError: a: candidates must be a Python int >= 1, got '8'.",
     "lanes": "ValueError: size must be a Python int >= 1, got '2'.",
 }

@@ -15,7 +15,6 @@ from processes import PROGRAM, kill_at_first_checkpoint
 import flowrl
 from flowrl.rl import Gaussian, Histogram, Maximum, Mean, ScalarCritic
 from flowrl.scripts import offline
-from flowrl.scripts.offline import _options as options_of_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = "pointmaze-medium-navigate-singletask-task1-v0"
@@ -240,7 +239,7 @@ def test_options_are_read_back_from_the_configuration_of_a_run(words):
     config = offline.parse(words)
     flat = config.flat()
     assert flat["algorithm"] == config.algorithm
-    assert options_of_runs.from_flat(json.loads(json.dumps(flat)), Path("config.json")) == config
+    assert offline.from_flat(json.loads(json.dumps(flat)), Path("config.json")) == config
 
 
 def test_a_task_of_the_paper_fixes_the_options_and_says_where_it_cannot_act():
@@ -248,7 +247,7 @@ def test_a_task_of_the_paper_fixes_the_options_and_says_where_it_cannot_act():
         offline.main(offline.parse(["--paper", "antmaze-medium-play"]))
     with pytest.raises(ValueError, match="did you mean cube-double"):
         offline.parse(["--paper", "cube-doubel"])
-    options_of_runs.check(offline.parse(["--paper", "antmaze-medium-play", "--eval-episodes", "0"]))
+    offline.check(offline.parse(["--paper", "antmaze-medium-play", "--eval-episodes", "0"]))
     config = offline.parse(["--paper", "cube-double", "--seed", "2"]).flat()
     assert (config["steps"], config["eval_episodes"], config["origin"]) == (1_000_000, 50, "published")
     assert config["seed"] == 2
@@ -354,7 +353,7 @@ def own(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name in ("mine", "broken", "hungry"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    options_of_runs.entry.cache_clear()
+    offline.entry.cache_clear()
     return tmp_path
 
 
@@ -454,7 +453,7 @@ def test_every_option_is_explained():
         text = run(*words, "--help").stdout
         for name in offline.parse(words).flat().keys() - {"algorithm"}:
             assert f"--{name.replace('_', '-')}" in text
-    assert offline.parse([]) == options_of_runs.defaults()
+    assert offline.parse([]) == offline.defaults()
     sparse = offline.parse(["--env=puzzle-3x3-play-singletask-task1-v0"]).flat()
     assert (sparse["batch_size"], sparse["chosen"]) == (128, 5)
     words = ["--env", "puzzle-3x3-play-singletask-task1-v0", "--n-step", "2"]

@@ -1,5 +1,6 @@
 """Offline training of any algorithm, with test budgets and their controls."""
 
+from flowrl.scripts.offline._algorithms import entry as entry
 from flowrl.scripts.offline._finished import (
     load_agent as load_agent,
     options_of as options_of,
@@ -8,6 +9,7 @@ from flowrl.scripts.offline._finished import (
 from flowrl.scripts.offline._groups import CandidateOptions as CandidateOptions, FlowOptions as FlowOptions
 from flowrl.scripts.offline._options import (
     Config as Config,
+    check as check,
     defaults as defaults,
     from_flat as from_flat,
     is_auto as is_auto,

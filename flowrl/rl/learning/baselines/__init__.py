@@ -16,6 +16,10 @@ from flowrl._renamed import old_names as _old_names
 from flowrl.rl.learning.baselines._actor_critic import (
     AbstractActorCritic as AbstractActorCritic,
     AbstractActorCriticState as AbstractActorCriticState,
+    Batch as Batch,
+    backup as backup,
+    critic_step as critic_step,
+    gather as gather,
 )
 from flowrl.rl.learning.baselines._bc import BC as BC, BCState as BCState
 from flowrl.rl.learning.baselines._deterministic import DeterministicState as DeterministicState

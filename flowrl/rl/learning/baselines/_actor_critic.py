@@ -97,7 +97,15 @@ class AbstractActorCritic(AbstractValueBased[S]):
 
 
 class Batch(NamedTuple):
-    """What updates read of the data; next observations are the states from which values are bootstrapped."""
+    """What updates read of the data.
+
+    Attributes:
+        observations: s, standardised.
+        actions: a.
+        returns: n-step returns.
+        discounts: γ^m · mask.
+        next_observations: states from which values are bootstrapped.
+    """
 
     observations: Float[Array, "batch obs"]
     actions: Float[Array, "batch act"]
@@ -107,7 +115,12 @@ class Batch(NamedTuple):
 
 
 def gather(replay: Replay, rows: Int[Array, " batch"]) -> Batch:
-    """Return the rows of a batch."""
+    """Return the rows of a batch.
+
+    Args:
+        replay: the data.
+        rows: which.
+    """
     return Batch(
         replay.observations[rows],
         replay.actions[rows],
@@ -120,7 +133,14 @@ def gather(replay: Replay, rows: Int[Array, " batch"]) -> Batch:
 def backup(
     target_critic: AbstractCritic, aggregate: AbstractAggregate, batch: Batch, actions: Float[Array, "batch n act"]
 ) -> Float[Array, " batch"]:
-    """Compute y = returns + discounts · the largest value of the actions in a bootstrap state; mostly there is one."""
+    """Compute y = returns + discounts · the largest value of the actions in a bootstrap state; mostly there is one.
+
+    Args:
+        target_critic: the slow ensemble.
+        aggregate: makes its members one number.
+        batch: the data.
+        actions: n in each bootstrap state.
+    """
     return td_target(
         target_critic, aggregate, Maximum(), batch.returns, batch.discounts, batch.next_observations, actions
     )
@@ -132,7 +152,14 @@ def critic_step(
     batch: Batch,
     targets: Float[Array, " batch"],
 ) -> tuple[Trainable[AbstractCritic], Float[Array, ""]]:
-    """Return the ensemble after one step on the TD loss, and the loss before it."""
+    """Return the ensemble after one step on the TD loss, and the loss before it.
+
+    Args:
+        critic: the ensemble with its optimiser's state.
+        optimiser: the one that it was started with.
+        batch: the data.
+        targets: y.
+    """
     loss, gradient = eqx.filter_value_and_grad(critic_loss)(
         critic.network, batch.observations, batch.actions, jax.lax.stop_gradient(targets)
     )
