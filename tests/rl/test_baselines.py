@@ -41,6 +41,7 @@ from flowrl.rl.learning.baselines import (
     _generative_ql,
     _implicit,
     _iql,
+    _qc,
     _rebrac,
 )
 from flowrl.runs import RunDirectory
@@ -478,8 +479,38 @@ def test_cloning_has_no_critic():
         act(agent, PolicyTable((Policy("moved", 3, Budget(1, 0.1)),), 2), *lanes, jr.key(0))
 
 
+# --- QC
+
+
+def test_qc_bootstraps_from_the_proposal_that_the_learning_critic_ranks_first():
+    """Which one is the learning critic's choice, what it is worth the slow one's; members are averaged in both."""
+    critic = affine_critic()
+    slow = eqx.tree_at(lambda c: c.members.layers[0].weight, critic, replace_fn=lambda w: -0.5 * w)
+    states, actions = batch()
+    proposals = np.tanh(draw(BATCH, 5 * ACT, seed=7)).reshape(BATCH, 5, ACT)
+    returns, discounts = draw(BATCH, 1, seed=8)[:, 0], np.abs(draw(BATCH, 1, seed=9))[:, 0]
+    data = baselines.Batch(*on(states, actions, returns, discounts, states))
+    chosen = _qc.best_proposal(critic, Mean(), data, jnp.asarray(proposals))
+    targets = baselines.backup(slow, Mean(), data, chosen[:, None])
+    fast = np.stack([values_of(critic, states, proposals[:, i]).mean(axis=1) for i in range(5)], axis=1)
+    best = proposals[np.arange(BATCH), fast.argmax(axis=1)]
+    assert len(set(fast.argmax(axis=1))) > 2
+    np.testing.assert_array_equal(chosen, best.astype(np.float32))
+    np.testing.assert_allclose(targets, returns + discounts * values_of(slow, states, best).mean(axis=1), rtol=1e-4)
+
+
+@pytest.mark.thorough
+def test_qc_learns_from_chunks():
+    data = chain(300)
+    replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9, chunk=2)
+    algorithm = baselines.make("qc", **SMALL, particles=4)
+    state = fit(algorithm, replay, updates=6, interval=3, key=jr.key(1))
+    assert algorithm.propose(state, jnp.zeros(4, jnp.float32), jr.key(0)).shape == (2,)
+
+
 def test_baselines_by_name():
-    assert list(baselines.ALGORITHMS) == ["bc", "td3_bc", "rebrac", "iql", "idql", "diffusion_ql", "flow_ql", "fql"]
+    names = ["bc", "td3_bc", "rebrac", "iql", "idql", "diffusion_ql", "flow_ql", "fql", "qc"]
+    assert list(baselines.ALGORITHMS) == names
     common = {"hidden": (8,), "batch_size": 4, "learning_rate": 1e-3, "members": 3, "polyak": 0.1, "reference_steps": 2}
     for name in baselines.ALGORITHMS:
         algorithm = baselines.make(name, **common)
@@ -510,6 +541,7 @@ def test_baselines_by_name():
         ("diffusion_ql", {"backup_samples": 0}, "backup_samples must be a Python int >= 1"),
         ("flow_ql", {"polyak": 0.0}, r"polyak must be in \(0, 1\]"),
         ("fql", {"batch_size": 0}, "batch_size must be a Python int >= 1"),
+        ("qc", {"particles": 0}, "QC: particles must be a Python int >= 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(name, changes, message):
@@ -587,6 +619,7 @@ SETTINGS = {
     "diffusion_ql": ({"eta": 2.0, "actor_polyak": 0.05}, 16),
     "flow_ql": ({"alpha": 0.5}, 1),
     "fql": ({"alpha": 0.5}, 1),
+    "qc": ({}, 32),
 }
 
 
@@ -605,7 +638,7 @@ def test_each_beats_cloning_on_a_bandit(name):
     cloning = bandit(2000).rewards.mean()
     assert cloning == pytest.approx(-1.36, abs=0.05)
     # What stays within the data cannot come near the optimum; what climbs the critic does.
-    inside = name in ("iql", "idql")
+    inside = name in ("iql", "idql", "qc")
     assert reward > cloning + (0.4 if inside else 0.9)
 
 

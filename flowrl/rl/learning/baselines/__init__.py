@@ -36,6 +36,7 @@ from flowrl.rl.learning.baselines._generative_ql import (
 from flowrl.rl.learning.baselines._idql import IDQL as IDQL, IDQLState as IDQLState
 from flowrl.rl.learning.baselines._iql import IQL as IQL, IQLState as IQLState
 from flowrl.rl.learning.baselines._named import ALGORITHMS as ALGORITHMS, make as make
+from flowrl.rl.learning.baselines._qc import QC as QC, QCState as QCState
 from flowrl.rl.learning.baselines._rebrac import (
     ReBRAC as ReBRAC,
     mean_square as mean_square,

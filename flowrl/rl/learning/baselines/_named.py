@@ -11,6 +11,7 @@ from flowrl.rl.learning.baselines._fql import FQL
 from flowrl.rl.learning.baselines._generative_ql import diffusion_ql, flow_ql
 from flowrl.rl.learning.baselines._idql import IDQL
 from flowrl.rl.learning.baselines._iql import IQL
+from flowrl.rl.learning.baselines._qc import QC
 from flowrl.rl.learning.baselines._rebrac import ReBRAC, td3_bc
 from flowrl.rl.networks import FlowMatching
 
@@ -28,6 +29,7 @@ ALGORITHMS: dict[str, Callable[..., AbstractAlgorithm[Any]]] = {
     "diffusion_ql": diffusion_ql,
     "flow_ql": flow_ql,
     "fql": FQL,
+    "qc": QC,
 }
 """The baselines by the names of command lines; each takes its own fields as keywords."""
 
