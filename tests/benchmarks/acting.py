@@ -3,6 +3,7 @@
     flowrl offline vgf --env ENV --seed K --eval-episodes 0 --curve-points 0 --out RUNS/ENV/seedK    # for each
     python tests/benchmarks/acting.py play --runs RUNS --out rows.csv
     python tests/benchmarks/acting.py table rows.csv
+    python tests/benchmarks/acting.py critics --runs RUNS
 
 Every run under RUNS is played with every way to act on the same episodes. A row holds one way, one run: its score in
 each episode. The table compares means of seeds by Student's interval over seeds; it says what another training run may
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import jax.random as jr
 import numpy as np
 import tyro
 from scipy import stats
@@ -36,8 +38,10 @@ from flowrl.rl import (
     RandomDirections,
     Softmax,
     Uniform,
+    compare_critics,
     data,
     evaluate,
+    make_replay,
 )
 from flowrl.scripts.offline import load_agent
 
@@ -104,6 +108,46 @@ class Table:
     """Way that others are compared with, task by task."""
     way: str = "consensus 0.5, VGF 0.1"
     """Way that is compared with all others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Critics:
+    """Print what the critics of all seeds say of the ways of the first, on held-out data."""
+
+    runs: Path
+    """Directory of runs ENV/seedK of `flowrl offline vgf`."""
+    seeds: tuple[int, ...] = (10, 11, 12, 13, 14)
+    """Training seeds."""
+    only: tuple[str, ...] = (
+        "best-of-8",
+        "best-of-32",
+        "VGF 0.3",
+        "elite mean",
+        "consensus 0.5",
+        "consensus 0.5, VGF 0.1",
+    )
+    """Ways."""
+
+
+def critics(options: Critics) -> None:
+    """Print a row for each task and way."""
+    print("| task | way | rank: members | cosine: members | rank: seeds | cosine: seeds | gain | gain by other seeds |")
+    print("|---" * 8 + "|")
+    for folder in sorted(options.runs.iterdir()):
+        runs = [folder / f"seed{seed}" for seed in options.seeds if (folder / f"seed{seed}" / "agent.json").exists()]
+        if len(runs) < 2:
+            continue
+        agents = tuple(load_agent(run) for run in runs)
+        held_out = data.load(folder.name, rows=100_000, val_rows=10_000).validation
+        assert held_out is not None
+        chunk = agents[0].chunk
+        replay = make_replay(held_out, agents[0].standardizer, discount=0.99, chunk=chunk)
+        for way in (way for way in ways(agents[0]) if way.name in options.only):
+            found = compare_critics(agents, way, replay, key=jr.key(0))
+            numbers = " | ".join(f"{x:.2f}" for x in dataclasses.astuple(found))
+            print(
+                f"| {folder.name}{f', chunks of {chunk}' if chunk > 1 else ''} | {way.name} | {numbers} |", flush=True
+            )
 
 
 def play(options: Play) -> None:
@@ -216,7 +260,9 @@ def _interval(apart: list[np.ndarray]) -> tuple[float, float, float]:
 
 if __name__ == "__main__":
     chosen = tyro.cli(
-        Annotated[Play, tyro.conf.subcommand("play")] | Annotated[Table, tyro.conf.subcommand("table")],
+        Annotated[Play, tyro.conf.subcommand("play")]
+        | Annotated[Table, tyro.conf.subcommand("table")]
+        | Annotated[Critics, tyro.conf.subcommand("critics")],
         description=__doc__,
     )
-    play(chosen) if isinstance(chosen, Play) else table(chosen)
+    {Play: play, Table: table, Critics: critics}[type(chosen)](chosen)

@@ -1,5 +1,6 @@
 """Acting with a trained agent: policies, lanes of environments, evaluation, collection, chosen budgets, finetuning."""
 
+from flowrl.rl.acting._agreement import CriticAgreement as CriticAgreement, compare_critics as compare_critics
 from flowrl.rl.acting._budgets import (
     ChosenBudget as ChosenBudget,
     MeasuredBudget as MeasuredBudget,

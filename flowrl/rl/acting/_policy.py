@@ -19,7 +19,7 @@ from flowrl._custom_types import Key
 from flowrl._misc import check_fields
 from flowrl.rl.acting._choices import Barycentre, Best
 from flowrl.rl.acting._moves import Improve
-from flowrl.rl.acting._stage import AbstractStage, Situation
+from flowrl.rl.acting._stage import AbstractStage, Candidates, Situation
 from flowrl.rl.data.replay import Standardizer
 from flowrl.rl.learning import VGF, AbstractAlgorithm, AbstractGenerative, AbstractState, AbstractValueBased
 
@@ -306,14 +306,20 @@ def act(
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *[run(block) for block in table.blocks])
 
 
-def _act(agent: Agent, table: PolicyTable, block: Block, policy: Array, observation: Array, key: Key) -> Decision:
+def run_stages(situation: Situation, count: int, stages: tuple[AbstractStage, ...], key: Key) -> Candidates:
+    """Propose candidates and take them through the stages of a policy."""
     proposal_key, stage_key = jr.split(key)
-    situation = Situation(agent.algorithm, agent.state, observation)
-    candidates = situation.propose(block.candidates, proposal_key)
-    numbers, others = eqx.partition(block.stages, eqx.is_array)
-    stages = eqx.combine(jax.tree.map(lambda leaf: leaf[table.place[policy]], numbers), others)
+    candidates = situation.propose(count, proposal_key)
     for number, stage in enumerate(stages):  # the test budget is spent here
         candidates = stage(situation, candidates, jr.fold_in(stage_key, number))
+    return candidates
+
+
+def _act(agent: Agent, table: PolicyTable, block: Block, policy: Array, observation: Array, key: Key) -> Decision:
+    situation = Situation(agent.algorithm, agent.state, observation)
+    numbers, others = eqx.partition(block.stages, eqx.is_array)
+    stages = eqx.combine(jax.tree.map(lambda leaf: leaf[table.place[policy]], numbers), others)
+    candidates = run_stages(situation, block.candidates, stages, key)
     action = candidates.actions[0]
     move = (action - candidates.origins[0]) / situation.unit(action.shape[0])
     return Decision(action, jnp.sqrt(jnp.mean(move**2)), situation.values(candidates.actions)[0])
