@@ -189,7 +189,7 @@ def test_options_that_make_no_sense_are_refused(changes, message):
         ({"collect_steps": "one"}, "vgf", "--collect-steps one: give a number, or FIRST:LAST"),
         ({"collect_steps": "0:1.5"}, "vgf", "steps are whole numbers"),
         ({"max_displacement": "-1"}, "vgf", "numbers must be >= 0"),
-        ({"collect_select": "softmax"}, "vgf", "selection_temperature must be > 0"),
+        ({"collect_select": "softmax"}, "vgf", "selection-temperature must be > 0"),
         ({"train_steps": "1"}, "fql", "fql has no options train_steps"),
         ({"reference": "live"}, "iql", "iql has no options reference"),
         ({"collect_candidates": 4}, "iql", "iql has no options collect_candidates"),
@@ -249,6 +249,6 @@ def test_a_name_in_a_file_is_taken_at_the_users_word(tmp_path):
 def test_a_cap_is_that_of_every_budget():
     config = make_config(steps=1000, max_displacement="0.5")
     now = planned(config)(0)
-    assert now.policy.budget.max_displacement == 0.5
+    assert now.policy.stages[0].budget.max_displacement == 0.5
     first = defaults().changed(hidden=(8,))
     assert [p.budget.max_displacement for p in online.shown(first, now.algorithm) if p.steps] == [0.5, 0.5]
