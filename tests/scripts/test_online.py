@@ -251,4 +251,4 @@ def test_a_cap_is_that_of_every_budget():
     now = planned(config)(0)
     assert now.policy.stages[0].budget.max_displacement == 0.5
     first = defaults().changed(hidden=(8,))
-    assert [p.budget.max_displacement for p in online.shown(first, now.algorithm) if p.steps] == [0.5, 0.5]
+    assert [p.stages[0].budget.max_displacement for p in online.shown(first, now.algorithm) if p.steps] == [0.5, 0.5]
