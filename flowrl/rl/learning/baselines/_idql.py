@@ -50,8 +50,8 @@ class IDQL(AbstractActorCritic[IDQLState], AbstractGenerative[IDQLState]):
     $$\mathcal{L}_\mu = \mathbb{E}\,|w(s, x_t, t) - (a - x_0)|^2, \qquad x_t = (1 - t)\, x_0 + t\, a$$
 
     with x₀ standard normal, t uniform on [0, 1] and the bar a Polyak average. Nothing but the data trains μ. The policy
-    is made when it acts: of N samples of μ(·|s) it takes the one with the largest min Q (`Policy(name, N)`), or one with
-    probability ∝ exp(min Q / temperature) (with the stage `Softmax`, its temperature in spreads of the values).
+    is made when it acts: of N samples of μ(·|s) it takes the one with the largest min Q (`Policy(name, N)`), or one
+    with probability ∝ exp(min Q / temperature) (by the stage `Softmax`, its temperature in spreads of the values).
 
     Attributes:
         expectile: τ in (0, 1): near 1, V is the value of the best action of the data in a state.
