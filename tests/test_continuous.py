@@ -252,6 +252,7 @@ def test_constant_steps_are_the_budgets_own(budget):
     assert float(got.stats["time"]) == pytest.approx(float(want.stats["time"]))
 
 
+@pytest.mark.thorough
 def test_constant_steps_take_a_minibatch_each(key):
     data = draw(6, (50, 2))
     target = flowrl.Posterior(log_normal, lambda x, y: quadratic(y, x), data, batch_size=10)

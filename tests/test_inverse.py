@@ -134,6 +134,7 @@ def test_eks_samples_the_posterior_of_a_linear_map():
     assert apart < 0.1
 
 
+@pytest.mark.thorough
 def test_eks_samples_it_with_few_particles_too():
     """Posterior draws in sets of 8 stay draws. Without the correction (d + 1)/n the sets would shrink."""
     mean, covariance = _update(PRIOR_MEAN, PRIOR)

@@ -204,6 +204,7 @@ def _matrix_autodiff(formula, covariance, x, y):
         return [np.asarray(leaf) for leaf in out]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MATRICES)
 def test_the_matrix_kernel_agrees_with_autodiff_of_its_formula(name):
     kernel, formula = MATRICES[name], _rbf if name == "preconditioned" else _imq
@@ -270,6 +271,7 @@ def test_gram_matrices_are_positive_semi_definite(name):
         assert values[0] > -tolerance(1e-12, 1e-4) * values[-1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["rbf", "imq", "sum with linear", "product with linear", "preconditioned by"])
 def test_rows_in_blocks_give_the_same_sums(name, at_most_entries):
     kernel, n = EVERY[name], 23
@@ -307,6 +309,7 @@ def test_single_precision_survives_an_offset_of_a_thousand(name):
         np.testing.assert_allclose(a, b, rtol=0, atol=3e-4 * max(1.0, np.abs(np.asarray(a)).max()))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [*(f"fixed {name}" for name in SOME if name != "preconditioned by"), *LOOSE])
 def test_one_particle_and_coincident_particles(name):
     kernel = EVERY[name.removeprefix("fixed ")] if name.startswith("fixed ") else LOOSE[name]

@@ -187,6 +187,7 @@ def test_two_modes_get_their_shares():
     assert x[:, 1].var() == pytest.approx(1, abs=0.35)
 
 
+@pytest.mark.thorough
 def test_euler_and_diffrax_agree_where_steps_are_small():
     start, target = draw(3, (60, 2)), _tilted(quadratic, jnp.full(2, 0.5, FLOAT))
     coarse = flowrl.transport(target, start, flowrl.Budget(100, None), flow=flowrl.KFRFlow())

@@ -85,6 +85,7 @@ def test_time_and_path_are_summed_in_single_precision(dtype):
     assert same_bits(solution.particles, jnp.ones((4, 2), dtype))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", SMALL)
 def test_transport_of_few_bits_is_that_of_single_precision_but_for_the_last_rounding(dtype):
     start = draw(3, (10, 3), jnp.float32).astype(dtype)

@@ -77,6 +77,7 @@ def test_tokens_gain_reward_within_the_budget():
     assert distances(reference, moved).max() <= 8
 
 
+@pytest.mark.thorough
 def test_a_numpyro_model_is_sampled_and_summarised():
     """Eight schools, beside a quadrature over the spread, given which all else is normal."""
     pytest.importorskip("arviz_stats")

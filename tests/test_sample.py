@@ -229,6 +229,7 @@ def test_pieces_are_for_calls_outside_of_jit():
 # What the verdict sees
 
 
+@pytest.mark.thorough
 def test_two_modes_are_told_and_tempering_weighs_them():
     plain = flowrl.sample(_modes, 100, like=jnp.zeros(2, FLOAT), key=KEY)
     assert not bool(plain.verdict.arrived)
@@ -267,6 +268,7 @@ def test_a_funnel_and_a_short_run_have_not_arrived():
     assert "not arrived" in str(far)
 
 
+@pytest.mark.thorough
 def test_narrow_directions_askew_are_found_by_the_covariance_of_the_set():
     """Thirty dimensions of widths 0.01 to 1, rotated; with units of length of coordinates it has not arrived."""
     widths = np.geomspace(1e-2, 1, 30)
@@ -384,6 +386,7 @@ def test_misuse_is_refused_in_a_sentence(case):
         call()
 
 
+@pytest.mark.thorough
 def test_a_numpyro_model_and_arviz():
     numpyro, dist = pytest.importorskip("numpyro"), pytest.importorskip("numpyro.distributions")
 

@@ -231,6 +231,7 @@ def test_a_learned_covariance_is_that_of_the_particles_and_the_draws_stay_exact(
 # Caps, walls and what is not finite
 
 
+@pytest.mark.thorough
 def test_a_cap_truncates_the_target_exactly():
     start = jnp.zeros((20_000, 1), FLOAT)
     solution = run(Density(log_normal), start, Budget(150, 0.8, max_displacement=1.0), EXACT["MALA"][0])

@@ -49,6 +49,7 @@ def small(monkeypatch):
     monkeypatch.setattr(sample_density, "REPETITIONS", 10)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("small")
 def test_the_yardstick_tells_a_sample_from_one_that_is_not():
     truth, samples, independent = sample_density.judge("funnel", 50, np.random.default_rng(0))

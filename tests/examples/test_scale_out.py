@@ -63,6 +63,7 @@ def test_a_small_run_over_four_devices_is_that_of_one(tmp_path):
     assert "more of them are not faster" in done.stdout  # it says what its seconds are worth
 
 
+@pytest.mark.thorough
 def test_what_is_compared_is_a_set_that_has_moved(program):
     moved, row = program["move"](program["some"](1, "particles"))
     start = 3 * np.random.default_rng(0).standard_normal((20, 256), np.float32)

@@ -243,6 +243,7 @@ def test_a_file_cut_anywhere_is_refused_by_name(tmp_path, form):
             load(form, path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", ["npz", "hdf5"])
 def test_a_flipped_bit_is_refused_by_name_or_changes_a_number(tmp_path, form):
     """An npz has a checksum of every array, so it is refused or the same; an HDF5 file has none of its numbers."""

@@ -30,6 +30,7 @@ def test_ten_thousand_calls_without_a_crash_a_hang_or_an_unasked_nan():
     assert found["invalid"] > 2000
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("flow", [flowrl.Ascent(), flowrl.Blob()], ids=lambda flow: type(flow).__name__)
 def test_proximal_steps_in_single_precision_in_a_process_of_doubles(flow):
     start = draw(0, (5, 2), jnp.float32)

@@ -81,6 +81,7 @@ def compare(*agents, policy=BEST, **changes):
     return compare_critics(agents, policy, replay(), **{"candidates": 16, "states": 60, "key": jr.key(0)} | changes)
 
 
+@pytest.mark.thorough
 def test_members_that_agree_or_contradict_each_other():
     same, against = compare(agent((1, 2), (2, 4))), compare(agent((1, 2), (-1, -2)))
     assert (same.member_rank, same.member_cosine) == pytest.approx((1, 1), abs=1e-5)
@@ -98,6 +99,7 @@ def test_agents_are_compared_by_the_value_that_selects():
     assert 0.3 < found.agent_rank < 1
 
 
+@pytest.mark.thorough
 def test_a_gain_is_in_spreads_of_the_critic_that_scores_it():
     """One critic is the other's opposite, in another unit and from another origin: what one gains the other loses."""
     found = compare(agent((1, 1)), agent((-50, -50), shift=7.0), policy=Policy("best", 16))

@@ -147,6 +147,7 @@ def test_target_policies_are_smoothed_within_limits():
     assert np.asarray(_deterministic.smoothed(at_edge, states, 0.5, 0.5, jr.key(0))).max() == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["td3_bc", "rebrac"])
 def test_deterministic_targets_and_the_delay(name):
     """Without smoothing a target is r + γ(min Q(s', π(s')) − β₂|π(s') − a'|²), a' being the next row's action."""
@@ -451,6 +452,7 @@ def test_diffusion_ql_loss(member):
 # --- acting
 
 
+@pytest.mark.thorough
 def test_proposals_flow_along_the_critic():
     """Where Q is linear, Adam moves every coordinate by ε in each step, up the slope, and the box stops it."""
     algorithm = baselines.td3_bc(hidden=())
@@ -559,6 +561,7 @@ def leaves(tree):
     return jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", EACH)
 def test_runs_resume_exactly(name, tmp_path):
     data = bandit(60)

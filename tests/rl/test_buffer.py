@@ -172,6 +172,7 @@ def test_an_algorithm_learns_from_it_as_from_any_replay():
     assert np.isfinite(float(metrics["td_loss"]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("algorithm", ["vgf", "rebrac"])
 def test_training_from_the_host_is_the_same_training(algorithm):
     """ReBRAC also asks for the action that the data took next."""

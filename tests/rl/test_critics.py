@@ -41,6 +41,7 @@ def test_the_scalar_critic_is_the_default_and_its_loss_is_squared_error():
     np.testing.assert_allclose(made.loss(S, A, F32(1.5)), np.sum((np.asarray(plain(S, A)) - 1.5) ** 2), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_loss_of_a_batch_is_the_mean_of_the_critics_own():
     critic = histogram()
     states, actions = jr.normal(jr.key(1), (5, 3), F32), jr.normal(jr.key(2), (5, 2), F32)
@@ -101,6 +102,7 @@ def test_a_histogram_learns_the_values_of_the_chain():
         assert q(1, action) == pytest.approx(reward - 0.9 * uniform, abs=0.2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name in baselines.ALGORITHMS if name != "bc"])
 def test_every_baseline_with_a_critic_takes_another(name):
     algorithm = baselines.make(name, hidden=(8,), critic=Histogram(-3.0, 0.0, 11))

@@ -52,6 +52,7 @@ def puzzle(tmp_path_factory):
     return _make(PUZZLE, _short(PUZZLE, 20), tmp_path_factory.mktemp("puzzle"), rows=25)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [MAZE, "pointmaze-teleport-stitch-v0", "scene-noisy-v0", "cube-double-play-v0"])
 def test_episode_is_a_function_of_its_index_alone(name):
     collector, steps = Collector(name, RECIPES[name]), 12

@@ -65,6 +65,7 @@ def lane_arrays(n):
     return states, jnp.zeros(n, jnp.int32), jnp.zeros(n, jnp.int32)
 
 
+@pytest.mark.thorough
 def test_policies_share_their_reference_samples(agent):
     """Best-of-4N ranks the samples of best-of-N and more; the control moves each particle as far as the flow."""
     table = PolicyTable(POLICIES, 5)

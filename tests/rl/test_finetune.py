@@ -131,6 +131,7 @@ def test_rows_enter_in_order_and_say_how_episodes_ended():
     assert seeds == [[0, 1], [0], [1]]
 
 
+@pytest.mark.thorough
 def test_discounts_tell_an_end_from_a_cut():
     learner, state, buffer, standardizer = setting()
     acting = collector(Line(2), standardizer)
@@ -182,6 +183,7 @@ def test_a_row_is_learned_from_after_the_round_in_which_it_came(monkeypatch):
     assert order == ["start", "learn", "finish"] * 4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [Buffer, HostBuffer])
 @pytest.mark.parametrize("algorithm", ["vgf", "fql"])
 def test_a_run_taken_up_again_is_the_run_that_went_on(tmp_path, kind, algorithm):

@@ -39,6 +39,7 @@ class Killed(Exception):
     """Stands for a process that ends between two intervals."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("intervals", [1, 2, 3, 4])
 def test_resume_is_exact(tmp_path, intervals):
     with RunDirectory(tmp_path / "whole", {"seed": 1}) as run:

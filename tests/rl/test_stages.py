@@ -216,6 +216,7 @@ def agent(value=first) -> Agent:
     return Agent(plain, plain.init(3, 2, key=jr.key(0)), Standardizer(jnp.zeros(3, F32), jnp.ones(3, F32)))
 
 
+@pytest.mark.thorough
 def test_stages_follow_each_other_in_a_policy():
     """Each sees what the one before it left, and the displacement is from the nearest proposal of a merged one."""
     policies = (

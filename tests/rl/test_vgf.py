@@ -228,6 +228,7 @@ def test_every_variant_trains_and_resumes_exactly(tmp_path, name):
     assert int(state.step) == 40
 
 
+@pytest.mark.thorough
 def test_held_out_metrics_are_those_of_an_update_that_is_not_made():
     vgf, replay = small(**PLAIN), data()
     state = vgf.init(3, 2, key=jr.key(0))

@@ -128,6 +128,7 @@ def _counted(asked, tokens, mask, token=LIKED):
 # Round trips
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["logits", "logits by reference", "tokens", "reference"])
 def test_the_particle_of_a_sample_decodes_to_it(name):
     space, table = _spaces()[name], curved().embedding
@@ -214,6 +215,7 @@ def test_the_prior_goes_from_nearest_to_greedy():
 # Pull-backs
 
 
+@pytest.mark.thorough
 def test_pull_backs_are_those_by_hand():
     rng = np.random.default_rng(0)
     table, prompt = curved().embedding, part(prompts(B), 0)
@@ -324,6 +326,7 @@ STEPS = {
 }
 
 
+@pytest.mark.thorough
 @every_space
 def test_steps_buy_reward_and_zero_steps_are_best_of_n(name):
     space, reward = _spaces()[name], likes(LIKED)

@@ -45,6 +45,7 @@ def schools():
     )
 
 
+@pytest.mark.thorough
 def test_particles_have_the_moments_of_quadrature():
     with as_users_run_it():
         problem = load("eight-schools", 0)
