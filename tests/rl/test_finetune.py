@@ -345,7 +345,7 @@ def test_caps_and_step_sizes_that_grow_compile_nothing_again():
 
     def plan(step):
         budget = Budget(1, 0.1 + 0.001 * step, max_displacement=float(next(caps)))
-        collecting = dataclasses.replace(L1, budget=budget.with_steps(1, 0.1 + step))
+        collecting = dataclasses.replace(L1, stages=budget.with_steps(1, 0.1 + step))
         return Plan(dataclasses.replace(learner, train_budget=budget), collecting)
 
     from flowrl.rl.acting import _collect
