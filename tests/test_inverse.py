@@ -483,6 +483,7 @@ def test_new_data_do_not_compile_again():
     assert not np.allclose(one, two)
 
 
+@pytest.mark.thorough
 def test_a_stiff_start_does_not_stall_the_default_integrator():
     """The whole unit of time as a first step overflowed, and no step after it was accepted."""
     problem = flowrl.InverseProblem(_stiff, [2.0], 0.1, prior_mean=[0.0, 0.0], prior_scale=1.0)

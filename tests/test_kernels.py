@@ -288,6 +288,7 @@ def test_rows_in_blocks_give_the_same_sums(name, at_most_entries):
     assert_close(sums(), dense, rtol=0, atol=tolerance(1e-12, 2e-3))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SOME)
 def test_single_precision_survives_an_offset_of_a_thousand(name):
     kernel, temperature = EVERY[name], jnp.asarray(0.7, jnp.float32)
@@ -349,6 +350,7 @@ def test_fitted_kernels_are_those_of_the_particles(name):
 # Stein's identity: the Stein kernel has mean zero under the distribution whose score it is made with.
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [*SMOOTH, "preconditioned", "by"])
 def test_the_mean_of_the_stein_kernel_over_exact_samples_is_zero(name):
     covariance = jnp.asarray([[1.5, 0.4], [0.4, 0.5]], FLOAT)

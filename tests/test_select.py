@@ -168,6 +168,7 @@ def test_many_sets_by_vmap_without_new_rules():
     np.testing.assert_array_equal(chosen.particle, np.asarray(particles)[np.arange(5), best])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dimension", [1, 6, 40])
 def test_what_candidates_and_what_steps_gain_by_dimension(dimension):
     """Of a linear value: E max of N normals in every dimension; by steps of Adam L ε |g|_1 / |g|_2, up to L ε √d."""

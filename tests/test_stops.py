@@ -144,6 +144,7 @@ def test_each_set_of_a_batch_stops_for_itself():
         np.testing.assert_allclose(run(x).particles, solutions.particles[index], rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not X64, reason="finite differences")
 def test_a_static_number_of_steps_can_still_be_differentiated():
     particles = draw(8, (4, 2))

@@ -142,6 +142,7 @@ def test_the_linear_kernel_without_offset_never_moves_the_weighted_mean():
 # Flows
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FLOWS)
 def test_a_flow_of_weights_is_that_of_repeated_particles(name):
     flow, target = FLOWS[name]
@@ -215,6 +216,7 @@ def test_weights_are_differentiable():
 # Transports
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FLOWS)
 def test_transports_of_weights(name, key):
     flow, target = FLOWS[name]
@@ -280,6 +282,7 @@ def test_single_precision_is_kept():
         assert done.particles.dtype == done.log_weights.dtype == jnp.float32
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("solver", [flowrl.Optax(optax.sgd(1.0)), flowrl.Diffrax()])
 def test_solvers_pass_weights_on(solver):
     budget = flowrl.Budget(4, 0.05)

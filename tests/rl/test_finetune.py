@@ -222,6 +222,7 @@ def same_run(path, other):
     return all((path / x).read_bytes() == (other / x).read_bytes() for x in ("checkpoint.npz", "metrics.csv"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("broken", "message"),
     [

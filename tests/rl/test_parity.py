@@ -84,6 +84,7 @@ def test_one_update_agrees_with_the_authors(vectors, case):
     np.testing.assert_allclose(bc, v["bc_loss"], rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", ["min", "mean"])
 @pytest.mark.parametrize("through_bandwidth", [True, False])
 def test_the_bandwidth_switch_is_what_differs(vectors, case, through_bandwidth):

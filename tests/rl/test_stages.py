@@ -252,6 +252,7 @@ def test_an_agent_acts_once():
         one(np.zeros(4), key=jr.key(0))
 
 
+@pytest.mark.thorough
 def test_the_default_is_consensus_and_a_step_of_vgf_and_the_best_of_others():
     vgf = presets.default(hidden=(8,))
     stages = default_policy(vgf).stages

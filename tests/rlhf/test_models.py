@@ -294,6 +294,7 @@ def test_greedy_takes_the_likeliest(model):
         whole.append(int(token))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("places", [[3, 4], [0, 1], [1, 3]])
 def test_padded_prompts_give_the_same_text(model, places, key):
     sampler, keys = Sampler(6, END, PAD), jr.split(key, 20)

@@ -194,6 +194,7 @@ def test_padding_of_prompts_changes_nothing(rolled, left, right):
     assert {name: pytest.approx(float(value), abs=1e-5) for name, value in metrics.items()} == again
 
 
+@pytest.mark.thorough
 def test_what_stands_after_the_end_changes_nothing(rolled):
     state, _, rollout, _ = rolled
     junk = lambda leaf, value: jnp.where(rollout.mask, leaf, value)
