@@ -150,6 +150,18 @@ def test_means_of_elites_are_in_their_space():
     assert in_actions.noise is None
 
 
+@pytest.mark.parametrize("stage", [Barycentre(0.5), EliteMean(4), EliteMean(4, Actions())])
+def test_what_is_merged_is_measured_from_the_nearest_proposal(stage):
+    """In the algorithm's unit of length, in which the second coordinate counts a quarter of the first."""
+    at = situation(first)
+    drawn = candidates(at, 64)
+    merged = stage(at, drawn, jr.key(0))
+    apart = (np.asarray(drawn.actions) - np.asarray(merged.actions)) / np.asarray(at.unit(2))
+    nearest = np.argmin((apart**2).sum(axis=1))
+    assert nearest != 0
+    np.testing.assert_array_equal(merged.origins, drawn.actions[nearest][None])
+
+
 def test_a_medoid_is_the_elite_in_the_middle():
     at = situation(first)
     actions = jnp.asarray([[0.9, 0.5], [0.8, 0.1], [0.85, 0.12], [-0.9, 0.1], [-0.8, 0.1]], F32)

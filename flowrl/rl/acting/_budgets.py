@@ -242,12 +242,18 @@ def _measure(
     lower = gain - pessimism * (std - std[:, :, :1]) / unit
     targets = replay.returns[rows][None, :, None] + replay.discounts[rows][None, :, None] * all_mean
     error = jnp.sqrt(jnp.mean((targets - predictions[None, :, None]) ** 2, axis=1))
-    base = jnp.maximum(jnp.mean(std[:, :, :1], axis=1), jnp.finfo(std.dtype).tiny)
     return (
         jnp.mean(gain, axis=1),
         jnp.mean(lower, axis=1),
         jnp.std(lower, axis=1) / math.sqrt(states),
-        jnp.mean(std, axis=1) / base,
+        _relative(jnp.mean(std, axis=1)),
         jnp.sqrt(jnp.mean(moved, axis=1)),
-        error / jnp.maximum(error[:, :1], jnp.finfo(error.dtype).tiny),
+        _relative(error),
     )
+
+
+def _relative(numbers: Float[Array, "sizes steps"]) -> Float[Array, "sizes steps"]:
+    """Return numbers over the first of their row, which is exactly 1."""
+    ratio = numbers / jnp.maximum(numbers[:, :1], jnp.finfo(numbers.dtype).tiny)
+    # XLA may multiply by a reciprocal, which takes a number by itself to 1 but for a rounding.
+    return ratio.at[:, 0].set(1)
