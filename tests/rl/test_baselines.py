@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import pytest
 from rl.toys import bandit, chain
+from scipy import stats
 
 from flowrl import Budget
 from flowrl.nn import MLP
@@ -34,13 +36,15 @@ from flowrl.rl import (
     fit,
     make_replay,
 )
-from flowrl.rl.learning import baselines
+from flowrl.rl.learning import Trainable, baselines, reference_loss
 from flowrl.rl.learning.baselines import (
     _deterministic,
+    _dsrl,
     _fql,
     _generative_ql,
     _implicit,
     _iql,
+    _qam,
     _qc,
     _rebrac,
 )
@@ -510,8 +514,139 @@ def test_qc_learns_from_chunks():
     assert algorithm.propose(state, jnp.zeros(4, jnp.float32), jr.key(0)).shape == (2,)
 
 
+# --- DSRL
+
+
+def test_dsrl_losses():
+    """With affine networks, and μ a flow of one step: what noise is worth is what its action is worth."""
+    critic, noise_critic = affine_critic(), Critic(OBS, ACT, (), 2, key=jr.key(5))
+    reference = FlowMatching(1).init(OBS, ACT, (), key=jr.key(6))
+    actor = baselines.SquashedGaussianActor(OBS, ACT, (), key=jr.key(7))
+    states, noise = draw(BATCH, OBS), draw(BATCH, ACT, seed=2)
+    actions = np.clip(noise + affine(reference.field.layers[0], states, noise, np.zeros((BATCH, 1))), -1, 1)
+    error = values_of(noise_critic, states, noise) - values_of(critic, states, actions)
+    loss = _dsrl.noise_critic_loss(noise_critic, critic, reference, *on(states, noise))
+    np.testing.assert_allclose(loss, (error**2).sum(axis=1).mean(), rtol=1e-4)
+
+    mean, log_std = np.split(affine(actor.network.layers[0], states), 2, axis=1)
+    drawn = mean + np.exp(log_std) * noise
+    log_prob = stats.norm.logpdf(drawn, mean, np.exp(log_std)) - np.log(1 - np.tanh(drawn) ** 2)
+    worth = values_of(noise_critic, states, 1.5 * np.tanh(drawn)).mean(axis=1)
+    loss, entropy = _dsrl.noise_actor_loss(actor, noise_critic, Mean(), *on(states, noise, np.float32(0.3)), 1.5)
+    np.testing.assert_allclose(loss, (0.3 * log_prob.sum(axis=1) - worth).mean(), rtol=1e-4)
+    np.testing.assert_allclose(entropy, -log_prob.sum(axis=1).mean(), rtol=1e-4)
+
+
+def test_dsrl_weighs_entropy_until_it_is_as_wanted():
+    data = bandit(60)
+    replay = make_replay(data, Standardizer.fit(data.observations), discount=0.9)
+    rates = []
+    for target in (-3.0, 3.0):  # below and above any entropy of the start
+        algorithm = baselines.make("dsrl", **SMALL, members=2, entropy_target=target)
+        state = algorithm.init(OBS, ACT, key=jr.key(0))
+        state, _ = eqx.filter_jit(algorithm.update)(state, replay, jnp.arange(16), jr.key(2))
+        rates.append(float(state.entropy.network.log))
+    assert rates[0] < 0 < rates[1]
+
+
+def test_dsrl_chooses_no_noise_beyond_its_scale():
+    algorithm = baselines.make("dsrl", **SMALL, members=2, noise_scale=0.5)
+    state = algorithm.init(OBS, ACT, key=jr.key(0))
+    still = jax.tree.map(lambda w: 0 * w if eqx.is_array(w) else w, state.reference.average)  # μ(s, z) = z
+    seen = eqx.tree_at(lambda s: s.reference.average, state, still)
+    actions = jax.vmap(lambda x: algorithm.decode(seen, jnp.zeros(OBS, x.dtype), x))(
+        3 * jr.normal(jr.key(1), (200, ACT), jnp.float32)
+    )
+    assert 0.4 < np.abs(actions).max() <= 0.5
+
+
+# --- QAM
+
+
+def test_adjoint_paths_and_their_loss():
+    """Affine fields have constant derivatives: the diffusion, the adjoint and the loss are short sums."""
+    steps = 4
+    make = FlowMatching(steps).init
+    actor, reference = make(OBS, ACT, (), key=jr.key(6)), make(OBS, ACT, (), key=jr.key(7))
+    jacobian = np.asarray(reference.field.layers[0].weight, np.float64)[OBS : OBS + ACT].T
+    states, noise = draw(BATCH, OBS), draw(BATCH, steps, ACT, seed=2)
+    pull = np.array([0.7, -0.2])
+
+    def field(model, x, time):
+        return affine(model.field.layers[0], states, x, np.full((BATCH, 1), time))
+
+    h, x, points = 1 / steps, noise[:, 0].astype(np.float64), []
+    for i in range(steps):
+        points.append(x)
+        if i < steps - 1:
+            t = i * h
+            sigma = np.sqrt(2 * (1 - t + h) / (t + h))
+            x = x + h * (2 * field(actor, x, t) - x / (t + h)) + np.sqrt(h) * sigma * noise[:, i + 1]
+    end = points[-1] + h * field(reference, points[-1], 1 - h)
+    adjoint, adjoints = -pull * end, []
+    for i in reversed(range(steps)):
+        adjoint = adjoint + h * (2 * adjoint @ jacobian - adjoint / (i * h + h))
+        adjoints.insert(0, adjoint)
+    loss = 0
+    for i in range(steps):
+        sigma = np.sqrt(2 * (1 - i * h + h) / (i * h + h))
+        apart = field(actor, points[i], i * h) - field(reference, points[i], i * h)
+        loss += ((2 * apart / sigma + sigma * adjoints[i]) ** 2).sum(axis=1).mean()
+
+    def walked(state, x):
+        return _qam.adjoint_path(actor, reference, lambda _, a: jnp.asarray(pull, jnp.float32) * a, state, x)
+
+    path, back = jax.vmap(walked)(*on(states, noise))
+    np.testing.assert_allclose(path, np.stack(points, axis=1), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(back, np.stack(adjoints, axis=1), rtol=1e-3, atol=1e-4)
+    found = _qam.adjoint_matching_loss(actor, reference, jnp.asarray(states), path, back)
+    np.testing.assert_allclose(found, loss, rtol=1e-3)
+
+
+@pytest.mark.thorough
+def test_adjoint_matching_tilts_a_normal_reference_by_a_linear_value():
+    """N(m, s²) exp(g a) is N(m + g s², s²): the flow that is learned samples it, from a reference that was learned."""
+    mean, std, pull = -0.3, 0.25, 4.0
+    state, optimiser = jnp.zeros(1, jnp.float32), optax.adam(3e-3)
+    model = FlowMatching(20)
+
+    @eqx.filter_jit
+    def step(fitted, teacher, key, loss):
+        _, gradient = eqx.filter_value_and_grad(loss)(fitted.network, teacher, key)
+        return fitted.updated(gradient, optimiser)
+
+    def cloning(network, _, key):
+        noise_key, data_key, time_key = jr.split(key, 3)
+        data = mean + std * jr.normal(data_key, (256, 1), jnp.float32)
+        times = jr.uniform(time_key, (256,), jnp.float32)
+        return reference_loss(
+            network, jnp.zeros((256, 1), jnp.float32), data, jr.normal(noise_key, (256, 1), jnp.float32), times
+        )
+
+    def matching(network, teacher, key):
+        def walked(x):
+            return _qam.adjoint_path(network, teacher, lambda _, a: pull * jnp.ones_like(a), state, x)
+
+        points, adjoints = jax.lax.stop_gradient(jax.vmap(walked)(jr.normal(key, (256, 20, 1), jnp.float32)))
+        return _qam.adjoint_matching_loss(network, teacher, jnp.zeros((256, 1), jnp.float32), points, adjoints)
+
+    networks = []
+    for number, loss in enumerate((cloning, matching)):
+        fitted = Trainable.start(model.init(1, 1, (64, 64), key=jr.key(number)), optimiser)
+        teacher = networks[0] if networks else None
+        for i in range(1500):
+            fitted = step(fitted, teacher, jr.fold_in(jr.key(2 + number), i), loss)
+        networks.append(fitted.network)
+    reference, tilted = (
+        jax.vmap(lambda x, n=n: n.sample(state, x))(jr.normal(jr.key(9), (4000, 1), jnp.float32)) for n in networks
+    )
+    np.testing.assert_allclose(reference.mean(), mean, atol=0.03)
+    np.testing.assert_allclose(tilted.mean() - reference.mean(), pull * std**2, rtol=0.15)
+    np.testing.assert_allclose(tilted.std(), reference.std(), rtol=0.2)
+
+
 def test_baselines_by_name():
-    names = ["bc", "td3_bc", "rebrac", "iql", "idql", "diffusion_ql", "flow_ql", "fql", "qc"]
+    names = ["bc", "td3_bc", "rebrac", "iql", "idql", "diffusion_ql", "flow_ql", "fql", "qc", "dsrl", "qam"]
     assert list(baselines.ALGORITHMS) == names
     common = {"hidden": (8,), "batch_size": 4, "learning_rate": 1e-3, "members": 3, "polyak": 0.1, "reference_steps": 2}
     for name in baselines.ALGORITHMS:
@@ -544,6 +679,8 @@ def test_baselines_by_name():
         ("flow_ql", {"polyak": 0.0}, r"polyak must be in \(0, 1\]"),
         ("fql", {"batch_size": 0}, "batch_size must be a Python int >= 1"),
         ("qc", {"particles": 0}, "QC: particles must be a Python int >= 1"),
+        ("dsrl", {"noise_scale": 0.0}, "DSRL: noise_scale must be > 0"),
+        ("qam", {"inverse_temperature": -1.0}, "QAM: inverse_temperature must be > 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(name, changes, message):
@@ -623,6 +760,8 @@ SETTINGS = {
     "flow_ql": ({"alpha": 0.5}, 1),
     "fql": ({"alpha": 0.5}, 1),
     "qc": ({}, 32),
+    "dsrl": ({"members": 2, "noise_scale": 2.0}, 1),
+    "qam": ({"members": 2, "inverse_temperature": 3.0}, 1),
 }
 
 
@@ -641,7 +780,7 @@ def test_each_beats_cloning_on_a_bandit(name):
     cloning = bandit(2000).rewards.mean()
     assert cloning == pytest.approx(-1.36, abs=0.05)
     # What stays within the data cannot come near the optimum; what climbs the critic does.
-    inside = name in ("iql", "idql", "qc")
+    inside = name in ("iql", "idql", "qc", "dsrl")
     assert reward > cloning + (0.4 if inside else 0.9)
 
 

@@ -117,7 +117,9 @@ def test_a_finished_run_is_loaded_as_an_agent(tmp_path, data_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["bc", "td3_bc", "rebrac", "iql", "idql", "diffusion_ql", "flow_ql", "fql", "qc"])
+@pytest.mark.parametrize(
+    "algorithm", ["bc", "td3_bc", "rebrac", "iql", "idql", "diffusion_ql", "flow_ql", "fql", "qc", "dsrl", "qam"]
+)
 def test_every_rival_runs_to_the_end(tmp_path, data_dir, algorithm):
     options = {"curve_points": "1", "curve_episodes": "1", "n_step": "1"}
     done = run(*arguments(algorithm, data_dir=data_dir, out=str(tmp_path / "run"), **options))

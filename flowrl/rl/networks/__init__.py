@@ -1,6 +1,10 @@
 """Networks: critics and how their members become one number, actors, references."""
 
-from flowrl.rl.networks._actor import DeterministicActor as DeterministicActor, GaussianActor as GaussianActor
+from flowrl.rl.networks._actor import (
+    DeterministicActor as DeterministicActor,
+    GaussianActor as GaussianActor,
+    SquashedGaussianActor as SquashedGaussianActor,
+)
 from flowrl.rl.networks._critic import (
     AbstractAggregate as AbstractAggregate,
     AbstractCritic as AbstractCritic,

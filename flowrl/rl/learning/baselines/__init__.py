@@ -23,6 +23,7 @@ from flowrl.rl.learning.baselines._actor_critic import (
 )
 from flowrl.rl.learning.baselines._bc import BC as BC, BCState as BCState
 from flowrl.rl.learning.baselines._deterministic import DeterministicState as DeterministicState
+from flowrl.rl.learning.baselines._dsrl import DSRL as DSRL, DSRLState as DSRLState
 from flowrl.rl.learning.baselines._fql import FQL as FQL, FQLState as FQLState
 from flowrl.rl.learning.baselines._generative_ql import (
     AbstractActorValue as AbstractActorValue,
@@ -36,6 +37,7 @@ from flowrl.rl.learning.baselines._generative_ql import (
 from flowrl.rl.learning.baselines._idql import IDQL as IDQL, IDQLState as IDQLState
 from flowrl.rl.learning.baselines._iql import IQL as IQL, IQLState as IQLState
 from flowrl.rl.learning.baselines._named import ALGORITHMS as ALGORITHMS, make as make
+from flowrl.rl.learning.baselines._qam import QAM as QAM, QAMState as QAMState
 from flowrl.rl.learning.baselines._qc import QC as QC, QCState as QCState
 from flowrl.rl.learning.baselines._rebrac import (
     ReBRAC as ReBRAC,
@@ -43,7 +45,11 @@ from flowrl.rl.learning.baselines._rebrac import (
     squared_distance as squared_distance,
     td3_bc as td3_bc,
 )
-from flowrl.rl.networks import DeterministicActor as DeterministicActor, GaussianActor as GaussianActor
+from flowrl.rl.networks import (
+    DeterministicActor as DeterministicActor,
+    GaussianActor as GaussianActor,
+    SquashedGaussianActor as SquashedGaussianActor,
+)
 
 if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
     __getattr__ = _old_names("flowrl.rl.baselines")

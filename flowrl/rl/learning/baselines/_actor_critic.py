@@ -11,6 +11,7 @@ from equinox import AbstractVar
 from jaxtyping import Array, Float, Int
 
 from flowrl._budget import Budget
+from flowrl._custom_types import Key
 from flowrl._domain import Box
 from flowrl._flow import Ascent
 from flowrl._solution import Solution
@@ -22,6 +23,7 @@ from flowrl.rl.learning import (
     AbstractState,
     AbstractValueBased,
     Trainable,
+    copied,
     critic_loss,
     td_target,
 )
@@ -94,6 +96,17 @@ class AbstractActorCritic(AbstractValueBased[S]):
     def unit(self, state: S) -> Float[Array, ""]:
         del state
         return jnp.ones((), jnp.float32)
+
+    @property
+    def _optimiser(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate)
+
+    def _start_critic(
+        self, observation_size: int, action_size: int, key: Key
+    ) -> tuple[Trainable[AbstractCritic], AbstractCritic]:
+        """Return the ensemble with its optimiser's state, and its slow copy."""
+        critic = self.critic.init(observation_size, action_size, self.hidden, self.members, key=key)
+        return Trainable.start(critic, self._optimiser), copied(critic)
 
 
 class Batch(NamedTuple):

@@ -6,13 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import optax
 from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
 from flowrl._misc import check_fields
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning import AbstractGenerative, ReferenceLearner, ReferenceState, Trainable, copied, polyak
+from flowrl.rl.learning import AbstractGenerative, ReferenceLearner, ReferenceState, Trainable, polyak
 from flowrl.rl.learning.baselines._actor_critic import (
     AbstractActorCritic,
     AbstractActorCriticState,
@@ -99,12 +98,12 @@ class FQL(AbstractActorCritic[FQLState], AbstractGenerative[FQLState]):
     def init(self, observation_size: int, action_size: int, *, key: Key) -> FQLState:
         reference_key, actor_key, critic_key, run_key = jr.split(key, 4)
         actor = OneStepReference(observation_size, action_size, self.hidden, key=actor_key)
-        critic = self.critic.init(observation_size, action_size, self.hidden, self.members, key=critic_key)
+        critic, target_critic = self._start_critic(observation_size, action_size, critic_key)
         return FQLState(
             reference=self._learner.init(observation_size, action_size, key=reference_key),
             actor=Trainable.start(actor, self._optimiser),
-            critic=Trainable.start(critic, self._optimiser),
-            target_critic=copied(critic),
+            critic=critic,
+            target_critic=target_critic,
             step=jnp.zeros((), jnp.int32),
             key=run_key,
         )
@@ -152,10 +151,6 @@ class FQL(AbstractActorCritic[FQLState], AbstractGenerative[FQLState]):
         self, state: FQLState, observation: Float[Array, " obs"], noise: Float[Array, "..."]
     ) -> Float[Array, " act"]:
         return state.actor.network.sample(observation, noise)
-
-    @property
-    def _optimiser(self) -> optax.GradientTransformation:
-        return optax.adam(self.learning_rate)
 
     @property
     def _learner(self) -> ReferenceLearner:

@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import optax
 from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
@@ -166,12 +165,12 @@ class GenerativeQL(AbstractActorCritic[GenerativeQLState], AbstractGenerative[Ge
     def init(self, observation_size: int, action_size: int, *, key: Key) -> GenerativeQLState:
         actor_key, critic_key, run_key = jr.split(key, 3)
         actor = self.model.init(observation_size, action_size, self.hidden, key=actor_key)
-        critic = self.critic.init(observation_size, action_size, self.hidden, self.members, key=critic_key)
+        critic, target_critic = self._start_critic(observation_size, action_size, critic_key)
         return GenerativeQLState(
             actor=Trainable.start(actor, self._optimiser),
             target_actor=None if self.actor_polyak is None else copied(actor),
-            critic=Trainable.start(critic, self._optimiser),
-            target_critic=copied(critic),
+            critic=critic,
+            target_critic=target_critic,
             step=jnp.zeros((), jnp.int32),
             key=run_key,
         )
@@ -221,10 +220,6 @@ class GenerativeQL(AbstractActorCritic[GenerativeQLState], AbstractGenerative[Ge
         self, state: GenerativeQLState, observation: Float[Array, " obs"], noise: Float[Array, "..."]
     ) -> Float[Array, " act"]:
         return state.actor.network.sample(observation, noise)
-
-    @property
-    def _optimiser(self) -> optax.GradientTransformation:
-        return optax.adam(self.learning_rate)
 
 
 def generative_ql_loss(

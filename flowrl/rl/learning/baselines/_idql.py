@@ -5,14 +5,13 @@ import dataclasses
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
-import optax
 from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
 from flowrl._misc import check_fields
 from flowrl.nn import MLP
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning import AbstractGenerative, ReferenceLearner, ReferenceState, Trainable, copied
+from flowrl.rl.learning import AbstractGenerative, ReferenceLearner, ReferenceState, Trainable
 from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, AbstractActorCriticState, gather
 from flowrl.rl.learning.baselines._implicit import implicit_step
 from flowrl.rl.networks import (
@@ -91,12 +90,12 @@ class IDQL(AbstractActorCritic[IDQLState], AbstractGenerative[IDQLState]):
     def init(self, observation_size: int, action_size: int, *, key: Key) -> IDQLState:
         reference_key, value_key, critic_key, run_key = jr.split(key, 4)
         value = MLP((observation_size,), 1, self.hidden, layer_norm=True, key=value_key)
-        critic = self.critic.init(observation_size, action_size, self.hidden, self.members, key=critic_key)
+        critic, target_critic = self._start_critic(observation_size, action_size, critic_key)
         return IDQLState(
             reference=self._learner.init(observation_size, action_size, key=reference_key),
             value=Trainable.start(value, self._optimiser),
-            critic=Trainable.start(critic, self._optimiser),
-            target_critic=copied(critic),
+            critic=critic,
+            target_critic=target_critic,
             step=jnp.zeros((), jnp.int32),
             key=run_key,
         )
@@ -134,10 +133,6 @@ class IDQL(AbstractActorCritic[IDQLState], AbstractGenerative[IDQLState]):
         self, state: IDQLState, observation: Float[Array, " obs"], noise: Float[Array, "..."]
     ) -> Float[Array, " act"]:
         return state.reference.sample(observation, noise)
-
-    @property
-    def _optimiser(self) -> optax.GradientTransformation:
-        return optax.adam(self.learning_rate)
 
     @property
     def _learner(self) -> ReferenceLearner:

@@ -13,7 +13,7 @@ from flowrl._custom_types import Key
 from flowrl._misc import check_fields
 from flowrl.nn import MLP
 from flowrl.rl.data.replay import Replay
-from flowrl.rl.learning import AbstractGenerative, Trainable, copied
+from flowrl.rl.learning import AbstractGenerative, Trainable
 from flowrl.rl.learning.baselines._actor_critic import AbstractActorCritic, AbstractActorCriticState, gather
 from flowrl.rl.learning.baselines._implicit import implicit_step
 from flowrl.rl.networks import (
@@ -94,12 +94,12 @@ class IQL(AbstractActorCritic[IQLState], AbstractGenerative[IQLState]):
         actor_key, value_key, critic_key, run_key = jr.split(key, 4)
         actor = GaussianActor(observation_size, action_size, self.hidden, key=actor_key)
         value = MLP((observation_size,), 1, self.hidden, layer_norm=True, key=value_key)
-        critic = self.critic.init(observation_size, action_size, self.hidden, self.members, key=critic_key)
+        critic, target_critic = self._start_critic(observation_size, action_size, critic_key)
         return IQLState(
             actor=Trainable.start(actor, self._actor_optimiser),
             value=Trainable.start(value, self._optimiser),
-            critic=Trainable.start(critic, self._optimiser),
-            target_critic=copied(critic),
+            critic=critic,
+            target_critic=target_critic,
             step=jnp.zeros((), jnp.int32),
             key=run_key,
         )
@@ -142,10 +142,6 @@ class IQL(AbstractActorCritic[IQLState], AbstractGenerative[IQLState]):
     ) -> Float[Array, " act"]:
         """Return an action of the policy, its standard deviations times `temperature`."""
         return state.actor.network.sample(observation, self.temperature * noise)
-
-    @property
-    def _optimiser(self) -> optax.GradientTransformation:
-        return optax.adam(self.learning_rate)
 
     @property
     def _actor_optimiser(self) -> optax.GradientTransformation:

@@ -7,10 +7,12 @@ from typing import Any
 
 from flowrl.rl.learning import AbstractAlgorithm
 from flowrl.rl.learning.baselines._bc import BC
+from flowrl.rl.learning.baselines._dsrl import DSRL
 from flowrl.rl.learning.baselines._fql import FQL
 from flowrl.rl.learning.baselines._generative_ql import diffusion_ql, flow_ql
 from flowrl.rl.learning.baselines._idql import IDQL
 from flowrl.rl.learning.baselines._iql import IQL
+from flowrl.rl.learning.baselines._qam import QAM
 from flowrl.rl.learning.baselines._qc import QC
 from flowrl.rl.learning.baselines._rebrac import ReBRAC, td3_bc
 from flowrl.rl.networks import FlowMatching
@@ -30,6 +32,8 @@ ALGORITHMS: dict[str, Callable[..., AbstractAlgorithm[Any]]] = {
     "flow_ql": flow_ql,
     "fql": FQL,
     "qc": QC,
+    "dsrl": DSRL,
+    "qam": QAM,
 }
 """The baselines by the names of command lines; each takes its own fields as keywords."""
 

@@ -6,7 +6,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import optax
 from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
@@ -17,7 +16,6 @@ from flowrl.rl.learning import (
     ReferenceLearner,
     ReferenceState,
     Trainable,
-    copied,
     polyak,
     sample_sets,
     value,
@@ -93,11 +91,11 @@ class QC(AbstractActorCritic[QCState], AbstractGenerative[QCState]):
 
     def init(self, observation_size: int, action_size: int, *, key: Key) -> QCState:
         reference_key, critic_key, run_key = jr.split(key, 3)
-        critic = self.critic.init(observation_size, action_size, self.hidden, self.members, key=critic_key)
+        critic, target_critic = self._start_critic(observation_size, action_size, critic_key)
         return QCState(
             reference=self._learner.init(observation_size, action_size, key=reference_key),
-            critic=Trainable.start(critic, self._optimiser),
-            target_critic=copied(critic),
+            critic=critic,
+            target_critic=target_critic,
             step=jnp.zeros((), jnp.int32),
             key=run_key,
         )
@@ -131,10 +129,6 @@ class QC(AbstractActorCritic[QCState], AbstractGenerative[QCState]):
         self, state: QCState, observation: Float[Array, " obs"], noise: Float[Array, "..."]
     ) -> Float[Array, " act"]:
         return state.reference.sample(observation, noise)
-
-    @property
-    def _optimiser(self) -> optax.GradientTransformation:
-        return optax.adam(self.learning_rate)
 
     @property
     def _learner(self) -> ReferenceLearner:

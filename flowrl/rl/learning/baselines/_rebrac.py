@@ -5,7 +5,6 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from flowrl._custom_types import Key
@@ -136,10 +135,6 @@ class ReBRAC(AbstractActorCritic[DeterministicState]):
     def propose(self, state: DeterministicState, observation: Float[Array, " obs"], key: Key) -> Float[Array, " act"]:
         del key
         return state.actor.network(observation)
-
-    @property
-    def _optimiser(self) -> optax.GradientTransformation:
-        return optax.adam(self.learning_rate)
 
 
 def td3_bc(**fields: object) -> ReBRAC:
