@@ -21,20 +21,6 @@ from flowrl.rl import Policy, data, report
 from flowrl.runs import RunDirectory, progress_line, require, to_csv
 
 
-def make_algorithm(*, sparse: bool) -> rl.VGF:
-    """Learn a reference first; then a critic, from four of its samples per state, not transported (L_train = 0)."""
-    # Where returns are scored a pessimistic ensemble pays; success lies between 0 and 1 and is overestimated less.
-    ensemble = rl.Mean() if sparse else rl.Minimum()
-    return rl.presets.default(
-        reference=rl.ReferenceLearner(updates=8_000),
-        particles=4,
-        **dict.fromkeys(("target", "improvement", "selection"), ensemble),
-        batch_size=128 if sparse else 256,
-        learning_rate=1e-3,
-        polyak=0.01,
-    )
-
-
 def make_policies(vgf: rl.VGF, lengths: tuple[int, ...], chosen: int) -> tuple[Policy, ...]:
     """List ways to act with one set of weights, decided before anything is evaluated: budgets and their controls."""
     budget = {steps: vgf.train_budget.with_steps(steps, 0.3) for steps in lengths}  # of the reference's spread
@@ -58,7 +44,8 @@ def main(options: argparse.Namespace) -> None:
     require("gymnasium", "matplotlib", extra="rl,examples")
     sparse = data.metric(options.env) == "success"  # otherwise returns are scored
     chunk = 5 if sparse else 1  # actions taken at once: a manipulator that decides at every step gets stuck
-    vgf = make_algorithm(sparse=sparse)
+    # A reference first; then a critic, from four of its samples per state, not transported (L_train = 0).
+    vgf = rl.presets.small(data.metric(options.env))
     policies = make_policies(vgf, *(((1, 3, 5), 5) if sparse else ((1, 3), 1)))
     identity = {"env": options.env, "seed": options.seed, "steps": options.steps, "episodes": options.eval_episodes}
     lanes = rl.Lanes(options.env, 20 if sparse else 40, workers=os.cpu_count() or 1)

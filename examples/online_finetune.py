@@ -24,15 +24,8 @@ from flowrl.runs import RunDirectory, progress_line, require, to_csv
 def main(options: argparse.Namespace) -> None:
     """Train offline, go on by acting in two ways, and compare."""
     require("gymnasium", "matplotlib", extra="rl,examples")
-    ensemble = rl.Mean() if data.metric(options.env) == "success" else rl.Minimum()  # as in offline_rl.py
-    vgf = rl.presets.default(
-        particles=4,
-        target=ensemble,
-        improvement=ensemble,
-        selection=ensemble,
-        reference=rl.ReferenceLearner(updates=options.offline_steps),
-        learning_rate=1e-3,
-        polyak=0.01,
+    vgf = rl.presets.small(
+        data.metric(options.env), batch_size=256, reference=rl.ReferenceLearner(updates=options.offline_steps)
     )
     # Budgets of test and of the collection; the step size is in units of the reference's within-state spread.
     flows = (Policy(f"VGF L={n}", 8, vgf.train_budget.with_steps(n, 0.3)) for n in (1, 3))

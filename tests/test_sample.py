@@ -282,6 +282,35 @@ def test_narrow_directions_askew_are_found_by_the_covariance_of_the_set():
     assert isinstance(method.solver.proposal.scale, flowrl.LearnedCovariance)
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_starts_far_out_in_a_tail_come_back(seed):
+    """A line through raw data with an unknown noise: some starts are 10⁵ deep, where no step of the others fits."""
+    x, y = np.array([2.1, 2.6, 3.2, 3.4, 3.9, 4.4]), np.array([33.0, 29.5, 24.8, 22.1, 19.7, 15.9])
+    data = jnp.asarray(np.stack([np.ones(6), x, y], axis=1), FLOAT)
+
+    def log_prob(unknown):
+        residual = (data[:, 2] - data[:, :2] @ unknown[:2]) * jnp.exp(-unknown[2])
+        return -0.5 * jnp.sum(residual**2) - 6 * unknown[2] - 0.5 * jnp.sum((unknown / jnp.array([100, 100, 1.0])) ** 2)
+
+    samples = flowrl.sample(log_prob, 100, like=jnp.zeros(3, FLOAT), key=jr.key(seed))
+    assert samples.verdict.arrived, str(samples.verdict)
+    draws = np.asarray(samples.pooled())[:, :2]
+    line = np.linalg.lstsq(np.asarray(data[:, :2]), y, rcond=None)[0]  # of a wide prior nothing is left
+    np.testing.assert_array_less(np.abs(draws.mean(axis=0) - line), 0.1 * draws.std(axis=0))
+
+
+@pytest.mark.thorough
+def test_coordinates_of_very_unequal_size_are_told_in_a_sentence():
+    def log_prob(x):
+        return -0.5 * jnp.sum(((x - 1000) / jnp.array([0.01, 1.0, 50.0])) ** 2)
+
+    verdict = flowrl.sample(log_prob, 100, like=jnp.zeros(3, FLOAT), key=KEY).verdict
+    assert verdict.wrong
+    assert "hardly a move is accepted" in str(verdict)
+    assert "standardised" in str(verdict)
+
+
 def test_few_particles_cannot_tell():
     samples = flowrl.sample(_correlated, 4, like=jnp.zeros(2, FLOAT), key=KEY, max_gradients=8_000)
     assert "cannot tell" in str(samples)

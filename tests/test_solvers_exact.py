@@ -156,6 +156,31 @@ def test_the_step_size_adapts_from_anywhere(proposal, first):
     assert float(jnp.abs(solution.particles.mean(axis=0) / unit).max()) < 0.3
 
 
+def _settled(target, start, share=1.0, max_displacement=None, **options):
+    budget = Budget(60, 0.5, max_displacement=max_displacement)
+    return np.asarray(run(target, start, budget, Metropolis(share=share, **options)).particles)
+
+
+def test_who_is_lost_in_a_tail_is_put_where_others_are():
+    """At 3,000 the step of the others is refused for ever."""
+    steep = Density(lambda x: -0.25 * jnp.sum(x**4))
+    start = jnp.concatenate([jr.normal(jr.key(0), (48, 1), FLOAT), jnp.full((2, 1), 3000, FLOAT)])
+    assert (_settled(steep, start)[48:] == 3000).all()
+    assert (_settled(steep, start, patience=10, share=0.0)[48:] == 3000).all()  # draws are never touched
+    assert (_settled(steep, start, patience=10, max_displacement=5.0)[48:] == 3000).all()  # the cap holds
+    back = _settled(steep, start, patience=10)
+    assert np.abs(back).max() < 10
+    assert len(np.unique(back)) == 50
+
+
+def test_who_waits_for_long_where_it_is_dense_is_not_lost():
+    def narrow(x):  # a mode as heavy as the other, and ten thousand times as narrow
+        return jnp.logaddexp(-0.5 * jnp.sum(x**2), -0.5 * jnp.sum(((x - 8) / 1e-4) ** 2) + jnp.log(1e4))
+
+    start = jnp.concatenate([jr.normal(jr.key(0), (45, 1), FLOAT), jnp.full((5, 1), 8, FLOAT)])
+    assert (np.abs(_settled(Density(narrow), start, patience=5)[45:] - 8) < 0.01).all()
+
+
 def test_the_step_is_fixed_after_its_share():
     target, start, solver = Density(log_normal), draw(0, (50, 3)), Metropolis(share=0.4)
     stepper = flowrl.Stepper(target, Budget(20, 0.5), flowrl.Transport(Langevin(), solver))

@@ -111,7 +111,7 @@ class Pieces(eqx.Module):
 
         def begun(start: Particles) -> Standing:
             progress = _begun(method, target, start, shortened(learning), key)
-            first = progress.ensemble.own[1]
+            first = progress.ensemble.own.log_density
             return Standing(given, start, first, evidence, jnp.asarray(learning), progress)
 
         standing, draws = begun(start), []

@@ -41,6 +41,7 @@ _DENSE = 1000  # dimensions up to which a covariance is learned: 4 MB, and 0.3 s
 _MOVES = 4  # per temperature, of tempering
 _LEAST = 10  # steps of the adaptation, and draws of each particle
 _EVIDENCE = ("log_evidence", "log_evidence_error")
+_PATIENCE = 10  # steps after which a particle in the far tail, that the step size of the set does not fit, is given up
 _JUDGED = 20  # sets of draws at which the verdict takes gradients
 
 
@@ -255,7 +256,8 @@ def _moves(
     proposal: AbstractProposal, acceptance: float | None, domain: AbstractDomain, learning: int, steps: int
 ) -> tuple[Transport, Budget]:
     """Return the method that adapts in the first `learning` of some steps, and its budget."""
-    solver = Metropolis(proposal=proposal, acceptance=acceptance, share=(learning - 0.5) / steps)  # half: for rounding
+    share = (learning - 0.5) / steps  # half: for rounding
+    solver = Metropolis(proposal=proposal, acceptance=acceptance, share=share, patience=_PATIENCE)
     return Transport(Langevin(), solver, domain), Budget(steps, None)
 
 

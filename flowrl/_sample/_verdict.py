@@ -24,6 +24,7 @@ _STUCK = 0.5
 _DIVERGENT = 0.01  # share of moves: above it in nearly all runs on funnels, and seldom elsewhere
 _FEWEST = 8
 _LOST = 0.5  # share of moves that diverge at no neck of a funnel
+_REFUSED = 0.01  # acceptance: of what is asked for, 0.9, nothing is left
 _UNPULLED = 0.05  # equipartition of a flat direction is 0
 
 
@@ -139,6 +140,7 @@ def judge(
             (jnp.abs(pull_z[steep]) > threshold) & (jnp.abs(score) > _UNBALANCE),
             jnp.asarray(frozen) > 0.05,
             ~jnp.isfinite(error),
+            jnp.asarray(acceptance) < _REFUSED,
         ]
     )
     acceptance, divergent, frozen = (jnp.asarray(x, dtype) for x in (acceptance, divergent, frozen))
@@ -193,6 +195,12 @@ def _sentence(verdict: Verdict) -> str:
         return (
             "not arrived: no particle has a finite log density and gradient where it starts, so none moves (give a "
             "domain, or a start inside the support)"
+        )
+    if v["acceptance"] < _REFUSED:
+        return (
+            "not arrived: hardly a move is accepted: the start is far out in a tail (write coordinates in units of "
+            "their size, such as standardised covariates, or give particles nearer the mode) or the density flat (is "
+            "it improper?)"
         )
     doubts = _doubts(v, tempered=verdict.tempered)
     if v["wrong"]:

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
-from flowrl._custom_types import Count, Mask, PerParticle, Scalar
+from flowrl._custom_types import Count, Key, Mask, PerParticle, Scalar
 from flowrl._flow import Langevin
 from flowrl._misc import check_fields
 from flowrl._solver._ensemble import Ensemble, Step
@@ -31,6 +31,14 @@ class _Memory(NamedTuple):
     step_size: Scalar
 
 
+class _Own(NamedTuple):
+    """What belongs to each particle: the proposal's own, U/α where it is, and its refusals in a row."""
+
+    proposal: PyTree
+    log_density: PerParticle
+    refused: Int[Array, " n"]
+
+
 class Metropolis(AbstractStepSolver):
     r"""Every particle a Markov chain whose steps are accepted or rejected, so that it samples the target exactly.
 
@@ -52,6 +60,9 @@ class Metropolis(AbstractStepSolver):
         proposal: a solver whose step has a known density.
         acceptance: the share of accepted moves that the step size adapts to, in (0, 1); None for the proposal's own.
         share: the first share of the budget in which the step size adapts, in [0, 1]; 0 for the budget's own step size.
+        patience: as many refusals in a row, while the step size adapts, give up a particle that lies deeper than 10
+            in log density below every one that moves: the step size that suits the others never fits a start so far
+            out. It takes the place of one that moves, by chance. None, by default, for never.
 
     Example:
         ```python
@@ -77,6 +88,7 @@ class Metropolis(AbstractStepSolver):
     proposal: AbstractProposal = Euler()
     acceptance: float | None = eqx.field(static=True, default=None)
     share: float = eqx.field(static=True, default=0.5)
+    patience: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         if not isinstance(self.proposal, AbstractProposal):
@@ -84,7 +96,7 @@ class Metropolis(AbstractStepSolver):
                 f"proposal must be a solver whose steps have a known density: Euler(), Hamiltonian() or "
                 f"Microcanonical(); got {self.proposal!r}."
             )
-        check_fields(self, shares=("share",))
+        check_fields(self, shares=("share",), counts=("patience",))
         if self.acceptance is not None and not 0 < self.acceptance < 1:
             raise ValueError(f"Metropolis: acceptance must be in (0, 1), got {self.acceptance}.")
 
@@ -105,15 +117,15 @@ class Metropolis(AbstractStepSolver):
         ensemble, log_density = self.proposal.prepare(step, ensemble)
         zero, none = jnp.zeros((), log_density.dtype), jnp.zeros((), int)
         memory = _Memory(ensemble.memory, zero, zero, zero, none, none, step.size)
-        return ensemble.replace(own=(ensemble.own, log_density), memory=memory)
+        return ensemble.replace(own=_Own(ensemble.own, log_density, jnp.zeros(log_density.shape, int)), memory=memory)
 
     def step(self, step: Step, ensemble: Ensemble) -> Ensemble:
         memory: _Memory = ensemble.memory
         propose_key, accept_key = step.keys(2)
         sized = self._sized(step, memory).replace(key=propose_key)
         adapts = step.within(self.share)
-        before = ensemble.replace(own=ensemble.own[0], memory=memory.proposal)
-        log_density = ensemble.own[1]
+        own: _Own = ensemble.own
+        before, log_density = ensemble.replace(own=own.proposal, memory=memory.proposal), own.log_density
         if not step.unchanging:
             before, log_density = self.proposal.prepare(sized, before)
         proposed, kept, log_ratio, there = self.proposal.propose(sized.replace(adapts=adapts), before)
@@ -121,12 +133,24 @@ class Metropolis(AbstractStepSolver):
         chance = jnp.exp(jnp.minimum(jnp.where(jnp.isnan(log_chance), -jnp.inf, log_chance), 0))
         accepted = before.alive & (jr.uniform(accept_key, chance.shape, chance.dtype) < chance)
         after = proposed.where(accepted, kept)
-        own = (after.own, jnp.where(accepted, there, log_density))
+        refused = jnp.where(accepted, 0, own.refused + 1)
+        own = _Own(after.own, jnp.where(accepted, there, log_density), refused)
         # A move outside of the domain is refused whatever its energy.
         lost = step.allowed(proposed) & ~(there - log_density + log_ratio > -_DIVERGENT)
         mass = step.view.mass(before.alive)
         memory = self._adapted(memory, proposed.memory, sized, adapts, mass, chance, lost)
-        return after.replace(own=own, alive=before.alive, memory=memory)
+        after = after.replace(own=own, alive=before.alive, memory=memory)
+        return after if self.patience is None else self._rescued(step, after, adapts, jr.fold_in(accept_key, 1))
+
+    def _rescued(self, step: Step, ensemble: Ensemble, adapts: Bool[Array, ""], key: Key) -> Ensemble:
+        """Put particles that were given up where others are."""
+        own: _Own = ensemble.own
+        moves = ensemble.alive & (own.refused < self.patience)
+        lowest = jnp.min(jnp.where(moves, own.log_density, jnp.inf))
+        lost = ensemble.alive & ~moves & (own.log_density < lowest - _DIVERGENT) & jnp.any(moves) & adapts
+        chosen = jr.categorical(key, jnp.where(moves, 0.0, -jnp.inf).astype(own.log_density.dtype), shape=lost.shape)
+        there = ensemble.take(jnp.where(lost, chosen, jnp.arange(lost.shape[0])))
+        return there.where(step.allowed(there) | ~lost, ensemble)
 
     def _sized(self, step: Step, memory: _Memory) -> Step:
         return step.replace(size=step.size * jnp.exp(memory.log_factor))
@@ -155,10 +179,10 @@ class Metropolis(AbstractStepSolver):
         return _Memory(proposal, log_factor, acceptance, divergent, counted, memory.steps + 1, sized.size)
 
     def stopped(self, ensemble: Ensemble, who: Array) -> Ensemble:
-        inner = ensemble.replace(own=ensemble.own[0], memory=ensemble.memory.proposal)
+        inner = ensemble.replace(own=ensemble.own.proposal, memory=ensemble.memory.proposal)
         inner = self.proposal.stopped(inner, who)
         memory = ensemble.memory._replace(proposal=inner.memory)
-        return inner.replace(own=(inner.own, ensemble.own[1]), memory=memory)
+        return inner.replace(own=ensemble.own._replace(proposal=inner.own), memory=memory)
 
     def spent(self, step: Step, ensemble: Ensemble) -> Scalar:
         memory: _Memory = ensemble.memory
@@ -166,7 +190,7 @@ class Metropolis(AbstractStepSolver):
 
     def extras(self, ensemble: Ensemble) -> dict[str, Any]:
         memory: _Memory = ensemble.memory
-        inner = self.proposal.extras(ensemble.replace(own=ensemble.own[0], memory=memory.proposal))
+        inner = self.proposal.extras(ensemble.replace(own=ensemble.own.proposal, memory=memory.proposal))
         learned = {
             "acceptance": memory.acceptance,
             "divergent": memory.divergent,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from flowrl._renamed import old_names as _old_names
 from flowrl.rl import data as data, report as report, tasks as tasks
+from flowrl.rl._learn import learn as learn
 from flowrl.rl.acting import (
     AbstractSpace as AbstractSpace,
     AbstractStage as AbstractStage,

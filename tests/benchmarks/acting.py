@@ -26,6 +26,7 @@ from scipy import stats
 
 from flowrl import Ascent, Budget, Langevin, Metropolis, Optax, Transport
 from flowrl.rl import (
+    VGF,
     Actions,
     Agent,
     Barycentre,
@@ -48,7 +49,9 @@ from flowrl.scripts.offline import load_agent
 
 def ways(agent: Agent) -> tuple[Policy, ...]:
     """List the ways, by name; elite means and colder noise shrink a set without any flow."""
-    step = {size: agent.algorithm.train_budget.with_steps(1, size) for size in (0.1, 0.2, 0.3)}  # pyright: ignore
+    if not isinstance(agent.algorithm, VGF):
+        return tuple(way for way in ways_of_baseline() if _fits(way, agent))
+    step = {size: agent.algorithm.train_budget.with_steps(1, size) for size in (0.1, 0.2, 0.3)}
     return (
         Policy("one sample", 1),
         Policy("best-of-8", 8),
@@ -74,6 +77,26 @@ def ways(agent: Agent) -> tuple[Policy, ...]:
         Policy("ascent in noise", 8, Move(Transport(Ascent(), Optax()), Budget(3, 0.3))),
         Policy("MALA in noise", 8, (Move(Transport(Langevin(), Metropolis()), Budget(8, 0.1, 0.5)), Uniform())),
     )
+
+
+def ways_of_baseline() -> tuple[Policy, ...]:
+    """List the ways of a baseline, whose steps are in units of the action: its own, and those that VGF acts by."""
+    return (
+        Policy("one sample", 1),
+        Policy("best-of-8", 8),
+        Policy("best-of-32", 32),
+        Policy("step 0.1", 8, Budget(1, 0.1)),
+        Policy("consensus 0.5", 32, Barycentre(0.5)),
+        Policy("consensus 0.5, step 0.03", 32, (Barycentre(0.5), Budget(1, 0.03))),
+    )
+
+
+def _fits(way: Policy, agent: Agent) -> bool:
+    try:
+        way.check(agent.algorithm)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclasses.dataclass(frozen=True)

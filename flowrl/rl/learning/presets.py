@@ -11,6 +11,7 @@ from flowrl._flow import SVGD, Ascent
 from flowrl._renamed import old_names as _old_names
 from flowrl._solver import Euler, Optax
 from flowrl._transport import Transport
+from flowrl.rl.data.schema import Metric
 from flowrl.rl.learning._authors_svgd import AuthorsSVGD
 from flowrl.rl.learning._reference_learner import ReferenceLearner
 from flowrl.rl.learning._vgf import VGF
@@ -37,6 +38,29 @@ def default(steps: int = 0, step_size: float = 0.1, **changes: object) -> VGF:
         VGF(transport=Transport(Ascent(), Optax(), _actions()), train_budget=Budget(steps, step_size)),
         samples | changes,
     )
+
+
+def small(metric: Metric, updates: int = 10_000, **changes: object) -> VGF:
+    """Return what `flowrl offline` trains: `default` at a size for two cores and minutes, no flow in training.
+
+    Where returns are scored a pessimistic ensemble pays; success lies between 0 and 1 and is overestimated less.
+
+    Args:
+        metric: how policies are scored, as `data.metric` says.
+        updates: of the critic; the reference has four fifths of them.
+        changes: other fields of `VGF`.
+    """
+    sparse = metric == "success"
+    ensemble = Mean() if sparse else Minimum()
+    fields: dict[str, object] = {
+        "reference": ReferenceLearner(updates=max(updates * 4 // 5, 1)),
+        "particles": 4,
+        **dict.fromkeys(("target", "improvement", "selection"), ensemble),
+        "batch_size": 128 if sparse else 256,
+        "learning_rate": 1e-3,
+        "polyak": 0.01,
+    }
+    return default(**(fields | changes))  # pyright: ignore[reportArgumentType]
 
 
 def paper(steps: int = 1, step_size: float = 0.1, **changes: object) -> VGF:

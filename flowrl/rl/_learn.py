@@ -1,0 +1,73 @@
+"""From a data set to an agent in one call."""
+
+import math
+from collections.abc import Callable
+
+from flowrl._custom_types import Key
+from flowrl._misc import check_count
+from flowrl.rl.acting import Agent
+from flowrl.rl.data.replay import Standardizer, make_replay
+from flowrl.rl.data.schema import OfflineDataset, apply_protocol
+from flowrl.rl.learning import AbstractAlgorithm, AbstractPretrained, Progress, fit, presets
+from flowrl.runs import RunDirectory
+
+
+def learn(
+    dataset: OfflineDataset,
+    algorithm: AbstractAlgorithm | None = None,
+    *,
+    key: Key,
+    updates: int = 10_000,
+    discount: float = 0.99,
+    n_step: int = 5,
+    chunk: int | None = None,
+    run: RunDirectory | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Agent:
+    """Train on a data set, and return what acts.
+
+    Rewards that are as the environment gave them are brought to unit scale where returns are scored (`unit_std`);
+    observations are standardised; then it is `make_replay` and `fit`, which take everything apart.
+
+    Args:
+        dataset: from `data.load`, `data.from_arrays` or `data.load_arrays`.
+        algorithm: what learns; None is `presets.small` for the data's metric and the number of updates.
+        key: randomness of the whole run.
+        updates: of the algorithm, those of a pretraining not counted.
+        discount: γ of one step of the environment.
+        n_step: steps of the n-step return.
+        chunk: actions taken at once; None is 5 where success is scored, 1 where returns are.
+        run: where to save; started again on it, training goes on from its last checkpoint.
+        progress: called as `progress(done, total)`, in updates, those of a pretraining counted.
+
+    Returns:
+        The agent: `agent(observation, key=key)` is its action, `evaluate` plays whole episodes with it.
+
+    Raises:
+        FloatingPointError: training diverged.
+        TypeError: the data set or the algorithm is something else.
+        ValueError: a number is out of range, or all rewards are equal.
+    """
+    if not isinstance(dataset, OfflineDataset):
+        raise TypeError(
+            f"dataset must be an OfflineDataset, got {type(dataset).__name__}: make one by data.from_arrays."
+        )
+    check_count("updates", updates)
+    sparse = dataset.info.metric == "success"
+    if dataset.info.reward_transform.protocol == "none" and not sparse:
+        dataset = apply_protocol(dataset, rewards="unit_std")
+    if chunk is None:
+        chunk = 5 if sparse else 1  # a manipulator that decides at every step gets stuck
+    if algorithm is None:
+        algorithm = presets.small(dataset.info.metric, updates)
+    pretraining = algorithm.pretraining if isinstance(algorithm, AbstractPretrained) else 0
+    standardizer = Standardizer.fit(dataset.train.observations)
+    replay = make_replay(dataset.train, standardizer, discount=discount, n_step=n_step, chunk=chunk)
+
+    def show(now: Progress) -> None:
+        if progress is not None:
+            progress(now.done + (pretraining if now.phase == "main" else 0), pretraining + updates)
+
+    interval = math.gcd(updates, pretraining, 1_000)  # updates per compiled call; a checkpoint follows each
+    state = fit(algorithm, replay, updates=updates, interval=interval, key=key, run=run, progress=show)
+    return Agent(algorithm, state, standardizer, chunk)
