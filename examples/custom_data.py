@@ -43,15 +43,12 @@ if __name__ == "__main__":
     if config.data is None:
         path.parent.mkdir(exist_ok=True)
         record(path)
-    dataset = data.apply_protocol(data.load_arrays(path, env=config.env), rewards="unit_std")
+    dataset = data.load_arrays(path, env=config.env)
     print(*dataset.info.notes, sep="\n")
-    standardizer = rl.Standardizer.fit(dataset.train.observations)
-    replay = rl.make_replay(dataset.train, standardizer, discount=0.97)
-    reference = rl.ReferenceLearner(hidden=(128, 128), updates=2000)
-    vgf = rl.presets.default(1, 0.3, hidden=(128, 128), reference=reference)
-    state = rl.fit(vgf, replay, updates=config.updates, interval=1000, key=jr.key(0))
+    vgf = rl.presets.small("return", config.updates, hidden=(128, 128))
+    agent = rl.learn(dataset, vgf, updates=config.updates, discount=0.97, key=jr.key(0))
     flowing = Policy("VGF L=3", 8, Budget(3, 0.5))
     policies = Policy("behaviour", 8, Uniform()), Policy("best-of-8", 8), flowing
     with rl.Lanes(dataset.info.name, 12) as lanes:
-        measured = rl.evaluate(rl.Agent(vgf, state, standardizer), policies, lanes, episodes=16, seed=0)
+        measured = rl.evaluate(agent, policies, lanes, episodes=16, seed=0)
     print(report.markdown(report.summarise(policies, measured, "return", baseline="best-of-8"), "return"))

@@ -229,7 +229,7 @@ def _filters():
     return _table(["filter", "error", "worst seed", "more than the first"], rows)
 
 
-FLOWS_PAGE, POSTERIOR_PAGE = DOCS / "concepts" / "flows.md", DOCS / "tutorials" / "posterior.md"
+FLOWS_PAGE, POSTERIOR_PAGE = DOCS / "concepts" / "flows.md", DOCS / "results" / "posteriors.md"
 TABLES = {
     "flows": (FLOWS_PAGE, _flows),
     "solvers": (FLOWS_PAGE, _solvers),

@@ -1,7 +1,12 @@
 """From a data set to an agent in one call."""
 
+import contextlib
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
+
+import jax.random as jr
 
 from flowrl._custom_types import Key
 from flowrl._misc import check_count
@@ -21,7 +26,7 @@ def learn(
     discount: float = 0.99,
     n_step: int = 5,
     chunk: int | None = None,
-    run: RunDirectory | None = None,
+    out: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Agent:
     """Train on a data set, and return what acts.
@@ -37,7 +42,8 @@ def learn(
         discount: γ of one step of the environment.
         n_step: steps of the n-step return.
         chunk: actions taken at once; None is 5 where success is scored, 1 where returns are.
-        run: where to save; started again on it, training goes on from its last checkpoint.
+        out: directory of the run: metrics and a checkpoint after every interval. The same call goes on from there, and
+            where the run is done returns its agent; another call is refused.
         progress: called as `progress(done, total)`, in updates, those of a pretraining counted.
 
     Returns:
@@ -46,7 +52,7 @@ def learn(
     Raises:
         FloatingPointError: training diverged.
         TypeError: the data set or the algorithm is something else.
-        ValueError: a number is out of range, or all rewards are equal.
+        ValueError: a number is out of range, all rewards are equal, or `out` is of another run.
     """
     if not isinstance(dataset, OfflineDataset):
         raise TypeError(
@@ -69,5 +75,12 @@ def learn(
             progress(now.done + (pretraining if now.phase == "main" else 0), pretraining + updates)
 
     interval = math.gcd(updates, pretraining, 1_000)  # updates per compiled call; a checkpoint follows each
-    state = fit(algorithm, replay, updates=updates, interval=interval, key=key, run=run, progress=show)
+    with contextlib.ExitStack() as stack:
+        run = None
+        if out is not None:
+            identity = {"data": dataset.info.sha256, "algorithm": type(algorithm).__name__, "updates": updates}
+            identity |= {"discount": discount, "n_step": n_step, "chunk": chunk, "key": jr.key_data(key).tolist()}
+            resume = (Path(out) / "config.json").exists()
+            run = stack.enter_context(RunDirectory(out, identity, resume=resume))
+        state = fit(algorithm, replay, updates=updates, interval=interval, key=key, run=run, progress=show)
     return Agent(algorithm, state, standardizer, chunk)
