@@ -18,6 +18,7 @@ import types
 import typing
 import urllib.parse
 
+import lunr
 import pytest
 import test_programs
 import test_public
@@ -144,6 +145,51 @@ def _undocumented(site):
 CHECKS = {check.__name__: check for check in (_dead_links, _foreign_loads, _without_words, _heavy, _out_of_reach)}
 
 
+# What people type, and the pages that may come first.
+QUERIES = {
+    "numpyro model": ("api/sample/", "how-to/"),
+    "multimodal": ("how-to/",),
+    "MALA": ("how-to/",),
+    "huggingface": ("start/", "how-to/", "tutorials/rlhf/", "api/rlhf/"),
+    "Pendulum": ("start/", "how-to/", "tutorials/data/"),
+    "step size": ("how-to/",),
+    "bounded parameters": ("how-to/",),
+    "evidence": ("how-to/",),
+    "arviz": ("how-to/",),
+    "resume": ("how-to/",),
+    "NaN": ("project/faq/",),
+    "baseline": ("results/experiments/", "api/baselines/"),
+    "GPU": ("how-to/", "results/performance/"),
+    "own critic": ("how-to/",),
+    "load agent": ("how-to/",),
+    "out of memory": ("project/faq/",),
+    "SLURM": ("how-to/",),
+    "OGBench": ("start/",),
+    "posterior": ("start/",),
+    "own algorithm": ("how-to/",),
+    "transport": ("api/transport/",),
+    "best-of-n": ("concepts/acting/", "concepts/words/"),
+    "getting started": ("start/",),
+}
+
+
+def _found(index):
+    """Search the built index as the site does: by its separator, titles above text, pages by their boost."""
+    separator, markup = re.compile(index["config"]["separator"]), re.compile(r"<[^>]+>")
+
+    def words(text):
+        return " ".join(separator.split(html.unescape(markup.sub(" ", text))))
+
+    pages = [
+        ({"ref": page["location"], "title": words(page["title"]), "text": words(page["text"])}, page.get("boost", 1))
+        for page in index["docs"]
+    ]
+    fields = [{"field_name": "title", "boost": 1000}, {"field_name": "text", "boost": 1}]
+    search = lunr.lunr("ref", fields, [(page, {"boost": boost}) for page, boost in pages])
+    hits = {query: search.search(words(query)) for query in QUERIES}
+    return {query: hit[0]["ref"].split("#")[0] if hit else "" for query, hit in hits.items()}
+
+
 @pytest.mark.thorough
 def test_the_built_site(tmp_path):
     """One test, since the build is what costs."""
@@ -159,6 +205,8 @@ def test_the_built_site(tmp_path):
     assert {name: found for name, found in faults.items() if found} == {}
     index = json.loads((tmp_path / "site" / "search" / "search_index.json").read_text())
     assert any(entry["location"] == "api/transport/#flowrl.transport" for entry in index["docs"])
+    found = _found(index)
+    assert {query: found[query] for query, page in QUERIES.items() if found[query] not in page} == {}
 
 
 NAV = '<nav class="md-nav md-nav--primary"><a href="{}">there</a></nav>'
