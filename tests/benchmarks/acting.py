@@ -3,6 +3,7 @@
     flowrl offline vgf --env ENV --seed K --eval-episodes 0 --curve-points 0 --out RUNS/ENV/seedK    # for each
     python tests/benchmarks/acting.py play --runs RUNS --out rows.csv
     python tests/benchmarks/acting.py table rows.csv
+    python tests/benchmarks/acting.py figure rows.csv figure.png
     python tests/benchmarks/acting.py critics --runs RUNS
 
 Every run under RUNS is played with every way to act on the same episodes. A row holds one way, one run: its score in
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Annotated
 
 import jax.random as jr
+import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from scipy import stats
@@ -134,6 +136,18 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
+class Figure:
+    """Draw every way over all tasks, with its interval over seeds."""
+
+    rows: tyro.conf.Positional[Path]
+    """From `play`."""
+    out: tyro.conf.Positional[Path]
+    """The picture."""
+    baseline: str = "best-of-8"
+    """Way that others are compared with."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Critics:
     """Print what the critics of all seeds say of the ways of the first, on held-out data."""
 
@@ -214,18 +228,47 @@ def play(options: Play) -> None:
             writer.writerows(rows)
 
 
-def table(options: Table) -> None:
-    """Print one way beside every other over all tasks, and then all ways for each task."""
-    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
-    for row in csv.DictReader(options.rows.open()):
+Scores = dict[str, dict[str, np.ndarray]]  # of a task: by way, by seed
+
+
+def _read(path: Path) -> dict[str, Scores]:
+    """Read the scores of all tasks."""
+    found: dict[str, Scores] = {}
+    for row in csv.DictReader(path.open()):
         scores = np.array([float(x) for x in row["scores"].split()])
         task = row["env"] + (f", chunks of {row['chunk']}" if int(row["chunk"]) > 1 else "")
         found.setdefault(task, {}).setdefault(row["way"], {})[row["seed"]] = scores
+    return found
+
+
+def figure(options: Figure) -> None:
+    """Draw every way over all tasks."""
+    tasks = list(_read(options.rows).values())
+    ways = [way for way in tasks[0] if way not in ("one sample", options.baseline)]
+    shares = {way: _shares(tasks, options.baseline, way, options.baseline) for way in ways}
+    ways = sorted((way for way in ways if shares[way]), key=lambda way: float(np.mean(shares[way])))
+    drawing, axis = plt.subplots(figsize=(7, 0.32 * len(ways) + 1.2), layout="constrained")
+    for height, way in enumerate(ways):
+        low, high, _ = _interval(shares[way])
+        sure = low > 0 or high < 0
+        axis.plot([low, high], [height, height], color="C0" if sure else "0.6", linewidth=2)
+        axis.plot(np.mean(shares[way]), height, "o", color="C0" if sure else "0.6")
+    axis.axvline(0, color="0.3", linewidth=0.8)
+    axis.set_yticks(range(len(ways)), ways, fontsize=11)
+    axis.set_xlabel(f"above {options.baseline}, % of its mean, over {len(tasks)} tasks", fontsize=11)
+    axis.grid(axis="x", alpha=0.3)
+    drawing.savefig(options.out, dpi=110)
+
+
+def table(options: Table) -> None:
+    """Print one way beside every other over all tasks, and then all ways for each task."""
+    found = _read(options.rows)
     print(f"| `{options.way}` minus, 95 % over seeds | " + " | ".join(found) + f" | mean, % of {options.baseline} |")
     print("|---" * (len(found) + 2) + "|")
     for other in dict.fromkeys(way for here in found.values() for way in here if way != options.way):
         cells = [_difference(here, options.way, other)[0] for here in found.values()]
-        print(f"| {other} | " + " | ".join([*cells, _over_tasks(list(found.values()), options, other)]) + " |")
+        shares = _shares(list(found.values()), options.baseline, options.way, other)
+        print(f"| {other} | " + " | ".join([*cells, _text(shares, ".1f") if shares else ""]) + " |")
     for task, here in found.items():
         seeds = sorted(here[options.baseline], key=int)
         episodes = next(iter(here[options.baseline].values())).size
@@ -238,22 +281,15 @@ def table(options: Table) -> None:
             print(f"| {way} | {np.mean(list(by_seed.values())):.0f} | {means} | {difference} | {within} |")
 
 
-def _over_tasks(tasks: list[dict[str, dict[str, np.ndarray]]], options: Table, other: str) -> str:
-    """Return the difference to another way in percent of the baseline's mean, over tasks, by the seeds of all tasks."""
-    seeds = sorted(set.intersection(*(set(here.get(other, {})) & set(here[options.way]) for here in tasks)))
-    if not seeds:
-        return ""
-    units = [np.mean(list(here[options.baseline].values())) / 100 for here in tasks]
+def _shares(tasks: list[Scores], baseline: str, way: str, other: str) -> list[np.ndarray]:
+    """Return how far a way is above another in percent of the baseline's mean, over tasks, for each seed of all."""
+    seeds = sorted(set.intersection(*(set(here.get(other, {})) & set(here.get(way, {})) for here in tasks)))
+    units = [np.mean(list(here[baseline].values())) / 100 for here in tasks]
     apart = [
-        np.array(
-            [
-                (here[options.way][seed] - here[other][seed]).mean() / unit
-                for here, unit in zip(tasks, units, strict=True)
-            ]
-        )
+        np.mean([(here[way][seed] - here[other][seed]).mean() / unit for here, unit in zip(tasks, units, strict=True)])
         for seed in seeds
     ]
-    return _text([np.full(2, x.mean()) for x in apart], ".1f")
+    return [np.full(2, x) for x in apart]
 
 
 def _difference(here: dict[str, dict[str, np.ndarray]], way: str, other: str) -> tuple[str, str]:
@@ -285,7 +321,8 @@ if __name__ == "__main__":
     chosen = tyro.cli(
         Annotated[Play, tyro.conf.subcommand("play")]
         | Annotated[Table, tyro.conf.subcommand("table")]
+        | Annotated[Figure, tyro.conf.subcommand("figure")]
         | Annotated[Critics, tyro.conf.subcommand("critics")],
         description=__doc__,
     )
-    {Play: play, Table: table, Critics: critics}[type(chosen)](chosen)
+    {Play: play, Table: table, Figure: figure, Critics: critics}[type(chosen)](chosen)
