@@ -132,7 +132,7 @@ def test_a_missing_package_is_named_before_anything_is_computed(monkeypatch, tmp
         ("--step-sizes 1 1", "--step-sizes"),
         ("--methods", "--methods"),
         ("--best-of 0", "--best-of"),
-        ("--temperature 1", "svgd"),
+        ("--flow ascent --temperature 1", "svgd"),
         ("--width 20", "multiple of 16"),
         ("--model x", "--reward-model"),
         ("--mu smollm2", "beyond a CPU"),
