@@ -194,7 +194,7 @@ def plot(rows: list[dict], path: Path) -> None:
     axis.plot([r["proxy"] for r in best], [r["gold"] for r in best], "s--", color="gray", label="best-of-N")
     for r in best:
         axis.annotate(
-            f"N={r['count']}", (r["proxy"], r["gold"]), textcoords="offset points", xytext=(3, -11), fontsize=8
+            f"N={r['count']}", (r["proxy"], r["gold"]), textcoords="offset points", xytext=(-22, -3), fontsize=8
         )
     for marker, r in zip("*P^v", [r for r in rows if r["method"] in ("dpo", "ppo")], strict=False):
         axis.plot(r["proxy"], r["gold"], marker, markersize=10, label=r["name"])
@@ -206,14 +206,14 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def frontier(rows: list[dict], path: Path) -> None:
     """Gold wins against what an answer costs, and against variety; best-of-N is interpolated between the N drawn."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 5.0), layout="constrained", sharey=True)
     flow = [r for r in rows if r["method"] == "vgf" and r["steps"] != "" and int(r["steps"])]
-    best = sorted((r for r in rows if r["method"] in ("sft", "bon")), key=lambda r: int(r["count"]))
+    best = sorted((r for r in rows if r["method"] == "bon"), key=lambda r: int(r["count"]))
     chosen = next((r for r in rows if r["name"].startswith("VGF, chosen")), None)
     for axis, key in zip(axes, ("forwards", "distinct_2"), strict=True):
         axis.plot([r[key] for r in best], [100 * r["win"] for r in best], "s--", color="gray", label="best-of-N")
         for r in best:
-            axis.annotate(r["count"], (r[key], 100 * r["win"]), textcoords="offset points", xytext=(4, -10), fontsize=7)
+            axis.annotate(r["count"], (r[key], 100 * r["win"]), textcoords="offset points", xytext=(-22, -3), fontsize=8)
         for steps, colour in zip(sorted({int(r["steps"]) for r in flow}), ("C0", "C1", "C2", "C3"), strict=False):
             line = sorted((r for r in flow if int(r["steps"]) == steps), key=lambda r: float(r["step_size"]))
             axis.plot([r[key] for r in line], [100 * r["win"] for r in line], "o-", color=colour, label=f"L = {steps}")
@@ -221,7 +221,7 @@ def frontier(rows: list[dict], path: Path) -> None:
                 for r in line:
                     axis.annotate(
                         f"ε = {float(r['step_size']):g}", (r[key], 100 * r["win"]), textcoords="offset points",
-                        xytext=(5, -3), fontsize=7,
+                        xytext=(2, -14), fontsize=8,
                     )  # fmt: skip
         for marker, r in zip("*P^v", [r for r in rows if r["method"] in ("dpo", "ppo")], strict=False):
             axis.plot(r[key], 100 * r["win"], marker, markersize=9, color="C4", label=r["name"])
@@ -236,7 +236,7 @@ def frontier(rows: list[dict], path: Path) -> None:
     axes[0].set(xscale="log", xlabel="forwards of one answer", ylabel="gold wins against μ, %")
     axes[1].set(xlabel="distinct-2 (dotted: 0.9 of best-of-8's)")
     axes[1].invert_xaxis()
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
