@@ -213,7 +213,9 @@ def frontier(rows: list[dict], path: Path) -> None:
     for axis, key in zip(axes, ("forwards", "distinct_2"), strict=True):
         axis.plot([r[key] for r in best], [100 * r["win"] for r in best], "s--", color="gray", label="best-of-N")
         for r in best:
-            axis.annotate(r["count"], (r[key], 100 * r["win"]), textcoords="offset points", xytext=(-22, -3), fontsize=8)
+            axis.annotate(
+                r["count"], (r[key], 100 * r["win"]), textcoords="offset points", xytext=(-22, -3), fontsize=8
+            )
         for steps, colour in zip(sorted({int(r["steps"]) for r in flow}), ("C0", "C1", "C2", "C3"), strict=False):
             line = sorted((r for r in flow if int(r["steps"]) == steps), key=lambda r: float(r["step_size"]))
             axis.plot([r[key] for r in line], [100 * r["win"] for r in line], "o-", color=colour, label=f"L = {steps}")
