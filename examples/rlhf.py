@@ -2,7 +2,7 @@
 
 Everything is learned on the spot, from film opinions that a grammar makes up and rates:
 
-    python examples/rlhf.py --steps 4 --step-size 1
+    python examples/rlhf.py --steps 2 --step-size 4
 
 `flowrl align` is the study on reviews that people rated: more spaces and budgets, and trained policies beside them.
 """
@@ -58,21 +58,21 @@ def main(options: argparse.Namespace) -> None:
     print(f"{len(preferences)} preferences; the reward model agrees with {accuracy:.0%} of {UNSEEN} unseen ones")
 
     # --8<-- [start:align]
-    # The N samples of a prompt are the particles of one set; step sizes are in units of one over the reward's spread.
+    # The N samples of a prompt are particles of one set and share their gradients; each takes a new text only if its
+    # reward is higher. Rewards are in standard deviations, so that a step size means the same for every model of them.
     sampler = rlhf.Sampler(RESPONSE, end=words.end, forbidden=(words.pad, words.unknown))
     batch, count = rlhf.pack_prompts(words, prompts, PROMPT), options.particles
     samples, own = rlhf.sample(sampler, reference, batch, count=count, key=keys[4])
-    spread = float(jnp.std(rlhf.score(reward, batch, samples.tokens, samples.mask)))
-    budget = flowrl.Budget(options.steps, options.step_size / spread)
-    space = rlhf.LogitSpace(reference, sampler, by="reference")
-    aligned = rlhf.align(space, reward, batch, samples, own, budget, save=(0, options.steps))
+    reward = rlhf.standardised(reward, batch, samples)
+    space, budget = rlhf.ReferenceSpace(reference, sampler), flowrl.Budget(options.steps, options.step_size, 0.0)
+    aligned = rlhf.align(space, reward, batch, samples, own, budget, flow=flowrl.SVGD(), save=(0, options.steps))
     # --8<-- [end:align]
 
     # --8<-- [start:beside]
     # What the same computation buys without a flow. Best-of-N reads every text twice (sample, reward). Transport reads
-    # it three times more by the reference (two encodings, a decoding), and by the reward there and back at every step
-    # and once after the last: 2 + 3 + 2 L + 1 passes of models of one size, against 2.
-    equal = count * (options.steps + 3)
+    # it four times more at every step (a decoding; the reward there and back, and of the new text), and the reward at
+    # the start and at the end: 2 + 4 L + 2 passes of models of one size, against 2.
+    equal = count * (2 * options.steps + 2)
     more, _ = rlhf.sample(sampler, reference, batch, count=equal, key=keys[4])  # of which the first are `samples`
     every, best = np.arange(len(prompts)), np.argmax(rlhf.score(reward, batch, more.tokens, more.mask), axis=1)
     answers = {
@@ -109,8 +109,8 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prompts", type=int, default=100, help="new prompts")
     parser.add_argument("--particles", type=int, default=8, help="samples N per prompt")
-    parser.add_argument("--steps", type=int, default=4, help="steps L of the budget")
-    parser.add_argument("--step-size", type=float, default=1.0, help="in units of one over the reward's spread")
+    parser.add_argument("--steps", type=int, default=2, help="steps L of the budget")
+    parser.add_argument("--step-size", type=float, default=4.0, help="for a reward in standard deviations")
     parser.add_argument("--updates", type=int, default=400, help="updates of each model")
     options = parser.parse_args()
     try:

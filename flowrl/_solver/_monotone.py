@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from flowrl._custom_types import Count, PerParticle, Scalar
+from flowrl._custom_types import Count, Mask, PerParticle, Scalar
 from flowrl._misc import check_fields
 from flowrl._solver._ensemble import Ensemble, Step
 from flowrl._solver._euler import Euler
@@ -89,11 +89,12 @@ class Monotone(AbstractStepSolver):
             chooses=needs.chooses,
             caps=needs.caps,
             rests=needs.rests,
+            stays=True,
         )
 
     def init(self, step: Step, ensemble: Ensemble) -> Ensemble:
         ensemble = self.inner.init(step, ensemble)
-        value, finite = step.view.ask("value", ensemble.positions, ensemble.alive)
+        value, finite = _values(step, ensemble)
         own = _Own(ensemble.own, value, jnp.ones_like(value))
         memory = _Memory(ensemble.memory, jnp.zeros((), value.dtype), jnp.zeros((), int))
         return ensemble.replace(own=own, memory=memory, alive=finite)
@@ -105,8 +106,8 @@ class Monotone(AbstractStepSolver):
         move = (proposed.coordinates - before.coordinates) / before.scale
         moved = before.moved(own.factor[:, None] * move)
         coordinates, _, _ = step.problem.restrict(moved.coordinates)
-        moved = moved.replace(coordinates=coordinates, own=proposed.own)
-        value, finite = step.view.ask("value", moved.positions, proposed.alive)
+        moved = moved.replace(coordinates=coordinates, own=proposed.own, alive=proposed.alive)
+        value, finite = _values(step, moved)
         kept = finite & (value > own.value)
         after = moved.where(kept, before)
         grow = 1.0 if self.acceptance is None else 2 ** ((1 - self.acceptance) / self.acceptance)
@@ -128,3 +129,9 @@ class Monotone(AbstractStepSolver):
         own, memory = ensemble.own, ensemble.memory
         inner = self.inner.extras(ensemble.replace(own=own.inner, memory=memory.inner))
         return inner | {"acceptance": memory.kept}
+
+
+def _values(step: Step, ensemble: Ensemble) -> tuple[PerParticle, Mask]:
+    """Return the value of every particle, in the dtype in which they move; the target's may be another."""
+    value, finite = step.view.ask("value", ensemble.positions, ensemble.alive)
+    return value.astype(ensemble.coordinates.dtype), finite

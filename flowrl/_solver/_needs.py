@@ -29,6 +29,7 @@ class Needs:
         caps: it keeps `max_displacement` and `max_mmd`.
         rests: its particles can come to rest, so `tolerance` has a meaning.
         weighs: its particles get weights.
+        stays: its steps end in the domain and within the cap, so that particles are not brought back once more.
 
     Raises:
         ValueError: a word is not one of those above.
@@ -48,6 +49,7 @@ class Needs:
     caps: bool = True
     rests: bool = True
     weighs: bool = False
+    stays: bool = False
 
     def __post_init__(self):
         check_knowledge("Needs.target", self.target)

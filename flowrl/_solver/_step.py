@@ -131,7 +131,9 @@ class AbstractStepSolver(AbstractSolver):
         _check_structure(self, before, proposed)
         # Checked before the domain is applied: a projection would turn an overflow into a point on a face.
         alive = proposed.alive & problem.finite(proposed.coordinates)
-        coordinates, clipped, capped = problem.restrict(proposed.coordinates)
+        coordinates, clipped, capped = proposed.coordinates, jnp.zeros_like(alive), jnp.zeros_like(alive)
+        if not self.needs.stays:
+            coordinates, clipped, capped = problem.restrict(coordinates)
         alive = alive & problem.finite(coordinates)
         coordinates = jnp.where(alive[:, None], coordinates, before.coordinates)  # here the particles move
         ensemble = proposed.replace(coordinates=coordinates, alive=alive, result=_codes.successful)

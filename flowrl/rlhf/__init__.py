@@ -8,13 +8,16 @@ from flowrl.rlhf.alignment import (
     Aligned as Aligned,
     ChosenSteps as ChosenSteps,
     Limits as Limits,
+    Standardised as Standardised,
     TextStatistics as TextStatistics,
     align as align,
     check_tokens as check_tokens,
     choose_steps as choose_steps,
     hacking_starts as hacking_starts,
+    noise_target as noise_target,
     relaxed_reward as relaxed_reward,
     score as score,
+    standardised as standardised,
     target as target,
 )
 from flowrl.rlhf.learning import (

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flowrl._io import resolve_dir
 
+_FILE = 240  # columns of a table in a redirected log; rich takes 80 there, which leaves a wide table five each
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: it ends a program as Ctrl-C does, so that what is open is closed."""
@@ -60,6 +62,12 @@ def keep_programs() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(resolve_dir(None).parent / "programs"))
         jax.config.update("jax_compilation_cache_max_size", 2 * 1024**3)
+
+
+def wide_console() -> Console:
+    """Make a console for tables: as wide as the terminal, and in a file, which has no width, as wide as they need."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_FILE)
 
 
 def progress(console: Console) -> Progress:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import tyro
 
-from flowrl import Budget
+from flowrl import Budget, Euler, Monotone
 from flowrl.rlhf import (
     LanguageModel,
     LogitSpace,
@@ -90,17 +90,19 @@ def measure(options: Options) -> dict:
     row |= {"prompt": options.prompt, "response": length, "particles": count, "steps": options.steps}
     row |= {"sample_seconds": seconds, "loaded_gb": loaded}
     budget = Budget(options.steps, 1.0)
-    spaces = {"reference": ReferenceSpace(model, sampler), "logit": LogitSpace(model, sampler, by="reference")}
-    for label, space in spaces.items():
-        run = lambda space=space: align(space, reward, prompts, drawn, keys, budget, save=(options.steps,))
+    reference, logits = ReferenceSpace(model, sampler), LogitSpace(model, sampler, by="reference")
+    for label, space, solver in (("reference", reference, Monotone()), ("logit", logits, Euler())):
+        run = lambda space=space, solver=solver: align(
+            space, reward, prompts, drawn, keys, budget, solver=solver, save=(options.steps,)
+        )
         _, row[f"{label}_seconds"] = timed(run)
     row["peak_gb"] = peak()
     weights = row["parameters"] - VOCABULARY * config.width  # the input table is looked up
     passes = options.prompt + count * length  # sampling: encoding, decoding
     texts = count * (options.prompt + length)
     table = 4 * count * options.steps * length * VOCABULARY * config.width
-    # Two encodings and a decoding; rewards of texts and of particles, and each step there and back.
-    row["logit_tflop"] = (2 * weights * (3 * passes + (2 + 2 * options.steps) * texts) + table) / 1e12
+    # An encoding and a decoding; rewards of texts, and each step there and back.
+    row["logit_tflop"] = (2 * weights * (2 * passes + (1 + 2 * options.steps) * texts) + table) / 1e12
     row["logit_gflops"] = 1e3 * row["logit_tflop"] / row["logit_seconds"]
     return row | {"device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__}
 

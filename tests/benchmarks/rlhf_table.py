@@ -45,6 +45,8 @@ class Options:
     """Name of the files."""
     apart: bool = False
     """Set runs of different options side by side instead of merging seeds: what each chose, and what went furthest."""
+    beside: tuple[Path, ...] = ()
+    """Runs of another flow with the same seeds, in the same order: what they chose is one of the baselines."""
     smollm2: bool = False
     """Judge the fluency of the main rows by SmolLM2-135M too (93 MB from PyPI, minutes)."""
 
@@ -129,18 +131,30 @@ def add_fluency(tables: list[list[dict]], prompts: list[str]) -> None:
             row["smollm2_nll"] = float(np.mean(-np.asarray(total(packed)) / words))
 
 
-def differences(runs: tuple[Path, ...]) -> str:
+def differences(runs: tuple[Path, ...], beside: tuple[Path, ...]) -> str:
     """What was chosen minus each baseline in gold wins, prompt by prompt, as Markdown."""
-    tables = [list(csv.DictReader((run / "results.csv").open())) for run in runs]
-    wins = lambda pick: np.asarray([json.loads(next(r for r in t if pick(r))["wins"]) for t in tables])
-    own = wins(lambda r: r["chosen"] == "True")
-    lines = ["| VGF, chosen, minus | gold wins, points (95 %) |", "|---|---|"]
+    read = lambda paths: [list(csv.DictReader((path / "results.csv").open())) for path in paths]
+    tables, others = read(runs), read(beside)
+    picked = lambda tables, pick: [next(r for r in t if pick(r)) for t in tables]
+    chosen = lambda r: r["chosen"] == "True"
+    own = picked(tables, chosen)
     named = [r["name"] for r in tables[0] if r["method"] in BASELINES]
-    baselines = {name: (lambda r, name=name: r["name"] == name) for name in named}
-    for name, pick in (baselines | {"best-of-N at the same cost": lambda r: r["method"] == "matched"}).items():
-        estimate = mean_interval(own - wins(pick))
+    baselines = {name: picked(tables, lambda r, name=name: r["name"] == name) for name in named}
+    baselines["best-of-N at the same cost"] = picked(tables, lambda r: r["method"] == "matched")
+    if others:
+        baselines["the other flow, as it chose"] = picked(others, chosen)
+    mean = lambda rows, key: np.mean([float(r[key]) for r in rows])
+    lines = ["| VGF, chosen, minus | gold wins, points (95 %) | distinct-2 of the two | forwards of the two |"]
+    lines.append("|---|---|---|---|")
+    for name, rows in baselines.items():
+        wins = [np.asarray([json.loads(r["wins"]) for r in side]) for side in (own, rows)]
+        estimate = mean_interval(wins[0] - wins[1])
         low, high = (100 * x for x in estimate[1:3])
-        lines.append(f"| {name} | {100 * estimate.value:+.1f} [{low:+.1f}, {high:+.1f}] |")
+        pair = lambda key, form, rows=rows: " / ".join(format(mean(side, key), form) for side in (own, rows))
+        lines.append(
+            f"| {name} | {100 * estimate.value:+.1f} [{low:+.1f}, {high:+.1f}] | {pair('distinct_2', '.3f')} | "
+            f"{pair('forwards', '.0f')} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -180,7 +194,7 @@ def plot(rows: list[dict], path: Path) -> None:
     axis.plot([r["proxy"] for r in best], [r["gold"] for r in best], "s--", color="gray", label="best-of-N")
     for r in best:
         axis.annotate(
-            f"N={r['count']}", (r["proxy"], r["gold"]), textcoords="offset points", xytext=(3, -11), fontsize=8
+            f"N={r['count']}", (r["proxy"], r["gold"]), textcoords="offset points", xytext=(-22, -3), fontsize=8
         )
     for marker, r in zip("*P^v", [r for r in rows if r["method"] in ("dpo", "ppo")], strict=False):
         axis.plot(r["proxy"], r["gold"], marker, markersize=10, label=r["name"])
@@ -190,8 +204,47 @@ def plot(rows: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
+def frontier(rows: list[dict], path: Path) -> None:
+    """Gold wins against what an answer costs, and against variety; best-of-N is interpolated between the N drawn."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 5.0), layout="constrained", sharey=True)
+    flow = [r for r in rows if r["method"] == "vgf" and r["steps"] != "" and int(r["steps"])]
+    best = sorted((r for r in rows if r["method"] == "bon"), key=lambda r: int(r["count"]))
+    chosen = next((r for r in rows if r["name"].startswith("VGF, chosen")), None)
+    for axis, key in zip(axes, ("forwards", "distinct_2"), strict=True):
+        axis.plot([r[key] for r in best], [100 * r["win"] for r in best], "s--", color="gray", label="best-of-N")
+        for r in best:
+            axis.annotate(
+                r["count"], (r[key], 100 * r["win"]), textcoords="offset points", xytext=(-22, -3), fontsize=8
+            )
+        for steps, colour in zip(sorted({int(r["steps"]) for r in flow}), ("C0", "C1", "C2", "C3"), strict=False):
+            line = sorted((r for r in flow if int(r["steps"]) == steps), key=lambda r: float(r["step_size"]))
+            axis.plot([r[key] for r in line], [100 * r["win"] for r in line], "o-", color=colour, label=f"L = {steps}")
+            if key == "distinct_2" and steps == 1:  # the same step sizes on every line, in the same order
+                for r in line:
+                    axis.annotate(
+                        f"ε = {float(r['step_size']):g}", (r[key], 100 * r["win"]), textcoords="offset points",
+                        xytext=(2, -14), fontsize=8,
+                    )  # fmt: skip
+        for marker, r in zip("*P^v", [r for r in rows if r["method"] in ("dpo", "ppo")], strict=False):
+            axis.plot(r[key], 100 * r["win"], marker, markersize=9, color="C4", label=r["name"])
+        if chosen is not None:
+            low, high = 100 * (chosen["win"] - chosen["win_low"]), 100 * (chosen["win_high"] - chosen["win"])
+            axis.errorbar(
+                chosen[key], 100 * chosen["win"], [[low], [high]], fmt="kD", label="VGF, chosen without gold"
+            )  # fmt: skip
+    eight = next((r for r in best if int(r["count"]) == 8), None)
+    if eight is not None:
+        axes[1].axvline(0.9 * eight["distinct_2"], color="gray", linewidth=0.8, linestyle=":")
+    axes[0].set(xscale="log", xlabel="forwards of one answer", ylabel="gold wins against μ, %")
+    axes[1].set(xlabel="distinct-2 (dotted: 0.9 of best-of-8's)")
+    axes[1].invert_xaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def main(options: Options) -> None:
-    """Write the three files."""
+    """Write the table, the differences and the plots."""
     rows = apart(options.runs) if options.apart else merged(options.runs, options.smollm2)
     shown = extremes(rows) if options.apart else rows
     options.out.mkdir(parents=True, exist_ok=True)
@@ -199,8 +252,9 @@ def main(options: Options) -> None:
     (options.out / f"{options.name}.txt").write_text(table(shown))
     print(table(shown))
     if not options.apart:
-        (options.out / f"{options.name}_differences.txt").write_text(differences(options.runs))
+        (options.out / f"{options.name}_differences.txt").write_text(differences(options.runs, options.beside))
         plot(rows, options.out / f"{options.name}.png")
+        frontier(rows, options.out / f"{options.name}_frontier.png")
 
 
 if __name__ == "__main__":

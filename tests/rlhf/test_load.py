@@ -357,6 +357,8 @@ def test_reward_models_have_one_label(tmp_path):
     with pytest.raises(ValueError, match=r"no tensor score\.weight, so this is no reward model"):
         load_reward_model(HOME / "llama")
     assert load_reward_model(HOME / "llama_reward", pooling="mean").pooling == "mean"
+    with pytest.raises(ValueError, match=r"lm_head\.weight is missing.*load it with load_reward_model"):
+        load_language_model(HOME / "llama_reward")
 
 
 @pytest.mark.parametrize(

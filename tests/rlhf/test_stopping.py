@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from flowrl.rlhf import Limits, TextStatistics, choose_steps, hacking_starts
@@ -19,20 +20,44 @@ def test_the_highest_reward_within_the_limits_is_taken():
         texts(1.2),
         texts(1.5),
         texts(2.0, nll=5.61),
-        texts(2.5, distinct_2=0.63),
+        texts(2.5, distinct_2=0.71),
         texts(3, disagreement=0.21),
     ]
     chosen = choose_steps(candidates, SELECTED, NLL)
     assert chosen.index == 1
     assert chosen.vetoes[:2] == ((), ())
-    for veto, word in zip(chosen.vetoes[2:], ("NLL 5.61", "distinct-2 0.63", "disagree by 0.21"), strict=True):
+    for veto, word in zip(chosen.vetoes[2:], ("NLL 5.61", "distinct-2 0.71", "disagree by 0.21"), strict=True):
         assert len(veto) == 1
         assert word in veto[0]
 
 
 def test_the_edges_of_the_limits_are_allowed():
-    candidates = [texts(2.0, nll=5.6, distinct_2=0.8 * 0.8, disagreement=0.2)]
+    candidates = [texts(2.0, nll=5.6, distinct_2=0.9 * 0.8, disagreement=0.2)]
     assert choose_steps(candidates, SELECTED, NLL).index == 0
+
+
+def priced(rewards, forwards):
+    return TextStatistics(float(np.mean(rewards)), 5.0, 0.8, 0.1, forwards=forwards, rewards=np.asarray(rewards))
+
+
+def test_of_what_is_as_good_as_the_best_the_cheapest_is_taken():
+    # A mean gain of 0.1 with a standard deviation of 0.9 over 100 prompts has a standard error of 0.09; with 0.2, 0.02.
+    base = 1.5 + np.linspace(-1, 1, 100)
+    turns = np.where(np.arange(100) % 2, 1.0, -1.0) * np.sqrt(99 / 100)
+    dear = priced(base + 0.1, 87.0)
+    for deviation, chosen in ((1.01, 1), (0.99, 0)):
+        cheap = priced(base + deviation * turns, 27.0)
+        error = np.std(np.asarray(dear.rewards) - cheap.rewards, ddof=1) / 10
+        assert error == pytest.approx(0.1 * deviation)
+        assert choose_steps([dear, cheap], SELECTED, NLL).index == chosen
+    # Noise that both share is none, and without the rewards of single texts no difference is noise.
+    assert choose_steps([dear, priced(base, 27.0)], SELECTED, NLL).index == 0
+    assert choose_steps([dear, dataclasses.replace(cheap, rewards=None)], SELECTED, NLL).index == 0
+    # Of two at one price the better one; what is vetoed is nobody's measure.
+    better = priced(base + 0.1 + 0.2 * turns, 27.0)
+    assert choose_steps([dear, priced(base + 0.09 + 0.8 * turns, 27.0), better], SELECTED, NLL).index == 2
+    vetoed = dataclasses.replace(priced(base + 9, 87.0), nll=9.0)
+    assert choose_steps([vetoed, better, dear], SELECTED, NLL).index == 1
 
 
 def test_no_budget_is_better_than_one_that_does_not_beat_selection():

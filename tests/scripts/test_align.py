@@ -132,7 +132,7 @@ def test_a_missing_package_is_named_before_anything_is_computed(monkeypatch, tmp
         ("--step-sizes 1 1", "--step-sizes"),
         ("--methods", "--methods"),
         ("--best-of 0", "--best-of"),
-        ("--temperature 1", "svgd"),
+        ("--flow ascent --temperature 1", "svgd"),
         ("--width 20", "multiple of 16"),
         ("--model x", "--reward-model"),
         ("--mu smollm2", "beyond a CPU"),
@@ -293,17 +293,18 @@ def test_costs_are_those_by_hand():
     best = ((2 + 4 * 3) * 100 + 4 * 5 * 20) / unit
     assert costs.best_of(4) == pytest.approx(best)
     samples, read, table = (2 + 4 * 3) * 100, 5 * 20, 3 * 5
-    # Two steps there and back, and the rewards of the particles at the end.
+    # Two steps there and back; to know which of them to keep, the rewards at the start, after each step, at the end.
     by_space = {
-        "reference": 4 * samples + 4 * (2 * (2 * read + table) + read),
-        "logit": samples + 4 * (2 * (2 * read + 2 * table) + read + table),
-        "logit-reference": 3 * samples + 4 * (2 * (2 * read + 2 * table) + read + table),
-        "token": 4 * (2 * (2 * read + table) + read + table),
-        "token-prior": samples + 4 * (2 * (2 * read + table) + read + table),
+        "reference": (2 * samples + 4 * 2 * (2 * read + table), read),
+        "logit": (samples + 4 * 2 * (2 * read + 2 * table), read + table),
+        "logit-reference": (2 * samples + 4 * 2 * (2 * read + 2 * table), read + table),
+        "token": (4 * 2 * (2 * read + table), read + table),
+        "token-prior": (samples + 4 * 2 * (2 * read + table), read + table),
     }
-    for space, more in by_space.items():
-        assert costs.flow(space, 4, steps=2) == pytest.approx(best + more / unit), space
-        assert costs.flow(space, 4, steps=0) == pytest.approx(best)
+    for space, (more, value) in by_space.items():
+        assert costs.flow(space, 4, steps=2, rising=False) == pytest.approx(best + more / unit), space
+        assert costs.flow(space, 4, steps=2, rising=True) == pytest.approx(best + (more + 16 * value) / unit), space
+        assert costs.flow(space, 4, steps=0, rising=True) == pytest.approx(best)
     assert costs.best_of(costs.matched(7.3)) >= 7.3 > costs.best_of(costs.matched(7.3) - 1)
 
 

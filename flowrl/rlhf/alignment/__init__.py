@@ -15,3 +15,5 @@ from flowrl.rlhf.alignment._choose_steps import (
     choose_steps as choose_steps,
     hacking_starts as hacking_starts,
 )
+from flowrl.rlhf.alignment._noise_target import noise_target as noise_target
+from flowrl.rlhf.alignment._standardised import Standardised as Standardised, standardised as standardised

@@ -5,7 +5,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from flowrl import AbstractFlow, AbstractSolver, Ascent, Boltzmann, Budget, Euler, Transport, best_of_n
+from flowrl import (
+    AbstractFlow,
+    AbstractSolver,
+    AbstractTarget,
+    Ascent,
+    Boltzmann,
+    Budget,
+    Monotone,
+    Transport,
+    ValueGradient,
+    best_of_n,
+)
 from flowrl._custom_types import Keys, Particle
 from flowrl.rlhf.models import AbstractReward, Prompt, Response
 from flowrl.rlhf.spaces import AbstractSpace
@@ -18,7 +29,6 @@ class Aligned(eqx.Module):
         tokens: (K, B, N, T): steps asked for, prompts, particles, tokens.
         mask: False where a response is over, likewise.
         rewards: reward of each decoded text, (K, B, N); what selection ranks by.
-        relaxed: reward of each particle's relaxation after the last step, (B, N); not the reward of any text.
         chosen: best particle of each set by `rewards`, (K, B).
         displacement: root mean square over particles of the distance travelled, in the space's coordinates, (K, B).
         nonfinite: particles that were frozen, (B,).
@@ -27,7 +37,6 @@ class Aligned(eqx.Module):
     tokens: Int[Array, "K B N T"]
     mask: Bool[Array, "K B N T"]
     rewards: Float[Array, "K B N"]
-    relaxed: Float[Array, "B N"]
     chosen: Int[Array, "K B"]
     displacement: Float[Array, "K B"]
     nonfinite: Int[Array, " B"]
@@ -58,6 +67,8 @@ def relaxed_reward(space: AbstractSpace, reward: AbstractReward, prompt: Prompt,
 
 def target(space: AbstractSpace, reward: AbstractReward, prompt: Prompt) -> Boltzmann:
     """Return the distribution ∝ exp(reward/α) on a space as a target of `flowrl.transport`.
+
+    Give `transport` the space's own domain too, `space.domain(prompt)`.
 
     Args:
         space: where the particles live.
@@ -124,7 +135,7 @@ def align(
     budget: Budget,
     *,
     flow: AbstractFlow = Ascent(),  # noqa: B008  (immutable module instances)
-    solver: AbstractSolver = Euler(),  # noqa: B008
+    solver: AbstractSolver = Monotone(),  # noqa: B008
     save: tuple[int, ...] | None = None,
     at_once: int = 8,
 ) -> Aligned:
@@ -138,9 +149,12 @@ def align(
         prompts: (B, P).
         responses: (B, N, T), from `sample`.
         keys: their keys (B, N), from `sample`.
-        budget: how far particles may travel; the regulariser.
+        budget: how far particles may travel; the regulariser. A step of size ε moves a particle by ε times the gradient
+            of the reward, so ε and the temperature are in units of the reward as it is given: `standardised(reward,
+            prompts, responses)` has the unit in which one budget means the same for every reward model.
         flow: the velocity field, deterministic. `SVGD()` shares the gradients of one prompt's texts.
-        solver: a step solver.
+        solver: a step solver. By default a particle keeps a move only if the reward of its relaxation rose, which in
+            `ReferenceSpace` is that of its text: no text gets worse.
         save: numbers of steps at which to decode, increasing; None for those of the budget.
         at_once: prompts that are worked on together, which bounds the memory.
 
@@ -148,7 +162,6 @@ def align(
         ValueError: reward model and space have different tokenizers, or the parts do not go together.
     """
     check_tokens(space, reward)
-    method = Transport(flow, solver)
     steps = budget.bound
     save = (steps,) if save is None else save
     if not save or list(save) != sorted(set(save)) or not 0 <= save[0] <= save[-1] <= steps:
@@ -158,28 +171,33 @@ def align(
     def one(inputs: tuple[Prompt, Response, Keys]) -> tuple[Array, ...]:
         prompt, response, own = inputs
         particles = jax.vmap(lambda r, k: space.encode(table, prompt, r, k))(response, own)
+        aim = target(space, reward, prompt)
+        if "value" not in flow.traits.needs | solver.needs.target:  # then nobody asks for the relaxation's reward
+            aim = ValueGradient(_slope, aim)
         # A set that fails is left where it was and counted; it is no reason to stop the others.
-        solution = method(target(space, reward, prompt), particles, budget, save=save, throw=False)
+        method = Transport(flow, solver, space.domain(prompt))
+        solution = method(aim, particles, budget, save=save, throw=False)
         path = solution.trajectory
 
-        def texts(step: int, particles: Particle) -> tuple[Array, Array]:
+        def texts(step: int, moved: Particle) -> tuple[Array, Array]:
             if step == 0:
                 return response.tokens, response.mask
-            return jax.vmap(lambda x, r, k: space.decode(table, prompt, x, r, k))(particles, response, own)
+            return jax.vmap(lambda x, s, k: space.decode(table, prompt, x, s, k))(moved, particles, own)
 
         decoded = [texts(s, jax.tree.map(lambda x, i=i: x[i], path)) for i, s in enumerate(save)]
         tokens, mask = (jnp.stack(part) for part in zip(*decoded, strict=True))
         rewards = jax.vmap(jax.vmap(lambda t, m: _of_text(reward, prompt, t, m)))(tokens, mask)
         chosen = jax.vmap(lambda r: best_of_n(r, r).index)(rewards)
-        assert solution.values is not None  # a Boltzmann target has a value
         moved = jnp.stack([_distance(particles, jax.tree.map(lambda x, i=i: x[i], path)) for i in range(len(save))])
-        return tokens, mask, rewards, solution.values, chosen, moved, solution.stats["nonfinite"]
+        return tokens, mask, rewards, chosen, moved, solution.stats["nonfinite"]
 
-    tokens, mask, rewards, relaxed, chosen, moved, nonfinite = jax.lax.map(
-        one, (prompts, responses, keys), batch_size=at_once
-    )
-    first = lambda x: jnp.moveaxis(x, 1, 0)
-    return Aligned(first(tokens), first(mask), first(rewards), relaxed, first(chosen), first(moved), nonfinite)
+    *by_prompt, nonfinite = jax.lax.map(one, (prompts, responses, keys), batch_size=at_once)
+    tokens, mask, rewards, chosen, moved = (jnp.moveaxis(x, 1, 0) for x in by_prompt)
+    return Aligned(tokens, mask, rewards, chosen, moved, nonfinite)
+
+
+def _slope(target: AbstractTarget, particle: Particle) -> Particle:
+    return target.gradient(particle, jnp.ones(()), key=None)
 
 
 def _distance(start: Particle, end: Particle) -> Array:

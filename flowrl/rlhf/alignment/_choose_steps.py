@@ -1,4 +1,4 @@
-"""The choice of a budget without a gold score: the highest proxy reward of texts that still resemble the reference."""
+"""The choice of a budget without a gold score: the reward of texts that still resemble the reference, and its price."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,6 +17,9 @@ class TextStatistics:
         distinct_2: share of different pairs of words, of a fixed number of texts.
         disagreement: mean over texts of the standard deviation over members of a reward ensemble; 0 without one.
         displacement: mean over sets of the distance travelled, `Aligned.displacement`; 0 without a flow.
+        forwards: what one text costs, in any unit that all candidates share.
+        rewards: reward of each text (n,), of the same prompts for all candidates, from which the noise of a difference
+            in `proxy` is known; None if it is not.
     """
 
     proxy: float
@@ -24,6 +27,8 @@ class TextStatistics:
     distinct_2: float
     disagreement: float = 0.0
     displacement: float = 0.0
+    forwards: float = 0.0
+    rewards: Any = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +40,15 @@ class Limits:
 
     Attributes:
         nll_band: largest excess of `nll` over the reference's own samples, in standard deviations over these texts.
-        variety: least ratio of `distinct_2` to that of the samples that were chosen without a flow.
+        variety: least ratio of `distinct_2` to that of the samples that were chosen without a flow. Both are of one
+            text for each of many prompts: it is variety across prompts that a reward takes first.
         disagreement: largest ratio of `disagreement` to the same; None for no limit.
         displacement: largest `displacement`, in the space's coordinates; None for no limit. It chooses among budgets;
             `Budget(max_displacement=...)` caps every particle while it moves.
     """
 
     nll_band: float = 0.25
-    variety: float = 0.8
+    variety: float = 0.9
     disagreement: float | None = 2.0
     displacement: float | None = None
 
@@ -105,21 +111,38 @@ def choose_steps(
 ) -> ChosenSteps:
     """Choose among budgets on validation prompts, without a gold score.
 
-    The one of the highest proxy reward that no limit vetoes; best-of-N itself, without a flow, if that is not beaten.
+    Of those that no limit vetoes, and whose proxy reward is above best-of-N's, the cheapest whose proxy is within one
+    standard error of the highest; the standard error is that of the difference prompt by prompt. Best-of-N itself,
+    without a flow, if none is left.
 
     Args:
         candidates: texts of every budget (steps and step size), on the same prompts.
         selected: texts of best-of-N over the same samples: the budget of zero steps.
         reference_nll: mean and standard deviation over texts of the reference's own samples.
         limits: what is allowed.
+
+    ??? cite "Source"
+        Breiman, Friedman, Olshen and Stone, *Classification and Regression Trees*, 1984, section 3.4.3: the simplest
+        model within one standard error of the best.
     """
     for texts in (*candidates, selected):
-        if not np.all(np.isfinite(dataclasses.astuple(texts))):
+        if not all(np.all(np.isfinite(x)) for x in dataclasses.astuple(texts) if x is not None):
             raise ValueError(f"statistics of texts must be finite, got {texts}.")
     vetoes = tuple(limits.vetoes(texts, selected, reference_nll) for texts in candidates)
-    proxies: list[Any] = [-np.inf if v else c.proxy for c, v in zip(candidates, vetoes, strict=True)]
-    best = int(np.argmax(proxies)) if proxies else 0
-    return ChosenSteps(best if proxies and proxies[best] > selected.proxy else None, vetoes)
+    allowed = [i for i, veto in enumerate(vetoes) if not veto and candidates[i].proxy > selected.proxy]
+    if not allowed:
+        return ChosenSteps(None, vetoes)
+    best = max(allowed, key=lambda i: candidates[i].proxy)
+    as_good = [i for i in allowed if _within_noise(candidates[i], candidates[best])]
+    return ChosenSteps(min(as_good, key=lambda i: (candidates[i].forwards, -candidates[i].proxy)), vetoes)
+
+
+def _within_noise(texts: TextStatistics, best: TextStatistics) -> bool:
+    """Whether the reward of the best is no more than one standard error above that of some texts."""
+    if texts.rewards is None or best.rewards is None:
+        return texts.proxy == best.proxy
+    gains = np.asarray(best.rewards, np.float64) - np.asarray(texts.rewards, np.float64)
+    return bool(gains.mean() <= gains.std(ddof=1) / np.sqrt(gains.size)) if gains.size > 1 else not gains.any()
 
 
 def hacking_starts(statistics: Sequence[TextStatistics], reference_nll: tuple[float, float], band: float) -> int | None:

@@ -92,7 +92,9 @@ def fill(
         names = [before + (name if layer is None else name.format(layer)) for name in place.names]
         name = next((name for name in names if name in tensors), None)
         if name is None:
-            raise ValueError(f"{file}: tensor {' or '.join(names)} is missing; {_found(tensors)}.")
+            raise ValueError(
+                f"{file}: tensor {' or '.join(names)} is missing; {_found(tensors)}{_hints(sorted(tensors))}."
+            )
         used.add(name)
         tensor, expected = tensors[name], place.layout.stored(shape)
         if tensor.shape != expected:
@@ -119,10 +121,14 @@ def fill(
         embeddings = [prefix + name for name in places["trunk.embedding"].names]
         left = _without_copies(left, embeddings, places["head.weight"].names, tensors)
     if left:
-        hints = [f"{name}: {_HINTS[name]}" for name in left if name in _HINTS]
-        more = f" ({'; '.join(hints)})" if hints else ""
-        raise ValueError(f"{file}: no place in the model for tensor {_listed(left)}{more}.")
+        raise ValueError(f"{file}: no place in the model for tensor {_listed(left)}{_hints(left)}.")
     return model
+
+
+def _hints(names: list[str]) -> str:
+    """What some tensors say of the kind of the model, in brackets."""
+    hints = [f"{name}: {_HINTS[name]}" for name in names if name in _HINTS]
+    return f" ({'; '.join(hints)})" if hints else ""
 
 
 def _without_copies(

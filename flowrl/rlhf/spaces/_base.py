@@ -2,8 +2,9 @@ r"""Spaces: where the particles of a text live, how a reward model reads them, a
 
 A space says four things about one response: how it is encoded as a particle, what the reward model sees of a particle
 (its *relaxation*, embeddings of shape (T, d)), how the gradient of the reward comes back from there (the *pull-back*),
-and how a particle is decoded to tokens. The reward of a relaxation is not the reward of the decoded text, so what is
-chosen among particles is chosen by the rewards of their texts.
+and how a particle is decoded to tokens. The reward of a relaxation is in general not the reward of the decoded text, so
+what is chosen among particles is chosen by the rewards of their texts. Where a particle has parts that must agree, the
+space's *domain* makes them agree after each step.
 
 Of all spaces, zero steps of transport leave the response as it was sampled; `align` then decodes nothing.
 
@@ -19,6 +20,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from flowrl import AbstractDomain, Unbounded
 from flowrl._custom_types import Key, Particle
 from flowrl.rlhf.models import LanguageModel, Prompt, Response, Sampler
 
@@ -37,6 +39,15 @@ class AbstractSpace(eqx.Module):
     @abc.abstractmethod
     def vocabulary(self) -> int | None:
         """Number of tokens it decodes to, or None if that is not known before it decodes."""
+
+    def domain(self, prompt: Prompt) -> AbstractDomain:
+        """Return where particles of a prompt live; everywhere by default.
+
+        Args:
+            prompt: (P,).
+        """
+        del prompt
+        return Unbounded()
 
     @abc.abstractmethod
     def encode(self, table: Table, prompt: Prompt, response: Response, key: Key) -> Particle:
@@ -63,7 +74,7 @@ class AbstractSpace(eqx.Module):
 
     @abc.abstractmethod
     def decode(
-        self, table: Table, prompt: Prompt, particle: Particle, response: Response, key: Key
+        self, table: Table, prompt: Prompt, particle: Particle, start: Particle, key: Key
     ) -> tuple[Int[Array, " T"], Bool[Array, " T"]]:
         """Return the tokens (T,) of a particle, and False where the response is over.
 
@@ -71,8 +82,8 @@ class AbstractSpace(eqx.Module):
             table: token embeddings E of the reward model.
             prompt: (P,).
             particle: one particle.
-            response: what the particle was encoded from.
-            key: the key that it was drawn with.
+            start: what `encode` gave: where the particle began.
+            key: the key that its response was drawn with.
         """
 
 

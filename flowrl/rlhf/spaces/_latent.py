@@ -48,7 +48,7 @@ class LatentSpace(AbstractSpace):
         return weights @ table, running(self.sampler, self.sampler.choose(logits))
 
     def decode(
-        self, table: Table, prompt: Prompt, particle: Particle, response: Response, key: Key
+        self, table: Table, prompt: Prompt, particle: Particle, start: Particle, key: Key
     ) -> tuple[Int[Array, " T"], Bool[Array, " T"]]:
-        del table, response, key
+        del table, start, key
         return finish(self.sampler, self.sampler.choose(self.decoder(prompt, particle)))

@@ -58,13 +58,13 @@ class LogitSpace(AbstractReferenceSpace):
         return _mirror(particle, table), running(self.sampler, self.sampler.choose(particle))
 
     def decode(
-        self, table: Table, prompt: Prompt, particle: Float[Array, "T V"], response: Response, key: Key
+        self, table: Table, prompt: Prompt, particle: Float[Array, "T V"], start: Float[Array, "T V"], key: Key
     ) -> tuple[Int[Array, " T"], Bool[Array, " T"]]:
+        del table
         if self.by == "argmax":
             return finish(self.sampler, self.sampler.choose(particle))
-        change = particle - self.encode(table, prompt, response, key)
         noise = self.sampler.noise(particle.shape[-1], key=key)
-        moved = self.sampler.decode(self.model, prompt, noise + change)
+        moved = self.sampler.decode(self.model, prompt, noise + (particle - start))
         return moved.tokens, moved.mask
 
 

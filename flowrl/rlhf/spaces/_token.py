@@ -50,9 +50,9 @@ class TokenSpace(AbstractReferenceSpace):
         return particle.astype(table.dtype), running(self.sampler, near)
 
     def decode(
-        self, table: Table, prompt: Prompt, particle: Float[Array, "T d"], response: Response, key: Key
+        self, table: Table, prompt: Prompt, particle: Float[Array, "T d"], start: Float[Array, "T d"], key: Key
     ) -> tuple[Int[Array, " T"], Bool[Array, " T"]]:
-        del response, key
+        del start, key
         if self.by == "nearest":
             return finish(self.sampler, self._nearest(table, particle))
         width = jnp.asarray(self.width, particle.dtype)

@@ -3,7 +3,8 @@
 Let S, R and E be the weights that one token meets in the reference, in the reward model, and in its token table. A
 token of the reference costs S, one of the reward R, and as much again on the way back, which ends at the embeddings and
 not at the weights; a soft token E each way. The prompt is read once for all particles by the reference, and by the
-reward model for each of them. After its last step a flow reads the rewards of the relaxed particles once more.
+reward model for each of them. Where moves are kept only if the reward rose, it is read at the start, after each step
+and once more of the particles that are handed back.
 """
 
 import dataclasses
@@ -54,8 +55,15 @@ class Costs:
         """Return the cost of drawing and ranking them."""
         return self.samples(count) + count * (self.prompt + self.response) * self.rewarded / self._unit
 
-    def flow(self, space: str, count: int, steps: int) -> float:
-        """Return the cost of drawing, transporting, decoding and ranking them; the space is named as by `--space`."""
+    def flow(self, space: str, count: int, steps: int, *, rising: bool) -> float:
+        """Return the cost of drawing, transporting, decoding and ranking them.
+
+        Args:
+            space: as named by `--space`.
+            count: particles.
+            steps: of the flow.
+            rising: whether only moves that raise the reward are kept.
+        """
         if steps == 0:
             return self.best_of(count)
         read = (self.prompt + self.response) * self.rewarded
@@ -63,10 +71,10 @@ class Costs:
         # Forward the tokens of these are looked up; in token space the nearest one is searched.
         soft = 0.0 if space == "reference" else table
         back = 0.0 if space.startswith("token") else table
-        gradients = count * (steps * (2 * read + soft + back) + read + soft) / self._unit
-        # Encodings and decodings: the reference space decodes at every step, at the end, and as text.
-        passes = {"reference": steps + 2, "logit": 1, "logit-reference": 3, "token": 0, "token-prior": 1}[space]
-        return self.best_of(count) + passes * self.samples(count) + gradients
+        gradients = steps * (2 * read + soft + back) + (steps + 2) * rising * (read + soft)
+        # Encodings and decodings: the reference space decodes the noise that a step has moved.
+        passes = {"reference": steps, "logit": 1, "logit-reference": 2, "token": 0, "token-prior": 1}[space]
+        return self.best_of(count) + passes * self.samples(count) + count * gradients / self._unit
 
     def matched(self, cost: float) -> int:
         """Return the N whose best-of-N costs as much."""

@@ -20,10 +20,11 @@ from flowrl.rlhf import (
     Pairs,
     Response,
     RewardEnsemble,
+    Standardised,
     fit,
     preference_accuracy,
     sample,
-    score,
+    standardised,
 )
 from flowrl.runs import DamagedError, RunDirectory, load_checkpoint, save_checkpoint
 from flowrl.scripts.align._options import Config, key_of
@@ -154,7 +155,7 @@ def reward_models(
     return reward, float(preference_accuracy(reward, pairs["validation"])), seconds
 
 
-def spread_of(config: Config, task: Task, reward: AbstractReward) -> float:
-    """Standard deviation of the reward over the reference's samples: the unit of step sizes."""
+def in_spreads(config: Config, task: Task, reward: AbstractReward) -> Standardised:
+    """The reward in standard deviations over the reference's samples: the unit of step sizes and temperatures."""
     drawn, _ = sample(task.sampler, task.model, task.validation.prompt, count=8, key=key_of(config, "unit of reward"))
-    return float(jnp.std(score(reward, task.validation.prompt, drawn.tokens, drawn.mask)))
+    return standardised(reward, task.validation.prompt, drawn)

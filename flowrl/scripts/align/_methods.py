@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from flowrl import SVGD, Ascent, Budget
+from flowrl import SVGD, Ascent, Budget, Euler, Monotone
 from flowrl.rlhf import (
     DPO,
     PPO,
@@ -36,7 +36,7 @@ from flowrl.rlhf import (
 from flowrl.rlhf.evaluation import CommandJudge
 from flowrl.runs import RunDirectory, save_checkpoint
 from flowrl.scripts.align._costs import Costs, Parts
-from flowrl.scripts.align._learning import fitted, kept, spread_of, stored
+from flowrl.scripts.align._learning import fitted, in_spreads, kept, stored
 from flowrl.scripts.align._options import Config, key_of
 from flowrl.scripts.align._report import Answer, describe, measure, summary, verdict
 from flowrl.scripts.align._task import Batch, Report, Task
@@ -79,7 +79,7 @@ class Answers:
         self.judge = CommandJudge(config.evaluation.judge) if config.evaluation.judge else None
         check_tokens(space_of(config, task), reward)
         self.costs = Costs.of(task.model, reward, task.test.prompt.tokens.shape[1], config.inputs.length)
-        self.spread = spread_of(config, task, reward)
+        self.in_spreads = in_spreads(config, task, reward)
         self.rows, self.notes = rows, [str(note) for note in run.arrays.get("notes", ())]
         tokens, mask, _ = self._drawn(task.model, task.test, config.evaluation.reference_samples, "comparison")[0]
         self.measured = describe(task, reward, task.test, tokens, mask)
@@ -148,7 +148,7 @@ class Answers:
 
     def _ppo(self) -> list[Answer]:
         config = self.config
-        ppo = PPO(self.task.sampler, beta=config.learning.ppo_beta * self.spread)
+        ppo = PPO(self.task.sampler, beta=config.learning.ppo_beta * self.in_spreads.spread)
         state = ppo.start(self.task.model, key=key_of(config, "ppo"))
         half = self.run.path / "ppo.part.npz"
 
@@ -175,16 +175,17 @@ class Answers:
         """Some numbers of steps at one step size: texts, the samples they began as, seconds."""
         config, key = self.config, key_of(self.config, purpose)
         options = config.budget
-        temperature = options.temperature * self.spread if options.flow == "svgd" else None
-        budget = Budget(save[-1], step_size / self.spread, temperature, max_displacement=options.max_displacement)
+        temperature = options.temperature if options.flow == "svgd" else None
+        budget = Budget(save[-1], step_size, temperature, max_displacement=options.max_displacement)
         flow = SVGD() if options.flow == "svgd" else Ascent()
+        solver = Monotone() if options.moves == "rising" else Euler()
         space = space_of(config, self.task)
 
         def program(prompts: Prompt, part: int) -> Any:
             drawn, keys = sample(
                 self.task.sampler, self.task.model, prompts, count=options.particles, key=jr.fold_in(key, part)
             )
-            aligned = align(space, self.reward, prompts, drawn, keys, budget, flow=flow, save=save)
+            aligned = align(space, self.in_spreads, prompts, drawn, keys, budget, flow=flow, solver=solver, save=save)
             return _swap_budgets_and_prompts(aligned), drawn.tokens
 
         (aligned, start), seconds = self.parts(("flow", save), batch, program)
@@ -204,7 +205,7 @@ class Answers:
                 name = "VGF, L = 0" if steps == 0 else f"VGF, ε = {step_size:g}, L = {steps}"
                 chosen = best == (step_size, steps) or (best is None and steps == 0)
                 began = start[np.arange(len(tokens)), np.asarray(aligned.chosen[k])]
-                cost = self.costs.flow(config.budget.space, config.budget.particles, steps)
+                cost = self._cost(steps)
                 seconds = self._flow(self.task.test, "test", step_size, (steps,))[2] if chosen else None
                 answers.append(
                     Answer(
@@ -227,6 +228,10 @@ class Answers:
         count = min(self.costs.matched(cost), _MOST)
         return answers + self._best("matched", self.task.model, {count: f"best-of-{count}, VGF's cost"}, 0.0)
 
+    def _cost(self, steps: int) -> float:
+        options = self.config.budget
+        return self.costs.flow(options.space, options.particles, steps, rising=options.moves == "rising")
+
     def _choice(self) -> tuple[float, int] | None:
         """The budget that validation prompts choose without gold; None for no steps at all."""
         config, batch = self.config, self.task.validation
@@ -237,9 +242,10 @@ class Answers:
         for done, step_size in enumerate(config.budget.step_sizes):
             aligned, _, _ = self._flow(batch, "validation", step_size, (0, *config.budget.steps))
             texts = []
-            for k in range(1 + len(config.budget.steps)):
+            for k, steps in enumerate((0, *config.budget.steps)):
                 moved = float(jnp.mean(aligned.displacement[k]))
-                texts.append(summary(self.task, self.reward, batch, *aligned.best(k), moved))
+                cost = self._cost(steps)
+                texts.append(summary(self.task, self.reward, batch, *aligned.best(k), moved, cost))
             selected = texts[0]
             candidates += texts[1:]
             names += [(step_size, steps) for steps in config.budget.steps]
@@ -259,6 +265,5 @@ class Answers:
 
 def _swap_budgets_and_prompts(aligned: Aligned) -> Aligned:
     """Budgets before prompts become prompts before budgets, and the other way round."""
-    alone = ("relaxed", "nonfinite")  # one per prompt, whatever the budget
-    names = [field.name for field in dataclasses.fields(aligned) if field.name not in alone]
+    names = [field.name for field in dataclasses.fields(aligned) if field.name != "nonfinite"]  # one per prompt
     return dataclasses.replace(aligned, **{name: jnp.swapaxes(getattr(aligned, name), 0, 1) for name in names})

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import jax.random as jr
 from tyro.conf import OmitArgPrefixes
 
+from flowrl.rlhf import Limits
+
 #: Import names of the extra "rlhf" that a run uses sooner or later.
 NEEDED = ("safetensors", "tokenizers", "sklearn", "vaderSentiment", "gguf")
 METHODS = ("sft", "bon", "dpo", "ppo", "vgf")
@@ -78,23 +80,25 @@ class Learning:
 class TestBudget:
     """Test-time budget: particles, their space and flow, and how the number of steps is chosen."""
 
-    space: Literal["reference", "logit", "logit-reference", "token", "token-prior"] = "logit-reference"
-    """Where particles live; "logit-reference" and "token-prior" let the reference take part in the decoding."""
+    space: Literal["reference", "logit", "logit-reference", "token", "token-prior"] = "reference"
+    """Where particles live; the reference takes part in the decoding but for "logit" and "token"."""
+    moves: Literal["rising", "all"] = "rising"
+    """rising: a particle keeps a move only if its reward rose, and else halves its step; all: whatever became of it."""
     particles: int = 8
     """Particles N per prompt."""
     steps: tuple[int, ...] = (1, 2, 4)
     """All L that are reported; L = 0 is best-of-N over the particles."""
-    step_sizes: tuple[float, ...] = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
-    """Step sizes ε to choose from, over the reward's standard deviation over the reference's samples."""
-    flow: Literal["ascent", "svgd"] = "ascent"
+    step_sizes: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+    """Step sizes ε to choose from, for rewards in standard deviations over the reference's samples."""
+    flow: Literal["ascent", "svgd"] = "svgd"
     """ascent: every particle by itself; svgd: those of one prompt share gradients, and repel at α > 0."""
     temperature: float = 0.0
     """α of svgd, in standard deviations of the reward; at 0.3 the repulsion was too weak to change any text."""
     max_displacement: float | None = None
     """Cap on every particle's distance from its sample, in the space's coordinates."""
-    nll_band: float = 0.25
+    nll_band: float = Limits.nll_band
     """How much less likely than the reference's own samples texts may be, in standard deviations, when L is chosen."""
-    variety: float = 0.9
+    variety: float = Limits.variety
     """Least distinct-2 as a share of best-of-N's, when L is chosen."""
 
 

@@ -24,7 +24,7 @@ from flowrl._distribution import require
 from flowrl._io import resolve_dir
 from flowrl.rlhf import load_reward_model
 from flowrl.runs import RunDirectory, to_csv
-from flowrl.scripts._console import bar, progress
+from flowrl.scripts._console import bar, progress, wide_console
 from flowrl.scripts.align._learning import preferences, reward_models
 from flowrl.scripts.align._methods import Answers
 from flowrl.scripts.align._options import NEEDED, Config, check
@@ -36,7 +36,7 @@ def main(config: Config) -> None:
     """Run what is not done yet."""
     check(config)
     require(*NEEDED, extra="rlhf")  # here, since some are first used after minutes
-    console = Console()
+    console = wide_console()
     begun = time.perf_counter()
     with RunDirectory(config.out, config.identity(), resume=config.resume) as run, progress(console) as bars:
         run.write_software()

@@ -76,15 +76,19 @@ def describe(task: Task, reward: AbstractReward, batch: Batch, tokens: Any, mask
     )
 
 
-def summary(task: Task, reward: AbstractReward, batch: Batch, tokens: Any, mask: Any, moved: float) -> TextStatistics:
-    """Measure texts (B, T), whose particles moved so far, without the gold score."""
-    rewards = score(reward, batch.prompt, tokens[:, None], mask[:, None])
+def summary(
+    task: Task, reward: AbstractReward, batch: Batch, tokens: Any, mask: Any, moved: float, forwards: float
+) -> TextStatistics:
+    """Measure texts (B, T), whose particles moved so far and which cost so much, without the gold score."""
+    rewards = np.asarray(score(reward, batch.prompt, tokens[:, None], mask[:, None]))[:, 0]
     return TextStatistics(
-        float(jnp.mean(rewards)),
+        float(np.mean(rewards)),
         float(np.mean(task.nll(batch.prompt, tokens, mask))),
         distinct_n(_words(task, tokens, mask), 2),
         _disagreement(reward, batch, tokens, mask),
         moved,
+        forwards,
+        rewards,
     )
 
 
