@@ -253,7 +253,7 @@ def test_what_acting_adds_is_treated_as_the_data_were():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: small(capacity=0), "capacity must be >= 1"),
+        (lambda: small(capacity=0), "capacity must be a Python int >= 1"),
         (lambda: small().insert(numbered(0, 8)), "8 rows do not fit into a ring of 7"),
         (lambda: windows(lanes=0), "lanes >= 1"),
         (lambda: windows(discount=1.9), "discount in"),

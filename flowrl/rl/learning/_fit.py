@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from flowrl._custom_types import Key
 from flowrl._io import stops_wait
-from flowrl._misc import check_count
+from flowrl._misc import check_count, check_one_key
 from flowrl.rl.data.replay import Replay
 from flowrl.rl.learning._algorithm import AbstractAlgorithm, AbstractPretrained, S
 from flowrl.rl.learning._train import Phase, train
@@ -89,6 +89,7 @@ def fit(
         raise TypeError(f"replay must be a Replay, got {type(replay).__name__}: make one of a data set by make_replay.")
     check_count("updates", updates)
     check_count("interval", interval)
+    check_one_key(key)
     pretraining = algorithm.pretraining if isinstance(algorithm, AbstractPretrained) else 0
     if updates % interval:
         raise ValueError(f"updates must be a positive multiple of interval, got {updates} and {interval}.")

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from flowrl._custom_types import Key
+from flowrl._misc import check_count, check_kind
 from flowrl.rl.data.replay._replay import AbstractBatchSource, Batches, Replay, draw_batches, draw_uniformly
 from flowrl.rl.data.replay._windows import Rows
 
@@ -106,6 +107,7 @@ class Buffer(eqx.Module, AbstractBuffer):
                 and half from the data set, "wsrl" from the ring alone.
 
         Raises:
+            TypeError: `replay` is something else.
             ValueError: the capacity is below 1, or there is no such protocol.
 
         ??? cite "Source"
@@ -113,7 +115,7 @@ class Buffer(eqx.Module, AbstractBuffer):
             half and half; Zhou et al., *Efficient Online Reinforcement Learning Fine-Tuning Need Not Retain Offline
             Data*, ICLR 2025 (arXiv 2412.07762), for the ring alone, there after 5000 steps without updates.
         """
-        check_ring(capacity, protocol)
+        check_ring(replay, capacity, protocol)
         self.protocol = protocol
         self.data = replay.actions.shape[0]
         self.filled = jnp.zeros((), jnp.int32)
@@ -194,11 +196,11 @@ def _refill(ring: tuple[dict[str, Array], Array, Array], buffer: Buffer) -> Buff
     return eqx.tree_at(lambda b: (b.replay, b.filled, b.head), buffer, (replay, filled, head))
 
 
-def check_ring(capacity: int, protocol: str) -> None:
-    """Check the capacity and the protocol of a ring."""
-    if capacity < 1:
-        raise ValueError(f"capacity must be >= 1, got {capacity}.")
-    if protocol not in PROTOCOLS:
+def check_ring(replay: Replay, capacity: int, protocol: str) -> None:
+    """Check the data before a ring, its capacity and its protocol."""
+    check_kind("replay", replay, Replay, "make_replay makes one of the data")
+    check_count("capacity", capacity)
+    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {PROTOCOLS}, got {protocol!r}.")
 
 
