@@ -123,13 +123,18 @@ def fit(
         if progress is not None:
             progress(Progress(phase, done, total, interval / seconds))
         row: dict[str, Any] = {"phase": phase, "step": done, **metrics}
+        evaluating = 0.0
         if evaluate is not None and phase == "main" and done in evaluate_at:
+            begun = time.perf_counter()
             row |= evaluate(state, done)
+            evaluating = time.perf_counter() - begun
         if log is not None:
             log(row, done if phase == "reference" else pretraining + done)
         if run is not None:
             run.rows.append(row)
-            run.append_timing(phase=phase, step=done, seconds=seconds, updates_per_second=interval / seconds)
+            rate, losses = interval / seconds, losses_of(metrics)
+            times = {"seconds": seconds, "updates_per_second": rate, "seconds_evaluating": evaluating}
+            run.append_timing(phase=phase, step=done, **times, **losses)
             run.save(state)
         return state
 
@@ -141,6 +146,11 @@ def fit(
     while int(state.step) < updates:
         state = advance(state, replay, "main", updates)
     return state
+
+
+def losses_of(metrics: dict[str, float]) -> dict[str, float]:
+    """Return the losses among metrics, as timing.csv has them beside the seconds."""
+    return {name: x for name, x in metrics.items() if name.endswith("loss")}
 
 
 def refuse_failures(phase: str, done: int, metrics: dict[str, float], state: Any) -> None:

@@ -154,7 +154,7 @@ def derived(kind: type[_A], algorithm: AbstractAlgorithm, **changes: object) -> 
     if unknown:
         raise TypeError(f"{kind.__name__} has no fields {sorted(unknown)}; it has {known}.")
     fields = {field.name: getattr(algorithm, field.name) for field in dataclasses.fields(algorithm) if field.init}
-    return kind(**fields | changes)
+    return kind(**fields | changes)  # pyright: ignore[reportArgumentType]
 
 
 def _changed(vgf: VGF, changes: dict[str, object]) -> VGF:

@@ -1,7 +1,6 @@
 """Run the cells of a matrix, several at a time, and gather their rows."""
 
 import contextlib
-import csv
 import json
 import os
 import shlex
@@ -17,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flowrl._io import atomic_write, only_one
 from flowrl.scripts.experiments._matrix import Cell, Matrix, cells
-from flowrl.scripts.experiments._rows import gather
+from flowrl.scripts.experiments._rows import gather, read_rows
 
 #: Has the kernel kill a cell whose runner was killed (1 is PR_SET_PDEATHSIG, 9 SIGKILL), and becomes the command it is
 #: given. The cell would go on unseen otherwise, and hold its run directory. Only Linux has this.
@@ -36,7 +35,7 @@ def run_matrix(matrix: Matrix, passed_on: tuple[str, ...]) -> int:
     known = {
         f"{row['env']}/{row['algorithm']}/{row['variant']}/seed{row['seed']}": row
         for path in matrix.known
-        for row in csv.DictReader(path.read_text().splitlines())
+        for row in read_rows((path,))
     }
     states = {cell: "known" if cell.name in known else cell.state(matrix.out) for cell in todo}
     if matrix.dry_run:

@@ -60,7 +60,12 @@ def main(config: Config) -> None:
     if config.paper is not None:
         console.print(_cost(config.paper, config.learner(), config.training.steps))
     with contextlib.ExitStack() as stack:
-        run = stack.enter_context(RunDirectory(config.out, _identity(config), resume=config.run.resume, free=FREE))
+        growth = {"grows": ("steps",), "ends": ("results.csv",)}
+        run = RunDirectory(config.out, _identity(config), resume=config.run.resume, free=FREE, **growth)
+        run = stack.enter_context(run)
+        if run.grown:
+            fixed = ["the budget that --budget auto chose"] * is_auto(config)
+            console.print(extended(run.grown["steps"], config.training.steps, fixed))
         bars = stack.enter_context(progress(console))
         dataset = treated(config.data, load_data(config.data, bar(bars, "data"), config.run.workers))
         same_data(run, dataset.info.to_json() + "\n")
@@ -297,6 +302,14 @@ def protocol(info: data.DataInfo, kind: str = "offline-1") -> str:
     """Name what a score means: raise the number when that changes: which checkpoint, which episodes, which score."""
     rewards = info.reward_transform.protocol
     return f"{kind}/last-checkpoint/paired-episodes/rewards-{rewards}/observations-standard"
+
+
+def extended(before: int, steps: int, otherwise: list[str]) -> str:
+    """Say what a longer run shares with one of that length from the start."""
+    text = f"extended from {before:,} to {steps:,} steps; its curve keeps the points of the shorter run"
+    if not otherwise:
+        return f"{text}, and it ends as a run of that length from the start"
+    return f"{text}. A run of that length from the start ends otherwise: {', '.join(otherwise)} followed the old one"
 
 
 def same_data(run: RunDirectory, description: str) -> None:

@@ -73,7 +73,7 @@ class AbstractBuffer(AbstractBatchSource):
         """Return the buffer with the ring of a checkpoint, to be used in the place of this one.
 
         Args:
-            ring: from `ring` of a buffer of the same data and capacity, on the device or on the host.
+            ring: from `ring` of a buffer of the same data and at most this capacity, on the device or on the host.
 
         Raises:
             ValueError: the ring does not fit.
@@ -221,11 +221,18 @@ def ring_arrays(columns: dict[str, np.ndarray], head: int) -> dict[str, np.ndarr
 def read_ring(
     ring: dict[str, np.ndarray], into: dict[str, Array | np.ndarray | None], capacity: int
 ) -> tuple[dict[str, np.ndarray], int, int]:
-    """Read what `ring_arrays` named into columns, the number of filled rows, and where the next one goes."""
+    """Read what `ring_arrays` named into columns, the number of filled rows, and where the next one goes.
+
+    A ring of more rows takes up where a full one ended: the oldest row comes first, and the next goes behind the last.
+    """
     there = {f"ring/{name}": x for name, x in into.items() if x is not None}
     found = {name: x for name, x in ring.items() if name.startswith("ring/") and name != "ring/head"}
     sizes = {x.shape[0] for x in found.values()}
     fits = found.keys() == there.keys() and len(sizes) == 1 and "ring/head" in ring and max(sizes) <= capacity
     if not fits or any(found[name].shape[1:] != x.shape[1:] for name, x in there.items()):
         raise ValueError(f"the stored ring does not fit into one of {capacity} rows of these columns.")
-    return {name.removeprefix("ring/"): x for name, x in found.items()}, sizes.pop(), int(ring["ring/head"])
+    filled, head = sizes.pop(), int(ring["ring/head"])
+    columns = {name.removeprefix("ring/"): x for name, x in found.items()}
+    if filled < capacity and head != filled:
+        columns, head = {name: np.roll(x, -head, axis=0) for name, x in columns.items()}, filled
+    return columns, filled, head
