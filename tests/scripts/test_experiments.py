@@ -227,7 +227,7 @@ def test_what_was_logged_on_the_way_is_gathered_and_drawn(fake, tmp_path):
     assert experiments.main(experiments.parse(words)) == 0
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     empty = tmp_path / "empty.csv"
-    empty.write_text("env,phase\n")
+    empty.write_text("env,algorithm,variant,seed,phase,step,what,value\n")
     with pytest.raises(ValueError, match=r"no curves in .*empty\.csv"):
         experiment_report.plot_curves((empty,), tmp_path / "none.png")
 

@@ -19,7 +19,6 @@ import jax
 import jax.random as jr
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
 from flowrl import Budget
 from flowrl._io import read_json_object
@@ -45,7 +44,7 @@ from flowrl.rl import (
     tasks,
 )
 from flowrl.runs import RunDirectory, Tracker, to_csv
-from flowrl.scripts._console import bar, progress, training_bar
+from flowrl.scripts._console import Bars, bar, progress, training_bar
 from flowrl.scripts.offline._groups import Data, FlowOptions, Training
 from flowrl.scripts.offline._options import AUTO_STEP_SIZES, ELSEWHERE, FREE, Config, arms, budgets, check, is_auto
 
@@ -90,7 +89,7 @@ class _Program:
         self,
         config: Config,
         run: RunDirectory,
-        bars: Progress,
+        bars: Bars,
         console: Console,
         dataset: data.OfflineDataset,
         stack: contextlib.ExitStack,
