@@ -3,9 +3,9 @@
     python tests/faults/fuzz_methods.py [CALLS] [SEED]
 
 As `fuzz.py`, with its values and its judge, for the parts that it does not hold: solvers that are Metropolis, Monotone,
-Tempered, Nesterov, Coin and Adaptive, Hamiltonian and microcanonical proposals, weights, inverse problems, flows in unit
-time, random batches and slices, and `flowrl.sample`. An error of a valid call must be of a class that its docstring
-names, with words of flowrl's own.
+Tempered, Nesterov, Coin and Adaptive, Hamiltonian and microcanonical proposals, weights, inverse problems, flows in
+unit time, random batches and slices, and `flowrl.sample`. An error of a valid call must be of a class that its
+docstring names, with words of flowrl's own.
 """
 
 import json
