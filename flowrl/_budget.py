@@ -207,7 +207,12 @@ def _cap(name: str, x: Any, *, positive: bool = False) -> Array | None:
 def _per_step(name: str, x: Any, length: int) -> Array:
     if callable(x):
         # One evaluation per step keeps any Python callable usable, jitted or not.
-        x = [x(step) for step in range(length)]
+        try:
+            x = [x(step) for step in range(length)]
+        except TypeError as error:
+            raise TypeError(
+                f"{name} is a schedule that cannot be called with the number of a step, {x!r}: {error}"
+            ) from error
         x = np.asarray(x) if not any(isinstance(leaf, jax.core.Tracer) for leaf in x) else jnp.stack(x)
     array = real_array(name, x, lambda value: (value >= 0) & (value < np.inf), ">= 0 and finite")
     if array.ndim > 1 or (array.ndim == 1 and array.shape[0] != length):

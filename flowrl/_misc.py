@@ -81,6 +81,34 @@ def check_count(name: str, count: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be a Python int >= {least}, got {count!r}.")
 
 
+def check_number(name: str, number: Any, good: Callable[[Any], Any], expected: str) -> None:
+    """Refuse what is no number in range, a word or an array among others."""
+    try:
+        fine = bool(good(number))
+    except (TypeError, ValueError):
+        fine = False
+    if not fine:
+        raise ValueError(f"{name} must be {expected}, got {number!r}.")
+
+
+def check_kind(name: str, thing: Any, kind: type | tuple[type, ...], way_out: str = "") -> None:
+    """Refuse an argument of another kind; `way_out` says where one comes from."""
+    if not isinstance(thing, kind):
+        kinds = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+        given = f"the class {thing.__name__}" if isinstance(thing, type) else type(thing).__name__
+        raise TypeError(f"{name} must be of the kind {kinds}, got {given}{f': {way_out}' if way_out else ''}.")
+
+
+def check_one_key(key: Any) -> None:
+    """Refuse several keys, or something that is not a key of JAX."""
+    dtype, shape = getattr(key, "dtype", None), np.shape(key) if hasattr(key, "shape") else None
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if shape is None or (not typed and dtype != np.uint32):
+        raise TypeError(f"key must be a key of JAX such as jax.random.key(0), got {key!r}.")
+    if len(shape) != (0 if typed else 1):
+        raise ValueError(f"key must be one key, got an array of them, {shape}; take one, or vmap over all.")
+
+
 def check_fields(
     thing: Any,
     *,
@@ -112,7 +140,7 @@ def check_fields(
             value = getattr(thing, field)
             try:
                 fine = value is None or good(value)
-            except TypeError:  # of another kind altogether, as a word is
+            except (TypeError, ValueError):  # of another kind altogether, as a word or an array is
                 fine = False
             if not fine:
                 raise ValueError(f"{name or type(thing).__name__}: {field} must be {text}, got {value!r}.")

@@ -11,7 +11,7 @@ from flowrl._budget import Budget
 from flowrl._custom_types import Key, Particles
 from flowrl._domain import AbstractDomain
 from flowrl._flow import AbstractFlow, Traits
-from flowrl._misc import check_particles, concrete, log_weights_array, ravel, working_dtype
+from flowrl._misc import check_one_key, check_particles, concrete, log_weights_array, ravel, working_dtype
 from flowrl._solver import AbstractSolver
 from flowrl._supports import supports
 from flowrl._target import AbstractTarget
@@ -148,12 +148,7 @@ def _check_samples(target: AbstractTarget, particles: Particles, domain: Abstrac
 def check_key(flow: AbstractFlow, solver: AbstractSolver, target: AbstractTarget, key: Key | None) -> None:
     """Refuse a missing key, several keys, or something that is not a key."""
     if key is not None:
-        dtype, shape = getattr(key, "dtype", None), np.shape(key)
-        typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-        if not typed and dtype != np.uint32:
-            raise TypeError(f"key must be a key of JAX such as jax.random.key(0), got {key!r}.")
-        if len(shape) != (0 if typed else 1):
-            raise ValueError(f"key must be one key, got an array of them, {shape}; take one, or vmap over all.")
+        check_one_key(key)
     if key is None and (flow.traits.stochastic or target.stochastic or solver.needs.random):
         who = solver if solver.needs.random and not flow.traits.stochastic else flow
         names = f"{type(who).__name__} toward {type(target).__name__}"

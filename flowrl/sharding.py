@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from flowrl._custom_types import Mask, PerParticle, Positions, Scalar
 from flowrl._kernel import AbstractKernel, AbstractScalarKernel, centre, mass_of, total_of
+from flowrl._misc import check_count, check_kind
 
 _T = TypeVar("_T")
 
@@ -29,7 +30,7 @@ def mesh(**axes: int) -> Mesh:
         axes: size of each axis by its name; their product is the number of devices.
 
     Raises:
-        ValueError: there are not as many devices.
+        ValueError: a size is no count, or there are not as many devices.
 
     Example:
         ```python
@@ -39,6 +40,8 @@ def mesh(**axes: int) -> Mesh:
         devices = flowrl.sharding.mesh(particles=jax.device_count())
         ```
     """
+    for name, size in axes.items():
+        check_count(name, size)
     sizes = tuple(axes.values())
     if math.prod(sizes) != jax.device_count():  # fewer would leave devices, and with them processes, without work
         raise ValueError(f"a mesh of {axes} does not fit {jax.device_count()} devices.")
@@ -56,6 +59,7 @@ def split(tree: _T, devices: Mesh, axis: str = "particles") -> _T:
         axis: name of the mesh axis.
 
     Raises:
+        TypeError: `devices` is no mesh.
         ValueError: the mesh has no such axis, or a leading axis is not a multiple of its size.
     """
     size = _size(devices, axis)
@@ -74,7 +78,11 @@ def replicate(tree: _T, devices: Mesh) -> _T:
     Args:
         tree: PyTree; its arrays are placed, anything else is left as it is.
         devices: the mesh.
+
+    Raises:
+        TypeError: `devices` is no mesh.
     """
+    _check_mesh(devices)
     return _placed(tree, NamedSharding(devices, PartitionSpec()))
 
 
@@ -178,7 +186,12 @@ class Sharded(AbstractKernel):
         return self.kernel.stein_gram(x, score_x, y, score_y)
 
 
+def _check_mesh(devices: Any) -> None:
+    check_kind("devices", devices, Mesh, "mesh(particles=jax.device_count()) makes one")
+
+
 def _size(devices: Mesh, axis: str) -> int:
+    _check_mesh(devices)
     if axis not in devices.axis_names:
         raise ValueError(f"the mesh has the axes {devices.axis_names}, not {axis!r}; make it by mesh({axis}=...).")
     if devices.axis_types[devices.axis_names.index(axis)] != AxisType.Auto:

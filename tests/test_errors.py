@@ -249,7 +249,11 @@ CASES = {
         ["data['noise'] is a scalar", "leading axis N"],
     ),
     "data words": ("flowrl.Posterior(log_normal, log_normal, {'x': 'file'})", TypeError, ["arrays (N, ...)", "'file'"]),
-    "batch of none": ("flowrl.Posterior(log_normal, log_normal, x, 0)", ValueError, ["batch_size", ">= 1", "all 4"]),
+    "batch of none": (
+        "flowrl.Posterior(log_normal, log_normal, x, 0)",
+        ValueError,
+        ["batch_size", "from 1 to 4", "all 4"],
+    ),
     "batch fraction": ("flowrl.Posterior(log_normal, log_normal, x, 0.5)", TypeError, ["Python int or None", "0.5"]),
     "batch bool": ("flowrl.Posterior(log_normal, log_normal, x, True)", TypeError, ["Python int or None", "True"]),
     "likelihood of all data": (

@@ -209,7 +209,7 @@ def test_what_cannot_be_divided_is_refused():
     one = sharding.mesh(particles=1)
     with pytest.raises(ValueError, match="does not fit"):
         sharding.mesh(particles=1000)
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="particles must be a Python int >= 1, got 0"):
         sharding.mesh(particles=0)
     assert sharding.replicate((2, "name"), one) == (2, "name")  # what is no array is left as it is
     with pytest.raises(ValueError, match="axes"):
@@ -231,3 +231,83 @@ def test_on_one_device_it_is_the_kernel_itself():
     alpha = jnp.ones((), x.dtype)
     np.testing.assert_allclose(sharded.stein(x, -x, alive, alpha), kernel.stein(x, -x, alive, alpha))
     np.testing.assert_allclose(sharded.stein_gram(x, -x, x, -x), kernel.stein_gram(x, -x, x, -x))
+
+
+SAVED = r"""
+import json, pathlib, sys
+import jax, jax.numpy as jnp, numpy as np
+import flowrl
+from flowrl import sharding
+from flowrl.runs import load_checkpoint, save_checkpoint
+
+x = np.linspace(-3, 3, 320, dtype=np.float32).reshape(160, 2)
+target, budget = flowrl.Density(lambda x: -0.5 * jnp.sum((x - 1) ** 2)), flowrl.Budget(3, 0.5)
+
+def moved(x, count):
+    devices = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("particles",))
+    flow = flowrl.SVGD(sharding.Sharded(flowrl.RBF(), devices))
+    return flowrl.transport(target, sharding.split(x, devices), budget, flow=flow, throw=False).particles
+
+path = pathlib.Path(sys.argv[1]) / "particles.npz"
+halfway = moved(x, 8)
+save_checkpoint(path, {"particles": halfway}, {"steps": 3})
+back, meta = load_checkpoint(path, {"particles": jnp.zeros_like(x)})
+ends = {count: np.asarray(moved(back["particles"], count)) for count in (8, 4, 2)}
+report = {"same": bool((np.asarray(back["particles"]) == np.asarray(halfway)).all()), "steps": meta["steps"]}
+report["parts"] = len({s.device for s in halfway.addressable_shards})
+report["whole"] = float(np.abs(np.asarray(moved(halfway, 8)) - ends[8]).max())
+report["fewer"] = max(float(np.abs(ends[count] - ends[8]).max()) for count in (4, 2))
+print(json.dumps(report))
+"""
+
+
+@pytest.mark.thorough
+def test_particles_of_eight_devices_are_saved_whole_and_go_on_over_any_number(tmp_path):
+    command = [sys.executable, "-c", SAVED, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=_environment(8), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert (report["same"], report["steps"], report["parts"], report["whole"]) == (True, 3, 8, 0.0)
+    assert report["fewer"] < 1e-5
+
+
+SAVED_BY_TWO = r"""
+import pathlib, sys
+import jax, jax.numpy as jnp, numpy as np
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from jax.experimental import multihost_utils
+from flowrl import sharding
+from flowrl.runs import load_checkpoint, save_checkpoint
+
+path = pathlib.Path(sys.argv[3]) / "state.npz"
+whole = np.arange(12, dtype=np.float32).reshape(6, 2)
+state = {"particles": sharding.split(whole, sharding.mesh(particles=2))}
+try:
+    save_checkpoint(path, state, {})
+except ValueError as error:
+    print(error)
+gathered = jax.tree.map(jnp.asarray, multihost_utils.process_allgather(state, tiled=True))
+if jax.process_index() == 0:
+    save_checkpoint(path, gathered, {})
+    assert (load_checkpoint(path, {"particles": jnp.zeros((6, 2))})[0]["particles"] == whole).all()
+multihost_utils.sync_global_devices("saved")
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(sys.platform != "linux", reason="sockets of loopback")
+def test_particles_of_two_processes_are_saved_as_the_error_says(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    commands = [[sys.executable, "-c", SAVED_BY_TWO, address, str(i), str(tmp_path)] for i in range(2)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(c, cwd=ROOT, env=_environment(1), **pipes) for c in commands]
+    try:
+        answers = [process.communicate(timeout=180) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], answers
+    assert all("['particles'] is divided over processes" in out for out, _ in answers)
+    assert (tmp_path / "state.npz").exists()

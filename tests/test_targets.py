@@ -266,7 +266,12 @@ def test_all_particles_see_the_same_batch_and_every_step_another(key):
     assert not np.allclose(noise, later)
 
 
-@pytest.mark.parametrize("batch_size", [7, 8, np.int64(100)])
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match="batch_size must be from 1 to 7, got 10; None takes all 7 data"):
+        flowrl.Posterior(log_normal, _log_likelihood, DATA, batch_size=10)
+
+
+@pytest.mark.parametrize("batch_size", [7, np.int64(7)])
 def test_a_batch_of_all_data_is_all_data(batch_size):
     whole = flowrl.Posterior(log_normal, _log_likelihood, DATA, batch_size=batch_size)
     assert not whole.stochastic

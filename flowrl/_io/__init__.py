@@ -17,6 +17,7 @@ from flowrl._io._files import (
     parse_json as parse_json,
     read_json_object as read_json_object,
     read_npz as read_npz,
+    read_table as read_table,
     remove_halves as remove_halves,
     resolve_dir as resolve_dir,
     sha256_file as sha256_file,

@@ -33,7 +33,14 @@ def save_checkpoint(path: Path, state: Any, meta: dict[str, Any]) -> None:
 
     Raises:
         OSError: the disk is full or the directory is gone; an earlier checkpoint stays as it was.
+        ValueError: an array lies on devices of several processes, so that none has it whole.
     """
+    for name, leaf in _named(state):
+        if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+            raise ValueError(
+                f"{path}: {name} is divided over processes, so this one does not have it whole. Gather it in all of "
+                "them by jax.experimental.multihost_utils.process_allgather(state, tiled=True), and save in one."
+            )
     arrays = {name: _bits(leaf) for name, leaf in _named(state)}
     arrays |= {_ARRAY + name: value for name, value in meta.items() if isinstance(value, np.ndarray)}
     values = {name: value for name, value in meta.items() if not isinstance(value, np.ndarray)}

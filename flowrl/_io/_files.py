@@ -1,6 +1,7 @@
 """Files that are whole or absent: atomic writes, deterministic npz, checksums, locks, room on the disk."""
 
 import contextlib
+import csv
 import errno
 import hashlib
 import json
@@ -43,6 +44,32 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DamagedError(f"{path} holds no JSON object; the directory is damaged or foreign.")
     return content
+
+
+def read_table(path: Path, *, columns: Sequence[str] = (), numbers: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Read a CSV with a header, whose rows have these columns, some of them numbers; a DamagedError names file and row.
+
+    Numbers may be missing (empty) only in columns that are not named.
+    """
+    try:
+        lines = list(csv.reader(path.read_text().splitlines(), strict=True))
+    except (ValueError, csv.Error) as error:
+        raise DamagedError(f"{path} is no table ({error}); it is damaged or foreign.") from error
+    head, *rows = lines or [[]]
+    missing = [name for name in (*columns, *numbers) if name not in head]
+    if missing:
+        raise DamagedError(f"{path}: missing columns {', '.join(missing)}; it is damaged or foreign.")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(head):
+            raise DamagedError(
+                f"{path}: line {number} has {len(row)} entries under {len(head)} columns; it is damaged."
+            )
+        for name in numbers:
+            try:
+                float(row[head.index(name)])
+            except ValueError as error:
+                raise DamagedError(f"{path}: line {number}, {name}: {error}; it is damaged.") from error
+    return [dict(zip(head, row, strict=True)) for row in rows]
 
 
 def resolve_dir(data_dir: str | os.PathLike[str] | None) -> Path:

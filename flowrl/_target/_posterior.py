@@ -68,13 +68,13 @@ class Posterior(AbstractTarget):
             log_likelihood: function of `(particle, datum)`, the datum one row of `data` in its structure; returns
                 log p(datum | x), one scalar. Use named functions or modules: a new lambda recompiles.
             data: array (N, ...) or PyTree of such; N >= 1. New data of the same shape do not recompile.
-            batch_size: data per step, a Python int >= 1; None, or N and more, for all of them and no randomness. An
+            batch_size: data per step, a Python int from 1 to N; None, or N, for all of them and no randomness. An
                 unbiased gradient is enough for flows that are linear in it (`SVGD`, `Langevin`, `Ascent`); `KSDDescent`
                 and `Consensus` are biased by a batch.
 
         Raises:
             TypeError: an argument is of the wrong kind.
-            ValueError: the leaves of `data` disagree about N, or are empty.
+            ValueError: the leaves of `data` disagree about N, or are empty; a batch is larger than N.
         """
         self.log_prior = as_function(log_prior, "log_prior")
         if not callable(log_likelihood):
@@ -85,9 +85,9 @@ class Posterior(AbstractTarget):
         if batch_size is not None:
             if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
                 raise TypeError(f"batch_size must be a Python int or None, got {batch_size!r}.")
-            if batch_size < 1:
-                raise ValueError(f"batch_size must be >= 1, got {batch_size}; None takes all {size} data.")
-        self.batch_size = None if batch_size is None or batch_size >= size else int(batch_size)
+            if not 1 <= batch_size <= size:
+                raise ValueError(f"batch_size must be from 1 to {size}, got {batch_size}; None takes all {size} data.")
+        self.batch_size = None if batch_size is None or batch_size == size else int(batch_size)
 
     @property
     def stochastic(self) -> bool:

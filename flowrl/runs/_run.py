@@ -27,6 +27,7 @@ from flowrl._io import (
     load_checkpoint,
     only_one,
     read_json_object,
+    read_table,
     remove_halves,
     save_checkpoint,
     software,
@@ -43,6 +44,7 @@ class RunDirectory:
         path: the directory.
         rows: metrics so far, one dictionary per evaluation or interval.
         arrays: what the checkpoint that was loaded holds beside the state, by name; its reader may drop them.
+        grown: what has grown since the run was last opened, by key of the configuration: the number before.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class RunDirectory:
         *,
         resume: bool = False,
         free: Sequence[str] = (),
+        grows: Sequence[str] = (),
+        ends: Sequence[str] = (),
         keep: int = 2,
     ):
         """Open a directory and hold its lock.
@@ -61,6 +65,9 @@ class RunDirectory:
             config: JSON values that determine the run.
             resume: go on with the run that is there.
             free: keys of `config` that may differ when a run goes on.
+            grows: keys of `config` that may be larger when a run goes on, such as its length: a finished run is
+                extended so.
+            ends: files of a finished run, which are removed when it is extended, since they would be of a shorter one.
             keep: checkpoints that are kept, >= 1; the older ones are there for the case that the last is damaged.
 
         Raises:
@@ -75,7 +82,8 @@ class RunDirectory:
         self.rows: list[dict[str, Any]] = []
         self.arrays: dict[str, np.ndarray] = {}
         self._config = json.loads(json.dumps(config, allow_nan=False))
-        self._free = frozenset(free)
+        self._free, self._grows = frozenset(free), frozenset(grows)
+        self.grown: dict[str, Any] = {}
         self._written: set[str] = set()
         self._checkpoints = [self.checkpoint, *(self.path / f"checkpoint.{i}.npz" for i in range(1, keep))]
         config_path = self.path / "config.json"
@@ -95,6 +103,10 @@ class RunDirectory:
                 self._compare(config_path)
             remove_halves(self.path)
             with self._writing():
+                # First: where they are, the run of this configuration is finished.
+                for name in ends if self.grown else ():
+                    (self.path / name).unlink(missing_ok=True)
+                fsync_dir(self.path)
                 self._write_config()
             self._stack = stack.pop_all()
 
@@ -225,24 +237,19 @@ class RunDirectory:
         self.write(path.name, json.dumps(entries, indent=2) + "\n")
 
     def append_timing(self, **row: Any) -> None:
-        """Add a row to `timing.csv`.
+        """Add a row to `timing.csv`; a configuration with a seed has it in every row.
 
         Args:
-            row: columns; the first call decides which there are.
+            row: columns; one that earlier rows do not have is empty there.
 
         Raises:
-            ValueError: another column than those of the first call.
+            DamagedError: (a ValueError) the file is damaged.
         """
         path = self.path / "timing.csv"
-        before = path.read_text() if path.exists() else ""
-        columns = before.partition("\n")[0].split(",") if before else list(row)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        if not before:
-            writer.writeheader()
-        writer.writerow(row)
+        before = read_table(path) if path.exists() else []
+        seed = {"seed": self._config["seed"]} if "seed" in self._config else {}
         # Written again rather than appended to: a disk that becomes full must leave no half line.
-        self.write("timing.csv", before + text.getvalue())
+        self.write(path.name, to_csv([*before, {**seed, **row}]))
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -263,17 +270,26 @@ class RunDirectory:
         self.write("config.json", json.dumps(self._config, indent=2, sort_keys=True) + "\n")
 
     def _compare(self, config_path: Path) -> None:
-        self._same(read_json_object(config_path), config_path)
+        there = read_json_object(config_path)
+        self._same(there, config_path)
+        self.grown = {name: there[name] for name in self._grows if there.get(name) != self._config.get(name)}
 
     def _same(self, there: dict[str, Any], source: Path) -> None:
-        """Raise a ValueError if the configuration is another one; `free` keys may differ."""
+        """Raise a ValueError if the configuration is another one; `free` keys may differ, others only grow."""
         keys = sorted((set(there) | set(self._config)) - self._free)
         changed = [k for k in keys if there.get(k, "(missing)") != self._config.get(k, "(missing)")]
+        changed = [k for k in changed if k not in self._grows or not _less(there.get(k), self._config.get(k))]
         if changed:
             lines = [
                 f"{k}: {there.get(k, '(missing)')} there, {self._config.get(k, '(missing)')} here" for k in changed
             ]
-            raise ValueError(f"cannot resume {source} with another configuration; {'; '.join(lines)}.")
+            only = "".join(f" {k} can only grow." for k in changed if k in self._grows)
+            raise ValueError(f"cannot resume {source} with another configuration; {'; '.join(lines)}.{only}")
+
+
+def _less(before: Any, now: Any) -> bool:
+    numbers = (int, float)
+    return isinstance(before, numbers) and isinstance(now, numbers) and before < now
 
 
 def to_csv(rows: list[dict[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         near = difflib.get_close_matches(name, COMMANDS, n=3) or COMMANDS
         sys.exit(f"flowrl: no command {name!r}; did you mean {', '.join(near)}? `flowrl --help` lists all.")
     command = COMMANDS[name]
+    search_here()
     try:
         require(*command.needs, extra=command.extras)
     except ImportError as error:
@@ -72,6 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except ValueError as error:
         sys.exit(f"ValueError: {error}")
     end_well(lambda: program.main(config), [*_called(), name, *options], config.out, verb=command.verb)
+
+
+def search_here() -> None:
+    """Let modules of the current directory be named, behind all that are installed, which they cannot hide."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def _called() -> list[str]:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import pathlib
 import platform
 import shlex
@@ -251,8 +252,24 @@ def describe(config: Config, files: dict[int, str], seconds: float, argv: Sequen
     }
 
 
+def check(config: Config) -> None:
+    """Refuse numbers that make no sense, before anything is trained."""
+    counts = ("steps", "snapshot_every", "width", "batch_size", "chunk")
+    for name, least in {**dict.fromkeys(counts, 1), "seed": 0, "random_steps": 0, "eval_episodes": 2}.items():
+        if getattr(config, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}.")
+    for name, good, expected in (
+        ("learning_rate", 0 < config.learning_rate < math.inf, "> 0"),
+        ("discount", 0 <= config.discount <= 1, "in [0, 1]"),
+        ("tau", 0 < config.tau <= 1, "in (0, 1]"),
+    ):
+        if not good:
+            raise ValueError(f"--{name.replace('_', '-')} must be {expected}, got {getattr(config, name)}.")
+
+
 def main(config: Config) -> None:
     """Train, save, measure, and record where the weights came from."""
+    check(config)
     config.out.mkdir(parents=True, exist_ok=True)
     files: dict[int, str] = {}
 

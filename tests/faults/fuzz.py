@@ -175,12 +175,12 @@ def _transport(flow, solver, domain, target, *, dtype) -> Structure:
         except RuntimeError as error:
             known = ("non-finite at every particle", "A traced budget was invalid", "maximum number")
             return [] if any(words in str(error) for words in known) else [f"RuntimeError: {str(error)[:200]}"]
-        return _judge(method, x, solution, int(steps))
+        return judge(method, x, solution, int(steps))
 
     return Structure(f"transport: {flow} | {solver} | {domain} | {target} | {jnp.dtype(dtype).name}", call)
 
 
-def _judge(method, x, solution, steps) -> list[str]:
+def judge(method, x, solution, steps) -> list[str]:
     before, after = np.asarray(x), np.asarray(solution.particles)
     wrong = []
     if after.dtype != before.dtype or after.shape != before.shape:
@@ -331,10 +331,10 @@ GOOD: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def spoilt(rng) -> tuple[str, str]:
-    """Make a call with junk in one place; give what it was, and what is wrong with how it was met."""
-    name = str(rng.choice(list(GOOD)))
-    function, good = GOOD[name]
+def spoilt(rng, calls) -> tuple[str, str]:
+    """Make one of some calls with junk in one place; give what it was, and what is wrong with how it was met."""
+    name = str(rng.choice(list(calls)))
+    function, good = calls[name]
     place = str(rng.choice(list(good)))
     junk = JUNK[int(rng.integers(len(JUNK)))]
     shown = f"{name}({place}={str(junk)[:40]!r} {type(junk).__name__})"
@@ -352,15 +352,15 @@ class Hung(Exception):
     """A call took longer than anyone waits."""
 
 
-def main(calls: int, seed: int) -> dict[str, Any]:
-    """Make the calls; give counts and everything that was wrong."""
+def main(calls: int, seed: int, pool: list[Structure] | None = None, good: Any = GOOD) -> dict[str, Any]:
+    """Make calls of a pool, and of good calls that are spoilt; give counts and everything that was wrong."""
 
     def hang(*_):
         raise Hung
 
     signal.signal(signal.SIGALRM, hang)
     rng = np.random.default_rng(seed)
-    pool = transports(np.random.default_rng(1)) + others()
+    pool = transports(np.random.default_rng(1)) + others() if pool is None else pool
     assert len(pool) <= 60, len(pool)
     wrong: collections.Counter[str] = collections.Counter()
     counts: collections.Counter[str] = collections.Counter()
@@ -373,7 +373,7 @@ def main(calls: int, seed: int) -> dict[str, Any]:
         signal.alarm(COMPILING if index < len(pool) else PATIENCE)
         try:
             if invalid:
-                name, fault = spoilt(rng)
+                name, fault = spoilt(rng, good)
                 faults = [fault] if fault else []
             else:
                 faults = structure.call(rng)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 ENV, DATA = "pointmaze-medium-navigate-singletask-task1-v0", "pointmaze-medium-navigate-v0"
 #: Columns that hold times.
-CLOCKS = ("seconds", "train_seconds", "training_seconds", "acting_seconds")
+CLOCKS = ("seconds", "train_seconds", "training_seconds", "acting_seconds", "compilation")
 
 OFFLINE = {
     "--rows": "2000",
@@ -30,7 +30,7 @@ OFFLINE = {
     "--curve-episodes": "1",
     "--test-steps": "1",
     "--chosen": "1",
-    "--lanes": "6",
+    "--lanes": "10",  # one for each way to act at the end that is a program of its own
     "--workers": "1",
 }
 ONLINE = {
@@ -124,15 +124,23 @@ def _experiments(out: Path, data: Path) -> list[str]:
     return ["run", "--out", str(out), "--envs", ENV, "--seeds", "1", "2", "--", *shared]
 
 
+def _posterior(out: Path, data: Path) -> list[str]:  # noqa: ARG001
+    draws = {"--nuts-warmup": "20", "--nuts-draws": "20", "--reference-draws": "20"}
+    sizes = {"--particles": "20", "--steps": "40", **draws}
+    return flat({"--model": "eight-schools", "--out": str(out)} | sizes)
+
+
 def _command(name: str) -> tuple[str, ...]:
     return ("-m", "flowrl.scripts", name)
 
 
+#: Files of a run that must be the same.
 RUN = ("metrics.csv", "results.csv", "checkpoint.npz", "checkpoint.1.npz", "config.json", "data.json")
 PROGRAMS = {
     "offline": Program(_command("offline"), _offline, _has_config, RUN),
     "online": Program(_command("online"), _online, _has_config, RUN),
     "rlhf": Program(_command("align"), _rlhf, _has_config, ("metrics.csv", "results.csv", "config.json", "*.npz")),
+    "posterior": Program(_command("posterior"), _posterior, _never, ("results.csv", "moments.csv")),
     "generate": Program((str(HERE / "generate.py"),), _generate, _never, ("*/*/*.npz", "*/*/manifest.json")),
     "experiments": Program(
         _command("experiments"), _experiments, _never, ("rows.csv", *(f"cells/*/*/*/*/{name}" for name in RUN))

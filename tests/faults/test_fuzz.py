@@ -1,6 +1,7 @@
 """The core under calls that nobody would choose, and what such calls have found."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,18 @@ def test_ten_thousand_calls_without_a_crash_a_hang_or_an_unasked_nan():
     assert found["structures"] <= 60
     assert found["valid"] + found["invalid"] == 10_000
     assert found["invalid"] > 2000
+
+
+@pytest.mark.slow
+def test_no_valid_call_of_a_method_ends_in_an_error_that_is_not_documented():
+    """FLOWRL_FUZZ_CALLS says how many calls."""
+    calls = os.environ.get("FLOWRL_FUZZ_CALLS", "20000")
+    program = PROGRAM.with_name("fuzz_methods.py")
+    done = subprocess.run([sys.executable, str(program), calls, "0"], capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout.splitlines()[-1])
+    print({name: x for name, x in found.items() if name != "wrong"})
+    assert found["wrong"] == {}, done.stdout[-3000:]
+    assert found["valid"] > 0.6 * int(calls)
 
 
 @pytest.mark.thorough

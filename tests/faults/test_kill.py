@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults.programs import HERE, PROGRAMS, differences, environment, finish, flat
+from faults.programs import HERE, PROGRAMS, content, differences, environment, finish, flat
 
 pytestmark = pytest.mark.usefixtures("ctrl_c")  # what the programs that are started here would inherit
 
-#: Kills of each program; together more than 25.
-KILLS = {"offline": 8, "online": 8, "rlhf": 4, "generate": 6, "experiments": 4}
+#: Kills of each program; with those of single cells of a matrix together more than 40.
+KILLS = {"offline": 10, "online": 10, "rlhf": 4, "generate": 6, "experiments": 4, "posterior": 4}
+CELL_KILLS = 6
 SEED = int(os.environ.get("FLOWRL_FAULT_SEED", "0"))
 FACTOR = int(os.environ.get("FLOWRL_FAULT_KILLS", "1"))
 
@@ -107,6 +108,56 @@ def test_runs_that_are_killed_and_go_on_end_as_one_that_was_not(base, name):
     print(f"{name}: {killed} kills, {ended + 1} ends, each equal to the run that was not killed")
 
 
+@pytest.mark.slow
+def test_a_matrix_whose_cells_are_killed_says_so_and_ends_as_one_in_which_none_was(base):
+    """The process of a cell is killed, as by a machine that has run out of memory; its runner lives on."""
+    victim = Victim("experiments", base)
+    rng = np.random.default_rng([SEED, *b"cells"])
+    killed, ended = 0, 0
+    while killed < CELL_KILLS * FACTOR:
+        log = base / "cells.log"
+        with open(log, "wb") as file:
+            runner = subprocess.Popen(
+                [sys.executable, *victim.program.command(victim.cut, victim._data)],
+                env=environment(base / "cache"),
+                stdout=file,
+                stderr=file,
+            )
+            after, child = rng.uniform(0, 0.5 * victim.seconds), None
+            while child is None and runner.poll() is None:
+                child = _child(runner.pid)
+                time.sleep(0.01)
+            time.sleep(after)
+            here = _child(runner.pid)
+            if here is not None:
+                os.kill(here, signal.SIGKILL)
+            status = runner.wait(600)
+        if here is None or status == 0:  # between two cells, or after the last change of one
+            ended += 1
+            shutil.rmtree(victim.cut)
+            continue
+        assert status == 1, log.read_text()[-3000:]
+        assert "1 of 2 cells are done" in log.read_text()
+        killed += 1
+        print(f"a cell killed after {after:.1f} s; there are {_state(victim.cut)}")
+        if rng.random() < 0.5:
+            finish(victim.program.command(victim.cut, victim._data), base / "cache")
+            victim.ended_well()
+    if victim.cut.exists():
+        finish(victim.program.command(victim.cut, victim._data), base / "cache")
+        victim.ended_well()
+    print(f"cells: {killed} kills, {ended} runs that were done before")
+
+
+def _child(pid: int) -> int | None:
+    """The first child of a process, as Linux lists them."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return None
+    return int(children[0]) if children else None
+
+
 def _state(out: Path) -> str:
     """Say how far a run was when it died."""
     names = [path.name for path in out.rglob("*") if path.is_file() and "cache" not in path.parts]
@@ -142,6 +193,26 @@ def test_a_run_that_is_told_to_stop_says_how_to_go_on_and_does(base, name, statu
     assert line.startswith("stopped; to go on: python ")
     finish(line.split()[5:], base / "cache")
     victim.ended_well()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["offline", "online"])
+def test_a_finished_run_that_is_extended_ends_as_one_of_that_length(base, name):
+    program, shorter = PROGRAMS[name], {"offline": "40", "online": "80"}[name]
+    alone, grown = base / f"{name}-alone", base / f"{name}-grown"
+    words = program.command(grown, base / "data")
+    at = words.index("--steps") + 1
+    finish([*words[:at], shorter, *words[at + 1 :], *_FLAT[name]], base / "cache")
+    assert (grown / "results.csv").exists()
+    finish([*words, *_FLAT[name], "--resume"], base / "cache")
+    finish([*program.command(alone, base / "data"), *_FLAT[name]], base / "cache")
+    assert content(grown / "results.csv") == content(alone / "results.csv")
+    arrays = [content(path / "checkpoint.npz")[0] for path in (grown, alone)]
+    assert arrays[0] == arrays[1]
+
+
+#: An online run whose plan follows its length cannot be that of a longer one.
+_FLAT = {"offline": [], "online": ["--collect-steps", "1"]}
 
 
 @pytest.mark.slow

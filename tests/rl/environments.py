@@ -111,3 +111,13 @@ def register():
     ):
         if name not in gymnasium.registry:
             gymnasium.register(name, entry_point=entry, max_episode_steps=limit)
+
+
+def unmakeable():
+    raise RuntimeError("no licence")
+
+
+def narrow():
+    env = Goals()
+    env.observation_space, env.action_space = _box(3), gymnasium.spaces.Box(-0.5, 0.5, (1,))
+    return env

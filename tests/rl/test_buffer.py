@@ -119,6 +119,16 @@ def test_new_rows_replace_the_oldest(kind):
         small(capacity=6, kind=kind).restored(buffer.ring())
 
 
+@pytest.mark.parametrize("kind", [Buffer, HostBuffer])
+@pytest.mark.parametrize(("inserted", "kept"), [(5, [0, 1, 2, 3, 4]), (7, list(range(7))), (10, list(range(3, 10)))])
+def test_a_ring_of_more_rows_goes_on_behind_the_newest(kind, inserted, kept):
+    buffer = small(kind=kind)
+    for first in range(0, inserted, 5):
+        buffer = buffer.insert(numbered(first, min(5, inserted - first), 0))
+    larger = small(capacity=9, kind=kind).restored(buffer.ring()).insert(numbered(90, 2, 0))
+    assert list(columns(larger)["ring/actions"][:, 0]) == [*kept, 90, 91]
+
+
 def test_the_data_stay():
     buffer, kept = small(), []
     data = jax.device_get(buffer.replay.actions[:5])
@@ -253,7 +263,7 @@ def test_what_acting_adds_is_treated_as_the_data_were():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: small(capacity=0), "capacity must be >= 1"),
+        (lambda: small(capacity=0), "capacity must be a Python int >= 1"),
         (lambda: small().insert(numbered(0, 8)), "8 rows do not fit into a ring of 7"),
         (lambda: windows(lanes=0), "lanes >= 1"),
         (lambda: windows(discount=1.9), "discount in"),

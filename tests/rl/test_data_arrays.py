@@ -271,6 +271,7 @@ def _shift_ends(arrays):
         (lambda a: a.update(next_observations=np.ones((20, 2))), r"next_observations has shape \(20, 2\)"),
         (lambda a: a.update(terminals=np.ones((20, 2))), r"terminals must be 20 values .*\(20, 2\)"),
         (_put("masks", 3, 0.5), "masks must be 20 values that are 0 or 1"),
+        (_put("masks", 3, 255), "masks must be 20 values that are 0 or 1; 1 are not, first row 3: 255"),
         (_put("masks", 3, np.nan), "masks must be 20 values that are 0 or 1"),
         (_put("observations", 7, np.nan), "observations is wrong on 1 of 20 rows, first row 7"),
         (_put("rewards", 7, np.inf), "rewards is wrong on 1 of 20 rows, first row 7"),
@@ -283,6 +284,27 @@ def test_bad_arrays_are_named(spoil, words):
     spoil(arrays)
     with pytest.raises(ValueError, match=f"^mine: .*{words}"):
         _load(arrays, source="mine")
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        (2.5, r"\[-2\] to \[2\], in 1 of 20 rows, first in row 7, \[2.5\]; clip them"),
+        (float("nan"), "actions is wrong on 1 of 20 rows, first row 7"),
+    ],
+)
+def test_actions_outside_the_limits_are_named_in_the_units_of_the_environment(action, words):
+    arrays = _arrays()
+    arrays["actions"][7] = action
+    with pytest.raises(ValueError, match=words):
+        data.from_arrays(arrays, env=PENDULUM)
+
+
+def test_actions_outside_narrow_limits_that_look_scaled_are_said_to():
+    arrays = _arrays() | {"actions": np.linspace(-1, 1, 20, dtype=np.float32)[:, None]}
+    with pytest.raises(ValueError, match=r'\[-0.5\] to \[0.5\], in 10 of 20 rows, .*give actions="unit"'):
+        data.from_arrays(arrays, env="factory:rl.environments:narrow")
+    assert len(data.from_arrays(arrays, env="factory:rl.environments:narrow", actions="unit").train) > 0
 
 
 def test_trajectories_of_one_row_without_what_follows():

@@ -35,6 +35,7 @@ class File:
         ranges: whether it can begin in the middle.
         status: another answer than the file.
         etag: of the content.
+        location: where the file is instead.
     """
 
     content: bytes = b""
@@ -42,6 +43,7 @@ class File:
     ranges: bool = True
     status: int | None = None
     etag: str | None = '"one"'
+    location: str | None = None
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -53,6 +55,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         file = self.files.get(self.path, File(status=404))
         wanted = self.headers.get("Range")
         self.requests.append((self.path, wanted))
+        if file.location is not None:
+            self.send_response(302)
+            self.send_header("Location", file.location)
+            self.end_headers()
+            return
         if file.status is not None:
             self.send_error(file.status)
             return
@@ -206,6 +213,57 @@ def test_mirrors_in_order_and_every_reason(server, tmp_path):
     for reason, line in zip(reasons, str(caught.value).splitlines()[1:], strict=True):
         assert re.search(reason, line)
     assert not path.exists()
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """The server of this machine counts as one of another."""
+    monkeypatch.setattr(_download, "_HERE", frozenset())
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_without_encryption_only_what_a_checksum_vouches_for_is_taken(server, tmp_path):
+    address, files, requests = server
+    files["/x"] = File(CONTENT)
+    path = tmp_path / "x.npz"
+    with pytest.raises(OSError, match=r"http://127.0.0.1 is not encrypted, and no SHA-256 .* one of `mirrors`"):
+        _fetch([f"{address}/x"], path)
+    assert requests == []
+    assert not path.exists()
+    assert _fetch([f"{address}/x"], path, sha256=hashlib.sha256(CONTENT).hexdigest()) == f"{address}/x"
+    path.unlink()
+    assert _fetch([f"{address}/x"], path, plain=True) == f"{address}/x"
+
+
+def test_a_redirection_to_an_address_without_encryption_is_not_followed(server, tmp_path):
+    address, files, _ = server
+    files["/x"] = File(location="http://flowrl.invalid/x")
+    with pytest.raises(OSError, match="http://flowrl.invalid is not encrypted"):
+        _fetch([f"{address}/x"], tmp_path / "x.npz")
+    files["/x"] = File(location=f"{address}/y")
+    files["/y"] = File(CONTENT)
+    _fetch([f"{address}/x"], tmp_path / "x.npz")
+    assert (tmp_path / "x.npz").read_bytes() == CONTENT
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_d4rl_asks_its_address_without_encryption_for_known_files_alone(monkeypatch, tmp_path):
+    asked = []
+
+    def connect(opener, url, part, progress, timeout):  # noqa: ARG001
+        asked.append(url)
+        raise _download._RefusedError("nobody is there")
+
+    monkeypatch.setattr(_download, "_attempt", connect)
+    for name in ("d4rl:hopper-medium-v2", "d4rl:walker2d-medium-v2"):
+        with pytest.raises(OSError, match="from any mirror"):
+            data.download(name, tmp_path)
+    plain = [url.rsplit("/", 1)[-1] for url in asked if url.startswith("http://")]
+    assert plain == ["hopper_medium-v2.hdf5"]
+    asked.clear()
+    with pytest.raises(OSError, match="from any mirror"):
+        data.download("d4rl:walker2d-medium-v2", tmp_path, mirrors=["http://flowrl.invalid"])
+    assert asked == ["http://flowrl.invalid/walker2d_medium-v2.hdf5"]
 
 
 @pytest.mark.parametrize(

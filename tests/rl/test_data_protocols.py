@@ -93,7 +93,7 @@ def test_the_validation_split_does_not_move_the_scale():
         (lambda: RewardTransform("x", 1.0, float("inf")), "finite scale > 0"),
         (lambda: ReferenceScores(1.0, 1.0, "x"), "minimum < maximum, got 1.0 and 1.0"),
         (lambda: ReferenceScores(0.0, float("nan"), "x"), "must be finite"),
-        (lambda: data.split_episodes(_dataset().train, 1.0, seed=0), r"validation is 1.0, expected a share"),
+        (lambda: data.split_episodes(_dataset().train, 1.0, seed=0), r"validation must be a share"),
         (lambda: data.split_episodes(_dataset(ends=(5,)).train, 0.1, seed=0), "10% of 1 trajectories; .*validation=0"),
     ],
 )

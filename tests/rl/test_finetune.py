@@ -96,10 +96,10 @@ def leaves(state):
     return [np.asarray(jr.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x) for x in arrays]
 
 
-def go(path=None, resume=False, *, lanes=None, steps=24, plan=None, parts=None, **settings):
+def go(path=None, resume=False, *, lanes=None, steps=24, plan=None, parts=None, n_step=2, **settings):
     learner, state, buffer, standardizer = parts or setting()
     lanes = lanes or Line(2)
-    acting = collector(lanes, standardizer)
+    acting = collector(lanes, standardizer, n_step)
     settings = {"interval": 8, **settings}
     plan = plan or (lambda _: Plan(learner, L1))
     if path is None:
@@ -215,6 +215,23 @@ def test_a_run_taken_up_again_is_the_run_that_went_on(tmp_path, kind, algorithm)
     assert [row["step"] for row in run.rows] == [0, 8, 16, 24]
     names = ("checkpoint.npz", "metrics.csv")
     assert all((tmp_path / "cut" / x).read_bytes() == (tmp_path / "whole" / x).read_bytes() for x in names)
+
+
+@pytest.mark.thorough
+def test_a_finished_run_goes_on_for_more_steps_with_a_larger_ring(tmp_path):
+    """The ring of each run holds as many rows as the run has steps; that of the shorter one ends full."""
+
+    def run(name, steps, **options):
+        learner, *parts = setting(capacity=steps, n_step=1)
+        plan = lambda _: Plan(learner, L1, exploration=0.1)  # noqa: E731
+        return go(tmp_path / name, steps=steps, parts=(learner, *parts), plan=plan, n_step=1, **options)
+
+    run("cut", 16)
+    ended, longer = run("cut", 24, resume=True)
+    whole, other = run("whole", 24)
+    assert longer.rows == other.rows
+    for here, there in zip(leaves(ended), leaves(whole), strict=True):
+        np.testing.assert_array_equal(here, there)
 
 
 def same_run(path, other):
@@ -377,7 +394,7 @@ def test_collected_actions_depend_on_episode_and_time_alone():
         ({"updates_per_step": 0.25}, "whole number >= 1"),
         ({"interval": 7}, "positive multiple of interval"),
         ({"evaluate_at": (3,)}, "evaluate_at must be multiples"),
-        ({"startup": -1}, "startup must be >= 0"),
+        ({"startup": -1}, "startup must be a Python int >= 0"),
         ({"startup": 24}, "leaves nothing of 24 steps"),
         ({"parts": setting(capacity=3)}, "a ring of 3 rows is too small: one step of 2 environments may give 4"),
     ],

@@ -92,10 +92,25 @@ def test_killed_worker():
         assert lanes.step({1: RIGHT})[1].reward == -1
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pointmaze-nowhere-v0", "unknown environment"),
+        ("gym:Nope-v1", "gymnasium cannot make 'Nope-v1'"),
+        ("gym:nowhere:Nope-v1", "No module named 'nowhere'"),
+        ("factory:nowhere:make", "there is no such function"),
+        ("factory:rl.environments:nothing", "there is no such function"),
+    ],
+)
+def test_an_unknown_environment_is_refused_before_a_process_is_started(name, words):
+    with pytest.raises(ValueError, match=words):
+        Lanes(name, 1)
+
+
 @pytest.mark.thorough
-def test_unknown_environment_is_reported_at_first_use():
-    words = "could not be made: ValueError: unknown environment"
-    with Lanes("pointmaze-nowhere-v0", 1) as lanes, pytest.raises(RuntimeError, match=words):
+def test_an_environment_that_cannot_be_made_is_reported_at_first_use():
+    words = "could not be made: RuntimeError: no licence"
+    with Lanes("factory:rl.environments:unmakeable", 1) as lanes, pytest.raises(RuntimeError, match=words):
         lanes.reset({0: 0})
 
 

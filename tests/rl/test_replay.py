@@ -84,5 +84,5 @@ def test_chunks_are_consecutive_actions_with_their_return():
     np.testing.assert_allclose(pairs.observations[2], pairs.next_observations[pairs.bootstrap[0]])
     with pytest.raises(ValueError, match="no trajectory has 6 steps"):
         make_replay(data, unit, discount=0.5, chunk=6)
-    with pytest.raises(ValueError, match="n_step left out"):
+    with pytest.raises(ValueError, match="n_step must be left out"):
         make_replay(data, unit, discount=0.5, chunk=3, n_step=2)

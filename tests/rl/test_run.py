@@ -1,5 +1,6 @@
 """Checkpoints and run directories: exact resume, and errors that say what to do."""
 
+import csv
 import json
 import os
 import signal
@@ -258,13 +259,50 @@ def test_the_digest_of_the_code_is_that_of_all_its_files(tmp_path):
     assert len(bytes.fromhex(found["code"])) == 6
 
 
-def test_timing_keeps_its_columns(tmp_path):
-    with RunDirectory(tmp_path, {}) as run:
-        run.append_timing(a=1, b=2)
-        run.append_timing(b=4, a=3)
-        with pytest.raises(ValueError, match="fields"):
-            run.append_timing(a=1, c=2)
-    assert (tmp_path / "timing.csv").read_text() == "a,b\n1,2\n3,4\n"
+def test_timing_has_the_seed_and_takes_columns_that_come_later(tmp_path):
+    with RunDirectory(tmp_path, {"seed": 7}) as run:
+        run.append_timing(a=1, b=0.1)
+        run.append_timing(b=4, c=3)
+    assert (tmp_path / "timing.csv").read_text() == "seed,a,b,c\n7,1,0.1,\n7,,4,3\n"
+
+
+def test_timing_has_losses_and_the_seconds_of_evaluations(tmp_path):
+    with RunDirectory(tmp_path, {"seed": 1}) as run:
+        train(run, updates=40, evaluate=lambda state, step: time.sleep(0.05) or {"score": step}, evaluate_at=(40,))  # noqa: ARG005
+    rows = list(csv.DictReader((tmp_path / "timing.csv").read_text().splitlines()))
+    assert [row["seed"] for row in rows] == ["1"] * 4
+    main = [row for row in rows if row["phase"] == "main"]
+    assert [float(row["seconds_evaluating"]) > 0.05 for row in main] == [False, True]
+    metrics = csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())
+    assert [row["td_loss"] for row in metrics] == [row["td_loss"] for row in rows]
+
+
+def test_a_finished_run_is_extended_to_what_a_run_of_that_length_is(tmp_path):
+    def run(name, steps, **options):
+        with RunDirectory(tmp_path / name, {"steps": steps}, grows=("steps",), ends=("results.csv",), **options) as run:
+            train(run, updates=steps)
+            run.write("results.csv", f"{steps}\n")
+            return run.grown
+
+    assert run("cut", 40) == {}
+    assert run("cut", 40, resume=True) == {}
+    assert run("cut", 80, resume=True) == {"steps": 40}
+    assert run("whole", 80) == {}
+    for name in ("checkpoint.npz", "metrics.csv", "config.json", "results.csv"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.raises(ValueError, match="steps: 80 there, 40 here. steps can only grow"):
+        run("cut", 40, resume=True)
+
+
+def test_results_of_a_shorter_run_are_gone_before_the_longer_one_is_begun(tmp_path):
+    growth = {"grows": ("steps",), "ends": ("results.csv",)}
+    with RunDirectory(tmp_path, {"steps": 20}, **growth) as run:
+        train(run, updates=20)
+        run.write("results.csv", "")
+    with RunDirectory(tmp_path, {"steps": 20}, resume=True, **growth):
+        assert (tmp_path / "results.csv").exists()
+    with RunDirectory(tmp_path, {"steps": 40}, resume=True, **growth):
+        assert not (tmp_path / "results.csv").exists()
 
 
 def test_checkpoint_round_trip(tmp_path):

@@ -16,6 +16,7 @@ from rl.toys import bandit, transitions
 from flowrl import SVGD, Budget, Diffrax, KSDDescent, Langevin, SinkhornFlow, Solution, Transport
 from flowrl.nn import MLP
 from flowrl.rl import (
+    VGF,
     AbstractState,
     AbstractValueBased,
     Agent,
@@ -364,3 +365,44 @@ def test_softmax_selection_prefers_value_by_its_temperature():
 def test_variants_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         presets.default(**changes)
+
+
+# Derived classes
+
+
+class Scaled(VGF):
+    """Reports the loss of the critic times a field of its own."""
+
+    factor: float = eqx.field(static=True, default=1.0)
+
+    def update(self, state, replay, rows, key):
+        state, metrics = super().update(state, replay, rows, key)
+        return state, metrics | {"scaled": self.factor * metrics["td_loss"]}
+
+
+def test_a_preset_can_be_derived_without_a_copy_of_its_fields():
+    preset = small(members=3)
+    mine = presets.derived(Scaled, preset, factor=2.0, particles=4)
+    assert isinstance(mine, Scaled)
+    assert (mine.factor, mine.particles, mine.members, mine.transport) == (2.0, 4, 3, preset.transport)
+    first = mine.init(3, 2, key=jr.key(0))
+    trained, metrics = mine.update(*_prepared(mine, first), jnp.arange(16, dtype=jnp.int32), jr.key(2))
+    assert float(metrics["scaled"]) == 2 * float(metrics["td_loss"])
+    assert int(trained.step) == 1
+    assert isinstance(presets.derived(Scaled, mine, factor=3.0), Scaled)
+
+
+def _prepared(algorithm, state):
+    return algorithm.prepare(state, data(), key=jr.key(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        (baselines.IQL, {}, "kind must be a class derived from VGF"),
+        (Scaled, {"rate": 1.0}, r"Scaled has no fields \['rate'\]; it has"),
+    ],
+)
+def test_what_cannot_be_derived_is_said(kind, changes, words):
+    with pytest.raises(TypeError, match=words):
+        presets.derived(kind, small(), **changes)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from flowrl.scripts import experiments
 from flowrl.scripts.experiments import Matrix, _matrix, _report as experiment_report, cells, options_of, run_matrix
+from flowrl.scripts.experiments._rows import gather
 
 #: Stands in for `flowrl offline`: writes what a run writes, and fails where it is told to.
 FAKE = """
@@ -121,11 +123,14 @@ def test_a_failed_cell_is_reported_and_continued_and_finished_ones_are_kept(fake
 
 def test_finished_cells_are_not_taken_for_ones_with_other_options(fake):
     small = {"envs": ("gym:sparse",), "algorithms": ("iql",), "seeds": (1,)}
-    run_matrix(matrix(fake, **small), ("--steps", "10"))
+    run_matrix(matrix(fake, **small), ("--steps", "10", "--interval=10"))
     with pytest.raises(ValueError, match="finished with other options: gym:sparse/iql/base/seed1"):
-        run_matrix(matrix(fake, **small), ("--steps", "20"))
+        run_matrix(matrix(fake, **small), ("--steps", "20", "--interval=10"))
     # Where things are may change, and how a number is written.
-    assert run_matrix(matrix(fake, **small), ("--data-dir", "elsewhere", "--steps=10", "--workers=3")) == 0
+    assert (
+        run_matrix(matrix(fake, **small), ("--data-dir", "elsewhere", "--steps=10", "--interval=10", "--workers=3"))
+        == 0
+    )
     calls = (fake / "cells/gym:sparse/iql/base/seed1/calls.txt").read_text().splitlines()
     assert len(calls) == 1
 
@@ -222,7 +227,7 @@ def test_what_was_logged_on_the_way_is_gathered_and_drawn(fake, tmp_path):
     assert experiments.main(experiments.parse(words)) == 0
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     empty = tmp_path / "empty.csv"
-    empty.write_text("env,phase\n")
+    empty.write_text("env,algorithm,variant,seed,phase,step,what,value\n")
     with pytest.raises(ValueError, match=r"no curves in .*empty\.csv"):
         experiment_report.plot_curves((empty,), tmp_path / "none.png")
 
@@ -334,3 +339,63 @@ def test_a_real_cell_runs_to_its_row(tmp_path):
     rows = read(tmp_path / "matrix")
     assert {row["flow_steps"] for row in rows} == {"0.0", "1.0"}
     assert json.loads(rows[0]["options"])["test_steps"] == [1]
+
+
+def cut(text):
+    return text[: len(text) // 2]
+
+
+#: How a file is damaged, which may be any file of a finished cell or a table of rows.
+DAMAGE = {
+    "empty": lambda text: "",  # noqa: ARG005
+    "cut": cut,
+    "deep": lambda text: "[" * 100_000,  # noqa: ARG005
+    "binary": lambda text: "\udcff\udcfe",  # noqa: ARG005
+    "another kind": lambda text: "[1, 2]",  # noqa: ARG005
+    "words for numbers": lambda text: text.replace("1", "one"),
+}
+
+
+def damage(path, how):
+    path.write_bytes(DAMAGE[how](path.read_text()).encode(errors="surrogateescape"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "fake.py").write_text(FAKE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_matrix, "PROGRAM", (sys.executable, str(folder / "fake.py")))
+        run_matrix(matrix(folder / "matrix", envs=("gym:sparse",), algorithms=("vgf",), seeds=(1,)), ())
+    return folder / "matrix"
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize(
+    "name", ["config.json", "data.json", "software.json", "metrics.csv", "timing.csv", "results.csv"]
+)
+def test_a_damaged_file_of_a_finished_cell_is_named_with_the_way_out(finished, tmp_path, name, how):
+    if how == "words for numbers" and name.endswith("json"):
+        pytest.skip("no number of these is read")
+    shutil.copytree(finished, tmp_path / "matrix")
+    cell = tmp_path / "matrix/cells/gym:sparse/vgf/base/seed1"
+    damage(cell / name, how)
+    with pytest.raises(ValueError, match=f"{name}.*Remove .*seed1 to run this cell again"):
+        gather(tmp_path / "matrix")
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("name", ["rows.csv", "curves.csv"])
+def test_a_damaged_table_of_rows_is_named(finished, tmp_path, name, how):
+    shutil.copytree(finished, tmp_path / "matrix")
+    damage(tmp_path / "matrix" / name, how)
+    report = ["report", str(tmp_path / "matrix/rows.csv"), "--curves", str(tmp_path / "matrix/curves.csv")]
+    with pytest.raises(ValueError, match=f"{name}|options of a row|scores"):
+        experiments.main(experiments.parse([*report, "--out", str(tmp_path / "report")]))
+
+
+def test_damaged_options_of_a_cell_are_named(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "matrix")
+    damage(tmp_path / "matrix/cells/gym:sparse/vgf/base/seed1/options.json", "cut")
+    with pytest.raises(ValueError, match=r"options.json is not JSON .*; remove .*seed1 to run this cell again"):
+        run_matrix(matrix(tmp_path / "matrix", envs=("gym:sparse",), algorithms=("vgf",), seeds=(1,)), ("--rows", "9"))

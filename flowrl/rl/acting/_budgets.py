@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from flowrl._budget import Budget
 from flowrl._custom_types import Key
+from flowrl._misc import check_count, check_kind, check_number, check_one_key
 from flowrl._select import best_of_n
 from flowrl.rl.acting._stage import Situation
 from flowrl.rl.data.replay import Replay
@@ -102,19 +103,25 @@ def measure_budgets(
         The budget L = 0 first, then all pairs, by step size and then by steps.
 
     Raises:
-        TypeError: the algorithm has no values.
+        TypeError: the algorithm has no values, or another argument is of another kind.
         ValueError: a number is out of range, or the budget has a schedule or a scale.
     """
     if not isinstance(algorithm, AbstractValueBased):
         raise TypeError(f"{type(algorithm).__name__} has no values by which budgets could be measured.")
+    check_kind("state", state, AbstractState, "fit returns one")
+    check_kind("replay", replay, Replay, "make_replay makes one of the data")
+    check_kind("budget", budget, Budget, "such as the train_budget of the algorithm")
+    check_one_key(key)
     if budget.scale is not None:
         raise ValueError("leave the budget's scale out; the algorithm states its own unit of length.")
-    if not steps or not step_sizes or min(steps) < 1 or not 0 < min(step_sizes) <= max(step_sizes) < float("inf"):
-        raise ValueError(f"steps must be >= 1 and step sizes finite and > 0, got {steps} and {step_sizes}.")
-    if candidates < 1 or states < 2 or not 0 <= pessimism < float("inf"):
-        raise ValueError(
-            f"candidates must be >= 1, states >= 2 and pessimism >= 0, got {candidates}, {states}, {pessimism}."
-        )
+    infinity = float("inf")
+    whole = lambda x: len(x) and all(isinstance(each, int) and each >= 1 for each in x)
+    positive = lambda x: len(x) and all(0 < each < infinity for each in x)
+    check_number("steps", steps, whole, "Python ints >= 1, such as (1, 3)")
+    check_number("step_sizes", step_sizes, positive, "finite numbers > 0, such as (0.1, 0.3)")
+    check_count("candidates", candidates)
+    check_count("states", states, 2)
+    check_number("pessimism", pessimism, lambda x: 0 <= x < infinity, ">= 0")
     if any(length % budget.check_every for length in steps):
         # All budgets are read off one path, whose checks must be those of each.
         raise ValueError(f"steps must be multiples of the budget's check_every ({budget.check_every}), got {steps}.")
@@ -160,8 +167,12 @@ def choose_budget(
         The choice: L = 0 where no budget within the limits gains more than two standard errors.
 
     Raises:
+        TypeError: `measured` is something else.
         ValueError: nothing was measured, or a limit leaves out L = 0.
     """
+    check_kind("measured", measured, tuple, "measure_budgets gives it")
+    for one in measured:
+        check_kind("each measured budget", one, MeasuredBudget, "measure_budgets gives them")
     if not measured or not (max_td_error >= 1 and max_disagreement >= 1 and max_displacement > 0):
         raise ValueError(
             f"give measured budgets ({len(measured)}), max_td_error >= 1 ({max_td_error}), max_disagreement >= 1 "

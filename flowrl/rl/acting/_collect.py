@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
+from flowrl._misc import check_count, check_kind, check_number
 from flowrl.rl.acting._lanes import Lanes, StepResult, refuse_unusable
 from flowrl.rl.acting._policy import Agent, Decision, Policy, PolicyTable, act
 from flowrl.rl.data import RewardTransform
@@ -96,8 +97,15 @@ class Collector:
             seed: of the episodes and of all that is random in acting.
 
         Raises:
+            TypeError: an argument is of another kind.
             ValueError: a number is out of range.
         """
+        check_kind("lanes", lanes, Lanes, "Lanes(env_name, size) makes them")
+        check_kind("standardizer", standardizer, Standardizer, "that of the data set")
+        check_kind("rewards", rewards, RewardTransform, "info.reward_transform of the data set")
+        check_number("discount", discount, lambda x: 0 <= x <= 1, "in [0, 1]")
+        check_count("n_step", n_step)
+        check_count("seed", seed, 0)
         self.lanes, self.standardizer, self.steps = lanes, standardizer, 0
         self.most_rows = lanes.size * n_step
         self._seed, self._width = seed, standardizer.mean.shape[0]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from flowrl._misc import check_count, check_kind
 from flowrl.rl.acting._lanes import Lanes, LanesError, refuse_unusable
 from flowrl.rl.acting._policy import Agent, Policy, PolicyTable, act
 from flowrl.rl.data import Metric, ReferenceScores
@@ -83,10 +84,16 @@ def evaluate(
     Raises:
         RuntimeError: an environment failed twice in one episode, or an action, a reward or an observation was not
             finite; the message says where.
+        TypeError: an argument is of another kind.
         ValueError: no episodes, or policies that cannot be evaluated together.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes must be >= 1, got {episodes}.")
+    check_kind("agent", agent, Agent, "Agent(algorithm, state, standardizer) or load_agent(run) makes one")
+    check_kind("policies", policies, tuple, "give several as (Policy(...), Policy(...))")
+    check_kind("lanes", lanes, Lanes, "Lanes(env_name, size) makes them")
+    check_count("episodes", episodes)
+    check_count("seed", seed, 0)
+    for each in policies:
+        check_kind("each policy", each, Policy, 'such as Policy("best-of-8", 8)')
     for each in policies:
         each.check(agent.algorithm)
     table = PolicyTable(policies, lanes.size)

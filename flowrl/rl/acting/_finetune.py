@@ -24,10 +24,11 @@ from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key
 from flowrl._io import stops_wait
+from flowrl._misc import check_count, check_number
 from flowrl.rl.acting._collect import Collector, FinishedEpisode, PendingActions
 from flowrl.rl.acting._policy import Agent, Policy
 from flowrl.rl.data.replay import AbstractBuffer, Rows
-from flowrl.rl.learning import AbstractAlgorithm, AbstractState, refuse_failures, train
+from flowrl.rl.learning import AbstractAlgorithm, AbstractState, losses_of, refuse_failures, train
 from flowrl.runs import RunDirectory
 
 #: Folded into the state's key for the samples of a reference: a split of that key gives no such child.
@@ -117,17 +118,18 @@ def finetune(
         ValueError: numbers that do not fit together.
     """
     lanes = collector.lanes.size
+    check_number("updates_per_step", updates_per_step, lambda x: 0 < x < float("inf"), "finite and > 0")
+    for name, count, least in (("interval", interval, 1), ("steps", steps, 1), ("startup", startup, 0)):
+        check_count(name, count, least)
     updates = round(updates_per_step * lanes)
     if updates < 1 or abs(updates - updates_per_step * lanes) > 1e-6:
         raise ValueError(f"updates_per_step times lanes must be a whole number >= 1, got {updates_per_step} x {lanes}.")
-    if interval < 1 or interval % lanes or steps < 1 or steps % interval:
+    if interval % lanes or steps % interval:
         raise ValueError(
             f"steps ({steps}) must be a positive multiple of interval ({interval}), and that of lanes ({lanes})."
         )
     if any(step % interval or not 0 <= step <= steps for step in evaluate_at):
         raise ValueError(f"evaluate_at must be multiples of {interval} up to {steps}, got {evaluate_at}.")
-    if startup < 0:
-        raise ValueError(f"startup must be >= 0, got {startup}.")
     if startup >= steps:
         raise ValueError(f"startup ({startup}) leaves nothing of {steps} steps to learn in.")
     if buffer.capacity < collector.most_rows:
@@ -208,8 +210,9 @@ def finetune(
         if progress is not None:
             progress(Online(collector.steps, steps, done / seconds, made / seconds))
         if run is not None:
-            parts = {f"seconds_{name.replace(' ', '_')}": clock.seconds.get(name, 0.0) for name in PHASES}
-            run.append_timing(phase="online", step=collector.steps, steps=done, updates=made, seconds=seconds, **parts)
+            more = {f"seconds_{name.replace(' ', '_')}": clock.seconds.get(name, 0.0) for name in PHASES}
+            more |= losses_of(means)
+            run.append_timing(phase="online", step=collector.steps, steps=done, updates=made, seconds=seconds, **more)
     return state
 
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowrl._misc import check_count
-from flowrl.rl.data import make_env
+from flowrl._misc import check_count, check_number
+from flowrl.rl.data import check_env, make_env
 from flowrl.rl.envs import Worker
 
 
@@ -76,9 +76,9 @@ class LanesError(RuntimeError):
 class Lanes:
     """A fixed number of environments of one name, spread over processes. A context manager.
 
-    Construction returns at once; the environments are made while the caller goes on, and that they could not be made is
-    reported when they are first used. After an error the processes are gone, and the lanes cannot be used any more
-    unless they are restarted.
+    Construction refuses a name that does not exist and returns at once; the environments are made while the caller goes
+    on, and that they could not be made is reported when they are first used. After an error the processes are gone, and
+    the lanes cannot be used any more unless they are restarted.
 
     Attributes:
         size: number of lanes.
@@ -97,12 +97,14 @@ class Lanes:
             timeout: seconds to wait for each later answer.
 
         Raises:
-            ValueError: a number is out of range.
+            TypeError: `env_name` is no name.
+            ValueError: a number is out of range, or there is no environment of this name.
         """
         check_count("size", size)
         check_count("workers", workers)
-        if not (start_timeout > 0 and timeout > 0):
-            raise ValueError(f"start_timeout and timeout must be > 0, got {start_timeout} and {timeout}.")
+        check_number("start_timeout", start_timeout, lambda x: x > 0, "> 0")
+        check_number("timeout", timeout, lambda x: x > 0, "> 0")
+        check_env(env_name)
         self.size = size
         self._name = env_name
         self._start_timeout, self._timeout = start_timeout, timeout

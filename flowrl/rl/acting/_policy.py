@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from flowrl._budget import Budget
 from flowrl._custom_types import Key
-from flowrl._misc import check_fields
+from flowrl._misc import check_count, check_kind, check_one_key
 from flowrl.rl.acting._choices import Barycentre, Best
 from flowrl.rl.acting._moves import Improve
 from flowrl.rl.acting._stage import AbstractStage, Candidates, Situation
@@ -50,7 +50,8 @@ class Policy:
     def __init__(self, name: str, candidates: int, stages: Any = ()):
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "candidates", candidates)
-        check_fields(self, counts=("candidates",), name=name)
+        check_kind("name", name, str)
+        check_count(f"{name}: candidates", candidates)
         given = stages if isinstance(stages, tuple | list) else () if stages is None else (stages,)
         made = tuple(self._stage(stage) for stage in given)
         object.__setattr__(self, "stages", tuple(s for s in made if not isinstance(s, Improve) or s.steps))
@@ -147,6 +148,12 @@ class Agent(eqx.Module):
     standardizer: Standardizer
     chunk: int = eqx.field(static=True, default=1)
 
+    def __check_init__(self):
+        check_kind("algorithm", self.algorithm, AbstractAlgorithm, "such as presets.default()")
+        check_kind("state", self.state, AbstractState, "fit returns one")
+        check_kind("standardizer", self.standardizer, Standardizer, "that of the training data")
+        check_count("chunk", self.chunk)
+
     def __call__(
         self, observation: ArrayLike, *, key: Key, policy: Policy | None = None
     ) -> Float[Array, " act"] | Float[Array, "chunk act"]:
@@ -161,9 +168,16 @@ class Agent(eqx.Module):
             The action (act,); of an agent that acts in chunks all of them, (chunk, act).
 
         Raises:
+            TypeError: an argument is of another kind.
             ValueError: the observation has another size, or the algorithm cannot act in this way.
         """
-        given = jnp.asarray(observation, self.standardizer.mean.dtype)
+        check_one_key(key)
+        if policy is not None:
+            check_kind("policy", policy, Policy, 'such as Policy("best-of-8", 8)')
+        try:
+            given = jnp.asarray(observation, self.standardizer.mean.dtype)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"observation must be numbers (obs,), got {observation!r}.") from error
         if given.shape != self.standardizer.mean.shape:
             raise ValueError(
                 f"observations of this agent have shape {self.standardizer.mean.shape}, got {given.shape}."
@@ -214,8 +228,13 @@ class PolicyTable(eqx.Module):
             lanes: lanes to divide, in proportion to the number of policies of each cost.
 
         Raises:
+            TypeError: `policies` are something else.
             ValueError: no policies, equal names, or fewer lanes than blocks.
         """
+        check_kind("policies", policies, tuple, "give several as (Policy(...), Policy(...))")
+        for each in policies:
+            check_kind("each policy", each, Policy, 'such as Policy("best-of-8", 8)')
+        check_count("lanes", lanes)
         if not policies:
             raise ValueError("no policies to evaluate.")
         names = [p.name for p in policies]

@@ -6,6 +6,7 @@ from flowrl._renamed import old_names as _old_names
 from flowrl.rl.data._arrays import from_arrays as from_arrays, load_arrays as load_arrays
 from flowrl.rl.data._load import (
     available as available,
+    check_env as check_env,
     download as download,
     environments as environments,
     generate as generate,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowrl._misc import check_count, check_kind, check_number
 from flowrl.rl.data._load import make_env
 from flowrl.rl.data.schema import OfflineDataset, Request
 from flowrl.rl.data.sources import (
@@ -62,10 +63,14 @@ def from_arrays(
 
     Raises:
         ImportError: `env` is given and gymnasium is missing; the message names the extra.
-        TypeError: `env` does not make a gymnasium environment.
+        TypeError: `env` does not make a gymnasium environment, or an argument is of another kind.
         ValueError: the arrays do not fit each other or the environment, are not finite, hold discrete actions, or
             their flags are misplaced; the message says what and where.
     """
+    check_kind("arrays", arrays, Mapping, "a dictionary of arrays by name, such as observations")
+    if not isinstance(validation, Mapping) and validation is not None:
+        check_number("validation", validation, lambda x: 0 <= x < 1, "a share of the trajectories in [0, 1)")
+    _check(ignore, seed)
     return dataset_from_arrays(arrays, _form(env), validation, seed=seed, actions=actions, ignore=ignore, source=source)
 
 
@@ -96,9 +101,16 @@ def load_arrays(
         MemoryError: it does not fit into memory.
         ValueError: the file is damaged or holds Python objects, or as for `from_arrays`.
     """
+    check_kind("path", path, (str, os.PathLike))
+    _check(ignore, seed)
     path = Path(path).expanduser()
     arrays, held_out = read_file(path, validation)
     return dataset_from_file(path, arrays, _form(env), held_out, seed=seed, actions=actions, ignore=ignore)
+
+
+def _check(ignore: Sequence[str], seed: int) -> None:
+    check_count("seed", seed, 0)
+    check_kind("ignore", ignore, (tuple, list), "names of arrays")
 
 
 def _form(env: str | EnvFactory | None) -> EnvironmentForm | None:

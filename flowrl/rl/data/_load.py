@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flowrl._io import resolve_dir
+from flowrl._misc import check_count, check_kind
 from flowrl.rl.data.schema import (
     AbstractLocalSource,
     AbstractPublishedSource,
@@ -110,9 +111,10 @@ def generate(
         ImportError: a package is missing; the message names the extra.
         OSError: the directory cannot be written to, or the disk is too small.
         RuntimeError: a worker process died.
-        TypeError: a count is not an integer.
+        TypeError: a count is not an integer, or an argument is of another kind.
         ValueError: the name is unknown, a count is out of range, or existing files are damaged.
     """
+    check_kind("name", name, str, "one of available()")
     for source in LOCAL:
         if name in source.dataset_names:
             request = Request(
@@ -139,7 +141,8 @@ def download(
         name: one of `available("published")`, such as "cube-double-play-v0" or "d4rl:hopper-medium-v2", or
             "minari:ID" (which Minari downloads, into its own folder).
         data_dir: as for `generate`.
-        mirrors: addresses of folders that hold the files, instead of the public ones.
+        mirrors: addresses of folders that hold the files, instead of the public ones. Of the public ones those without
+            encryption (http://) serve only files whose SHA-256 is known; these may be such for any file.
         progress: called as `progress(bytes_so_far, bytes_in_all)` for each file.
 
     Returns:
@@ -150,6 +153,7 @@ def download(
         OSError: no mirror gives a file (with the reason of each), or the disk is too small.
         ValueError: the name is unknown, or existing files are damaged.
     """
+    check_kind("name", name, str, 'one of available("published")')
     for source in PUBLISHED:
         if name in source.published_names or name.startswith(source.prefixes):
             return source.download(name, Request(resolve_dir(data_dir), mirrors=tuple(mirrors), progress=progress))
@@ -197,11 +201,13 @@ def load(
         MemoryError: the data do not fit into memory; raised before they are read.
         OSError: as for `generate` and `download`.
         RuntimeError: as for `generate`.
-        TypeError: a count is not an integer.
+        TypeError: a count is not an integer, or an argument is of another kind.
         ValueError: the name is unknown, arguments contradict each other, or a file does not hold what it should (the
             message says where).
     """
     source = _source_of(env_name)
+    if dataset_path is not None:
+        check_kind("dataset_path", dataset_path, (str, os.PathLike))
     request = Request(
         data_dir=resolve_dir(data_dir),
         origin=origin,
@@ -235,18 +241,36 @@ def make_env(env: str | EnvFactory, *, seed: int | None = None, render: bool = F
     Raises:
         FileNotFoundError: a Minari data set is not on this machine.
         ImportError: a package is missing; the message names the extra.
-        TypeError: a function makes something else.
+        TypeError: `env` is neither a name nor a function, or the function makes something else.
         ValueError: the name is unknown (near names are suggested), actions are discrete or without limits, it cannot
             draw itself though it shall, or there is no environment for these data.
     """
+    if seed is not None:
+        check_count("seed", seed, 0)
     if not isinstance(env, str):
+        if not callable(env):
+            raise TypeError(f"env must be the name of an environment or a function that makes one, got {env!r}.")
         name = getattr(env, "__name__", repr(env))
         return drawing(adapt(env(), name, seed=seed), name, render=render)
     return _source_of(env).make_env(env, seed=seed, render=render)
 
 
+def check_env(env_name: str) -> None:
+    """Refuse the name of an environment that does not exist, before anything is made.
+
+    Args:
+        env_name: as for `make_env`.
+
+    Raises:
+        TypeError: it is no name.
+        ValueError: it is unknown (near names are suggested), gymnasium does not know it, or there is no such function.
+    """
+    _source_of(env_name).check_env(env_name)
+
+
 def _source_of(env_name: str) -> AbstractSource:
     """Return the source that knows an environment name."""
+    check_kind("the name of an environment", env_name, str, "one of environments()")
     for source in SOURCES:
         if env_name in source.env_names or env_name.startswith(source.prefixes):
             return source

@@ -4,6 +4,7 @@ from flowrl.rl.envs._environment import Environment as Environment
 from flowrl.rl.envs._gym_env import (
     action_limits as action_limits,
     adapt as adapt,
+    check_registered as check_registered,
     drawing as drawing,
     flat_size as flat_size,
     flatten_rows as flatten_rows,

@@ -7,6 +7,7 @@ The rules are those by which data are read, so a policy meets in the environment
 - an action a in [-1, 1] becomes low + (a + 1) / 2 (high - low), per coordinate, with the limits of the environment.
 """
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,22 @@ def make(env_id: str, *, seed: int | None, **options: Any) -> Environment:
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv, ModuleNotFoundError) as error:
         raise ValueError(f"gymnasium cannot make {env_id!r}: {error}") from error
     return adapt(env, env_id, seed=seed)
+
+
+def check_registered(env_id: str) -> None:
+    """Raise a ValueError if gymnasium knows no environment of this id, or its module cannot be imported."""
+    require("gymnasium", extra="rl")
+    import gymnasium
+
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        gymnasium.spec(name)
+    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv, ModuleNotFoundError) as error:
+        raise ValueError(f"gymnasium cannot make {env_id!r}: {error}") from error
+    except gymnasium.error.Error:  # an id without a version, of which making takes the latest
+        return
 
 
 def adapt(env: Any, name: str, *, seed: int | None) -> Environment:
@@ -117,7 +134,7 @@ def to_unit(
         raise ValueError(
             f"{source}: actions has shape {actions.shape}, but the environment takes actions of shape {low.shape}."
         )
-    # What lies a hair outside the limits stays outside, for the schema to judge.
+    # What lies outside the limits stays outside, for whoever reads the data to judge.
     return 2 * (actions.astype(np.float64) - low) / (high - low) - 1
 
 

@@ -8,7 +8,12 @@ from flowrl.rl.learning._algorithm import (
     AbstractValueBased as AbstractValueBased,
 )
 from flowrl.rl.learning._authors_svgd import AuthorsSVGD as AuthorsSVGD
-from flowrl.rl.learning._fit import Progress as Progress, fit as fit, refuse_failures as refuse_failures
+from flowrl.rl.learning._fit import (
+    Progress as Progress,
+    fit as fit,
+    losses_of as losses_of,
+    refuse_failures as refuse_failures,
+)
 from flowrl.rl.learning._losses import (
     critic_loss as critic_loss,
     gradient_loss as gradient_loss,

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from flowrl._custom_types import Key
 from flowrl._io import stops_wait
-from flowrl._misc import check_count
+from flowrl._misc import check_count, check_one_key
 from flowrl.rl.data.replay import Replay
 from flowrl.rl.learning._algorithm import AbstractAlgorithm, AbstractPretrained, S
 from flowrl.rl.learning._train import Phase, train
@@ -89,6 +89,7 @@ def fit(
         raise TypeError(f"replay must be a Replay, got {type(replay).__name__}: make one of a data set by make_replay.")
     check_count("updates", updates)
     check_count("interval", interval)
+    check_one_key(key)
     pretraining = algorithm.pretraining if isinstance(algorithm, AbstractPretrained) else 0
     if updates % interval:
         raise ValueError(f"updates must be a positive multiple of interval, got {updates} and {interval}.")
@@ -122,13 +123,18 @@ def fit(
         if progress is not None:
             progress(Progress(phase, done, total, interval / seconds))
         row: dict[str, Any] = {"phase": phase, "step": done, **metrics}
+        evaluating = 0.0
         if evaluate is not None and phase == "main" and done in evaluate_at:
+            begun = time.perf_counter()
             row |= evaluate(state, done)
+            evaluating = time.perf_counter() - begun
         if log is not None:
             log(row, done if phase == "reference" else pretraining + done)
         if run is not None:
             run.rows.append(row)
-            run.append_timing(phase=phase, step=done, seconds=seconds, updates_per_second=interval / seconds)
+            rate, losses = interval / seconds, losses_of(metrics)
+            times = {"seconds": seconds, "updates_per_second": rate, "seconds_evaluating": evaluating}
+            run.append_timing(phase=phase, step=done, **times, **losses)
             run.save(state)
         return state
 
@@ -140,6 +146,11 @@ def fit(
     while int(state.step) < updates:
         state = advance(state, replay, "main", updates)
     return state
+
+
+def losses_of(metrics: dict[str, float]) -> dict[str, float]:
+    """Return the losses among metrics, as timing.csv has them beside the seconds."""
+    return {name: x for name, x in metrics.items() if name.endswith("loss")}
 
 
 def refuse_failures(phase: str, done: int, metrics: dict[str, float], state: Any) -> None:

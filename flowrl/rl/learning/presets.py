@@ -1,7 +1,7 @@
 """Named settings of `flowrl.rl.VGF`. A variant is another value, never another copy of the loop."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import optax
 
@@ -12,10 +12,13 @@ from flowrl._renamed import old_names as _old_names
 from flowrl._solver import Euler, Optax
 from flowrl._transport import Transport
 from flowrl.rl.data.schema import Metric
+from flowrl.rl.learning._algorithm import AbstractAlgorithm
 from flowrl.rl.learning._authors_svgd import AuthorsSVGD
 from flowrl.rl.learning._reference_learner import ReferenceLearner
 from flowrl.rl.learning._vgf import VGF
 from flowrl.rl.networks import FlowMatching, Mean, Minimum
+
+_A = TypeVar("_A", bound=AbstractAlgorithm)
 
 # Made once: another optimiser object would compile again. Plain Adam, as the authors have it.
 _ADAM = optax.adam(1.0)
@@ -33,7 +36,8 @@ def default(steps: int = 0, step_size: float = 0.1, **changes: object) -> VGF:
         step_size: ε of training, in units of the spread.
         changes: other fields of `VGF`.
     """
-    samples = {"samples": max(8, int(changes.get("particles", 8)))}  # pyright: ignore[reportArgumentType]
+    particles = changes.get("particles")
+    samples = {"samples": max(8, particles) if isinstance(particles, int) else 8}  # VGF says what is wrong with others
     return _changed(
         VGF(transport=Transport(Ascent(), Optax(), _actions()), train_budget=Budget(steps, step_size)),
         samples | changes,
@@ -150,6 +154,31 @@ def amortized(steps: int = 5, step_size: float = 0.1, **changes: object) -> VGF:
         reference=_AUTHORS_REFERENCE,
     )
     return _changed(vgf, changes)
+
+
+def derived(kind: type[_A], algorithm: AbstractAlgorithm, **changes: object) -> _A:
+    """Return the fields of an algorithm as a class of your own that is derived from its class.
+
+    So a variant that overrides an update starts from a preset, or a baseline, without a copy of its fields:
+    `derived(MyVGF, presets.default(1, 0.1), my_rate=0.3)`.
+
+    Args:
+        kind: derived from the class of `algorithm`; it may have more fields.
+        algorithm: a preset, a baseline.
+        changes: other values of fields, and those that the class has added.
+
+    Raises:
+        TypeError: the class is not derived from that of the algorithm, or has no such fields.
+    """
+    base = type(algorithm)
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise TypeError(f"kind must be a class derived from {base.__name__}, got {kind!r}.")
+    known = [field.name for field in dataclasses.fields(kind) if field.init]
+    unknown = set(changes) - set(known)
+    if unknown:
+        raise TypeError(f"{kind.__name__} has no fields {sorted(unknown)}; it has {known}.")
+    fields = {field.name: getattr(algorithm, field.name) for field in dataclasses.fields(algorithm) if field.init}
+    return kind(**fields | changes)  # pyright: ignore[reportArgumentType]
 
 
 def _changed(vgf: VGF, changes: dict[str, object]) -> VGF:

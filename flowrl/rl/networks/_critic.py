@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowrl._custom_types import Key
-from flowrl._misc import check_count
+from flowrl._misc import check_count, check_number
 from flowrl.nn import MLP, stack
 
 
@@ -66,6 +66,9 @@ class LowerConfidence(AbstractAggregate):
     """
 
     kappa: float = 1.0
+
+    def __check_init__(self):
+        check_number("LowerConfidence: kappa", self.kappa, lambda x: x >= 0, ">= 0")
 
     def __call__(self, values: Float[Array, "values ..."]) -> Float[Array, "..."]:
         mean = jnp.mean(values, axis=0)
@@ -205,8 +208,10 @@ class Histogram(AbstractCriticModel):
 
     def __check_init__(self):
         check_count("Histogram: bins", self.bins, 2)
-        if not -math.inf < self.low < self.high < math.inf:
-            raise ValueError(f"Histogram: low < high, both finite, got {self.low} and {self.high}.")
+        ends = (self.low, self.high)
+        check_number(
+            "Histogram: low and high", ends, lambda x: -math.inf < x[0] < x[1] < math.inf, "low < high, both finite"
+        )
 
     def init(
         self, observation_size: int, action_size: int, hidden: Sequence[int], members: int, *, key: Key

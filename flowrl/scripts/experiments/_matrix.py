@@ -3,15 +3,15 @@
 import dataclasses
 import functools
 import itertools
-import json
 import shlex
 import sys
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from flowrl._io import DamagedError, parse_json
 from flowrl.scripts.experiments._rows import LOGGED, options_of
-from flowrl.scripts.offline import parse
+from flowrl.scripts.offline import check, parse
 
 PROGRAM = (sys.executable, "-m", "flowrl.scripts", "offline")
 #: Options that may change while a matrix goes on: where things are, and who works on them.
@@ -72,12 +72,20 @@ class Cell:
         path = self.path(out) / "options.json"
         if not path.exists():
             return False
-        before = dataclasses.replace(self, options=tuple(json.loads(path.read_text())))
+        try:
+            options = parse_json(path.read_text())
+        except ValueError as error:
+            raise DamagedError(f"{path} is not JSON ({error}); remove {path.parent} to run this cell again.") from error
+        before = dataclasses.replace(self, options=tuple(map(str, options)))
         return before.determining() != self.determining()
 
     def determining(self) -> dict[str, Any]:
         """Return the options that determine the run, those that were not given too."""
-        return _parsed("--env", self.env, "--algorithm", self.algorithm, "--seed", str(self.seed), *self.options)
+        return _parsed(*self.words())
+
+    def words(self) -> tuple[str, ...]:
+        """Return the options of the run."""
+        return ("--env", self.env, "--algorithm", self.algorithm, "--seed", str(self.seed), *self.options)
 
     def differs(self, row: dict[str, str]) -> list[str]:
         """Name the options with which a row was made otherwise, as far as both know them and they matter to it."""
@@ -87,7 +95,7 @@ class Cell:
 
     def command(self, out: Path, jobs: int) -> list[str]:
         """Return the command that runs it, or goes on with it."""
-        words = ["--env", self.env, "--algorithm", self.algorithm, "--seed", str(self.seed), *self.options]
+        words = list(self.words())
         if jobs > 1:
             words += ["--workers", "1"]
         if self.state(out) == "begun":
@@ -98,6 +106,11 @@ class Cell:
 @functools.cache
 def _parsed(*words: str) -> dict[str, Any]:
     return {name: value for name, value in parse(words).flat().items() if name not in _FREE}
+
+
+@functools.cache
+def _checked(*words: str) -> None:
+    check(parse(words))
 
 
 def cells(matrix: Matrix, passed_on: tuple[str, ...]) -> list[Cell]:
@@ -127,6 +140,8 @@ def cells(matrix: Matrix, passed_on: tuple[str, ...]) -> list[Cell]:
         for algorithm in matrix.algorithms
         for name, options in variants.items()
     ]
+    for cell in found:
+        _checked(*cell.words())
     if any(cell.determining()["eval_episodes"] < 1 for cell in found):
         raise ValueError("--eval-episodes 0 trains without acting, so a cell would have no rows; give 1 or more.")
     return found

@@ -1,6 +1,5 @@
 """Tables and plots from rows."""
 
-import csv
 import dataclasses
 import math
 import re
@@ -11,12 +10,13 @@ import numpy as np
 from matplotlib import color_sequences
 from matplotlib.figure import Figure
 
+from flowrl._io import read_table
 from flowrl.rl.data import ReferenceScores
 
 # A private module: D4RL's numbers are the library's, and no user of it needs them by name.
 from flowrl.rl.data.sources import REFERENCES
 from flowrl.runs import statistics
-from flowrl.scripts.experiments._rows import LOGGED, options_of
+from flowrl.scripts.experiments._rows import LOGGED, options_of, read_rows
 
 Scale = Literal["d4rl", "bc", "none"]
 #: The way to act whose mean return is the unit of the scale "bc".
@@ -73,7 +73,7 @@ def read(paths: tuple[Path, ...]) -> dict[str, dict[str, Results]]:
     Raises:
         ValueError: no rows, the same cell twice, or rows of one environment that cannot be compared.
     """
-    rows = [row for path in paths for row in csv.DictReader(path.read_text().splitlines())]
+    rows = read_rows(paths)
     if not rows:
         raise ValueError(f"no rows in {', '.join(map(str, paths))}.")
     grouped: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
@@ -214,7 +214,7 @@ def aggregate_table(rows: dict[str, Aggregate], baseline: str) -> str:
 def write_report(paths: tuple[Path, ...], out: Path, baseline: str, *, scale: Scale = "d4rl") -> str:
     """Write tables.md, scores.png (a panel an environment); over several environments aggregate.png, profiles.png."""
     results = read(paths)
-    rows = [row for path in paths for row in csv.DictReader(path.read_text().splitlines())]
+    rows = read_rows(paths)
     facts = {row["env"]: row for row in rows}
     metrics = {env: row["metric"] for env, row in facts.items()}
     if not any(baseline in labels for labels in results.values()):
@@ -262,7 +262,8 @@ def plot_curves(paths: tuple[Path, ...], path: Path) -> None:
         ValueError: there are no curves.
     """
     runs: dict[str, dict[tuple[str, str, str], dict[str, list[tuple[int, float]]]]] = {}
-    for row in (row for source in paths for row in csv.DictReader(source.read_text().splitlines())):
+    columns, numbers = ("env", "algorithm", "variant", "seed", "phase", "what"), ("step", "value")
+    for row in (row for source in paths for row in read_table(source, columns=columns, numbers=numbers)):
         if row["phase"] == "main":
             run = runs.setdefault(row["env"], {}).setdefault((row["algorithm"], row["variant"], row["seed"]), {})
             run.setdefault(row["what"], []).append((int(row["step"]), float(row["value"])))

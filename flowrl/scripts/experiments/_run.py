@@ -1,7 +1,6 @@
 """Run the cells of a matrix, several at a time, and gather their rows."""
 
 import contextlib
-import csv
 import json
 import os
 import shlex
@@ -13,11 +12,11 @@ from collections.abc import Iterator
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flowrl._io import atomic_write, only_one
+from flowrl.scripts._console import progress
 from flowrl.scripts.experiments._matrix import Cell, Matrix, cells
-from flowrl.scripts.experiments._rows import gather
+from flowrl.scripts.experiments._rows import gather, read_rows
 
 #: Has the kernel kill a cell whose runner was killed (1 is PR_SET_PDEATHSIG, 9 SIGKILL), and becomes the command it is
 #: given. The cell would go on unseen otherwise, and hold its run directory. Only Linux has this.
@@ -36,7 +35,7 @@ def run_matrix(matrix: Matrix, passed_on: tuple[str, ...]) -> int:
     known = {
         f"{row['env']}/{row['algorithm']}/{row['variant']}/seed{row['seed']}": row
         for path in matrix.known
-        for row in csv.DictReader(path.read_text().splitlines())
+        for row in read_rows((path,))
     }
     states = {cell: "known" if cell.name in known else cell.state(matrix.out) for cell in todo}
     if matrix.dry_run:
@@ -61,12 +60,11 @@ def _work_off(waiting: list[Cell], matrix: Matrix, total: int, console: Console)
     """Run cells, as many at a time as was asked for; give those that failed."""
     failed: list[Cell] = []
     running: dict[Cell, subprocess.Popen[bytes]] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     gather(matrix.out)
     # Cells take many minutes: a speed measured over rich's usual 30 s would never be there.
-    show = Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=1e7)
-    with show as bars, _ended(running):
-        bar = bars.add_task("cells", total=total, completed=total - len(waiting))
+    with progress(console, over=1e7) as bars, _ended(running):
+        done = total - len(waiting)
+        bar = bars.add_task("cells", total=total, completed=done, rate="")
         while waiting or running:
             while waiting and len(running) < matrix.jobs:
                 cell = waiting.pop(0)
@@ -80,7 +78,8 @@ def _work_off(waiting: list[Cell], matrix: Matrix, total: int, console: Console)
                     text = escape(f"{cell.name}; the end of {log}:\n{tail}")
                     console.print(f"[red]failed[/red] {text}", highlight=False)
                 gather(matrix.out)
-                bars.advance(bar)
+                done += 1
+                bars.update(bar, completed=done)
     return failed
 
 

@@ -18,6 +18,7 @@ from flowrl.scripts.offline._options import (
     refuse_below_one as refuse_below_one,
 )
 from flowrl.scripts.offline._program import (
+    extended as extended,
     length_unit as length_unit,
     load_data as load_data,
     main as main,

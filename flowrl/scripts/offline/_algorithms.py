@@ -188,7 +188,7 @@ def _own_options(
         del candidates, dense
         given = {option.path: getattr(self, name) for name, option in found.items()}
         if roles and self.aggregate is not None:
-            given |= {(role,): aggregate(self.aggregate) for role in roles}
+            given |= {(role,): aggregate(self.aggregate, getattr(self, "members", 2)) for role in roles}
         if has_critic:
             given |= {("critic",): critic_model(self.critic)}
         return _with(algorithm, given)
@@ -234,6 +234,10 @@ def _with(value: Any, given: Mapping[tuple[str, ...], Any]) -> Any:
         inside = {path[1:]: new for path, new in given.items() if path[0] == name and len(path) > 1}
         if isinstance(old, AbstractReferenceModel):
             made = _MODELS[given[("model",)]]
+            if made is Gaussian and given[("model", "steps")] != getattr(old, "steps", FlowMatching().steps):
+                raise ValueError(
+                    "--reference-steps are of a model with steps, and a Gaussian has none; leave them out."
+                )
             mine[name] = made() if made is Gaussian else made(given[("model", "steps")])
         elif inside:
             mine[name] = _with(old, inside)

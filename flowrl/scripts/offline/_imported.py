@@ -4,10 +4,10 @@ import difflib
 import importlib
 import inspect
 import os
-import sys
 from typing import Any
 
 from flowrl.rl import AbstractCriticModel, Histogram, ScalarCritic
+from flowrl.scripts._cli import search_here
 
 
 def imported(option: str, path: str, base: type) -> type[Any]:
@@ -17,8 +17,7 @@ def imported(option: str, path: str, base: type) -> type[Any]:
         ValueError: there is none, it cannot be imported, or it is not a whole class derived from `base`.
     """
     module_name, _, name = path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    search_here()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

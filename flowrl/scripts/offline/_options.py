@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from flowrl.rl import AbstractAlgorithm, Barycentre, Best, Improve, Policy, PolicyTable, data
+from flowrl.scripts._naming import checked
 from flowrl.scripts.offline._algorithms import NAMES, Entry, entry
 from flowrl.scripts.offline._groups import Data, Evaluation, ProposalOptions, Run, SampleOptions, Training
 from flowrl.scripts.offline._vgf import VGFOptions
@@ -192,7 +193,11 @@ def _typed(value: Any, kind: Any) -> Any:
 
 
 def check(config: Config) -> None:
-    """Refuse numbers that make no sense, before anything is generated."""
+    """Refuse numbers that make no sense, before anything is generated, by the names of their options."""
+    checked(_check, config, defaults(config.algorithm, env=config.data.env, paper=config.paper))
+
+
+def _check(config: Config) -> None:
     options = config.flat()
     positive = ("steps", "reference_updates", "interval", "rows", "batch_size", "members", "n_step", "particles")
     refuse_below_one(options, (*positive, "train_particles", "curve_episodes", "lanes", "workers", "chunk"))

@@ -19,7 +19,6 @@ import jax
 import jax.random as jr
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
 from flowrl import Budget
 from flowrl._io import read_json_object
@@ -45,7 +44,7 @@ from flowrl.rl import (
     tasks,
 )
 from flowrl.runs import RunDirectory, Tracker, to_csv
-from flowrl.scripts._console import bar, progress, training_bar
+from flowrl.scripts._console import Bars, bar, progress, training_bar
 from flowrl.scripts.offline._groups import Data, FlowOptions, Training
 from flowrl.scripts.offline._options import AUTO_STEP_SIZES, ELSEWHERE, FREE, Config, arms, budgets, check, is_auto
 
@@ -60,7 +59,12 @@ def main(config: Config) -> None:
     if config.paper is not None:
         console.print(_cost(config.paper, config.learner(), config.training.steps))
     with contextlib.ExitStack() as stack:
-        run = stack.enter_context(RunDirectory(config.out, _identity(config), resume=config.run.resume, free=FREE))
+        growth = {"grows": ("steps",), "ends": ("results.csv",)}
+        run = RunDirectory(config.out, _identity(config), resume=config.run.resume, free=FREE, **growth)
+        run = stack.enter_context(run)
+        if run.grown:
+            fixed = ["the budget that --budget auto chose"] * is_auto(config)
+            console.print(extended(run.grown["steps"], config.training.steps, fixed))
         bars = stack.enter_context(progress(console))
         dataset = treated(config.data, load_data(config.data, bar(bars, "data"), config.run.workers))
         same_data(run, dataset.info.to_json() + "\n")
@@ -85,7 +89,7 @@ class _Program:
         self,
         config: Config,
         run: RunDirectory,
-        bars: Progress,
+        bars: Bars,
         console: Console,
         dataset: data.OfflineDataset,
         stack: contextlib.ExitStack,
@@ -297,6 +301,14 @@ def protocol(info: data.DataInfo, kind: str = "offline-1") -> str:
     """Name what a score means: raise the number when that changes: which checkpoint, which episodes, which score."""
     rewards = info.reward_transform.protocol
     return f"{kind}/last-checkpoint/paired-episodes/rewards-{rewards}/observations-standard"
+
+
+def extended(before: int, steps: int, otherwise: list[str]) -> str:
+    """Say what a longer run shares with one of that length from the start."""
+    text = f"extended from {before:,} to {steps:,} steps; its curve keeps the points of the shorter run"
+    if not otherwise:
+        return f"{text}, and it ends as a run of that length from the start"
+    return f"{text}. A run of that length from the start ends otherwise: {', '.join(otherwise)} followed the old one"
 
 
 def same_data(run: RunDirectory, description: str) -> None:

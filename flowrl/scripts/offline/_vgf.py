@@ -22,8 +22,14 @@ Aggregate = Literal["mean", "min", "lower"]
 CRITIC = "What critics are: scalar, histogram:LOW:HIGH over a range of returns, or MODULE:CLASS of your own."
 
 
-def aggregate(name: Aggregate) -> AbstractAggregate:
-    """Return the aggregate of a name on the command line."""
+def aggregate(name: Aggregate, members: int) -> AbstractAggregate:
+    """Return the aggregate of a name on the command line, for so many critics.
+
+    Raises:
+        ValueError: it is one of several critics, and there is one.
+    """
+    if members == 1 and name != "mean":
+        raise ValueError(f"--aggregate {name} is of several critics: give --members 2 or more, or leave it out.")
     return {"mean": Mean(), "min": Minimum(), "lower": LowerConfidence(1.0)}[name]
 
 
@@ -88,8 +94,14 @@ class VGFOptions:
 
     def learner(self, candidates: int, *, dense: bool) -> VGF:
         """Make the algorithm, for N candidates in test; `dense`: returns are scored, not success."""
+        if self.reference == "gaussian" and self.reference_steps != VGFOptions.reference_steps:
+            raise ValueError("--reference-steps are of a flow, and --reference gaussian has none; leave them out.")
+        if self.samples is not None and not self.frozen_reference:
+            raise ValueError(
+                "--samples are of a frozen reference, and --no-frozen-reference caches none; leave it out."
+            )
         # --8<-- [start:algorithm]
-        ensemble = aggregate(self.aggregate or ("min" if dense else "mean"))
+        ensemble = aggregate(self.aggregate or ("min" if dense and self.members > 1 else "mean"), self.members)
         changes = {}
         if self.temperature is not None:
             changes["transport"] = Transport(SVGD(), Optax(), presets.default().transport.domain)

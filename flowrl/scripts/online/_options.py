@@ -334,7 +334,7 @@ def check(config: Config) -> None:
     if learning.interval % lanes or learning.steps % learning.interval or evaluation.eval_every % learning.interval:
         raise ValueError("--interval must be a multiple of --lanes, --steps and --eval-every multiples of --interval.")
     updates = learning.updates_per_step * lanes
-    if not (updates >= 1 and updates == round(updates)):
+    if not (1 <= updates < math.inf and updates == round(updates)):
         raise ValueError(f"--updates-per-step times --lanes must be a whole number >= 1, got {updates}.")
     if startup(config) >= learning.steps:
         raise ValueError(f"--startup {startup(config)} leaves nothing of --steps {learning.steps} to learn in.")

@@ -6,7 +6,6 @@ episodes as the offline policy. Everything goes to `--out`; a run that was stopp
 """
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import json
@@ -19,7 +18,7 @@ import jax.random as jr
 import numpy as np
 from rich.console import Console
 
-from flowrl._io import read_json_object
+from flowrl._io import read_json_object, read_table
 from flowrl.rl import (
     VGF,
     AbstractAlgorithm,
@@ -41,8 +40,10 @@ from flowrl.rl import (
 )
 from flowrl.runs import RunDirectory, Tracker, load_checkpoint, to_csv
 from flowrl.scripts._console import bar, online_bar, progress
+from flowrl.scripts._naming import checked
 from flowrl.scripts.offline import (
     Config as Offline,
+    extended,
     length_unit,
     load_data,
     main as train_offline,
@@ -59,6 +60,7 @@ from flowrl.scripts.online._options import (
     VGFLearning,
     check,
     first_run,
+    make_config,
     offline_learner,
     planned,
     read_offline,
@@ -74,15 +76,20 @@ def main(config: Config) -> None:
     source = config.source.offline if isinstance(config.source, FinishedRun) else _trained_first(config)
     offline = read_offline(source, config)
     learner, metric = offline_learner(offline, source), data.metric(offline.data.env)
-    planned(config, offline, learner)  # refuses what makes no sense, before the data are there
+    check_plan(config, offline, learner)  # before the data are there
 
     identity = config.flat()
     identity["offline_sha256"] = hashlib.sha256((source / "checkpoint.npz").read_bytes()).hexdigest()
-    free = ("eval_episodes", "eval_seed", "eval_lanes")
+    free, growth = ("eval_episodes", "eval_seed", "eval_lanes"), {"grows": ("steps",), "ends": ("results.csv",)}
     # A run that was stopped while the offline one was trained has not begun itself.
     begun = isinstance(config.source, FinishedRun) or (config.out / "config.json").exists()
     with contextlib.ExitStack() as stack:
-        run = stack.enter_context(RunDirectory(config.out, identity, resume=config.run.resume and begun, free=free))
+        resume = config.run.resume and begun
+        run = stack.enter_context(RunDirectory(config.out, identity, resume=resume, free=free, **growth))
+        if run.grown:
+            scheduled = ("collect_steps", "train_steps", "max_displacement")
+            ramps = [f"--{name.replace('_', '-')}" for name in scheduled if ":" in str(identity.get(name))]
+            console.print(extended(run.grown["steps"], config.learning.steps, ramps))
         bars = stack.enter_context(progress(console))
         env, workers = offline.data.env, config.run.workers
         collecting = stack.enter_context(Lanes(env, config.collecting.lanes, workers=workers))
@@ -163,6 +170,12 @@ def main(config: Config) -> None:
     console.print(f"{time.perf_counter() - started:.0f} s in all; everything is in {config.out}")
 
 
+def check_plan(config: Config, offline: Offline, learner: AbstractAlgorithm) -> None:
+    """Refuse what makes no sense of what is done at each environment step, by the names of the options."""
+    usual = dataclasses.replace(make_config(config.algorithm), source=config.source)
+    checked(lambda options: planned(options, offline, learner), config, usual)
+
+
 def _taken_up(
     config: Config, offline: Offline, learner: AbstractAlgorithm, source: Path, replay: Replay, place: Any
 ) -> tuple[tuple[AbstractAlgorithm, Any], AbstractAlgorithm, Any, Replay]:
@@ -190,7 +203,7 @@ def _taken_up(
 def _trained_first(config: Config) -> Path:
     """Train the offline run that this one starts from, unless it is there."""
     first = first_run(config)
-    planned(config, first, first.learner())  # before anything is trained
+    check_plan(config, first, first.learner())  # before anything is trained
     there = (first.out / "checkpoint.npz").exists()
     train_offline(first.changed(resume=there))
     return first.out
@@ -207,10 +220,11 @@ def _same_as_offline(source: Path, dataset: data.OfflineDataset) -> None:
 
 def _where_time_went(path: Path) -> str:
     """Sum up the timing of a run."""
-    rows = list(csv.DictReader(path.read_text().splitlines()))
+    rows = read_table(path, numbers=("steps", "seconds", "updates"))
     steps, seconds = (sum(float(row[name]) for row in rows) for name in ("steps", "seconds"))
     updates = sum(float(row["updates"]) for row in rows)
-    parts = {name: sum(float(row[name]) for row in rows) / seconds for name in list(rows[0])[5:]}
+    names = [name for name in rows[0] if name.startswith("seconds_")]
+    parts = {name: sum(float(row[name]) for row in rows) / seconds for name in names}
     working = seconds * (1 - parts["seconds_evaluating"])
     named = {name.removeprefix("seconds_").replace("_", " "): share for name, share in parts.items()}
     shares = ", ".join(f"{name} {share:.0%}" for name, share in named.items())

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flowrl.scripts.posterior._options import Config as Config, check
+from flowrl.scripts.posterior._options import Config as Config, check as check
 
 
 def main(config: Config) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import json
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ _CHUNK = 2**20
 _ATTEMPTS = 5
 # Answers that another attempt will not change: the mirror does not have the file, or does not give it to us.
 _FINAL = frozenset({400, 401, 403, 404, 405, 410, 451})
+# Nobody stands between this machine and itself.
+_HERE = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class _RefusedError(Exception):
@@ -38,6 +41,7 @@ def fetch(
     record: Callable[[Path, str], object],
     size: int | None = None,
     sha256: str | None = None,
+    plain: bool = False,
     progress: Progress | None = None,
     pause: float = 1.0,
     timeout: float = 60.0,
@@ -52,6 +56,9 @@ def fetch(
             its name: a process that is killed leaves no file of which nothing is known.
         size: bytes of the file; None if not known.
         sha256: of the file; None if not known.
+        plain: take a file whose SHA-256 is not known over a connection that is not encrypted, too. Nothing vouches for
+            what comes over it, so addresses with http://, and those that lead to one, are refused otherwise, but for
+            those of this machine.
         progress: called as `progress(bytes_so_far, bytes_in_all)`; the latter is 0 if the server does not say.
         pause: seconds before another attempt if the last one brought nothing; doubled each time.
         timeout: seconds without an answer after which a connection counts as broken.
@@ -62,7 +69,8 @@ def fetch(
     parts = {url: path.with_name(f".{path.name}.{_digest(url)[:8]}.part") for url in urls}
     for url, part in parts.items():
         try:
-            _receive(url, part, progress, pause=pause, timeout=timeout)
+            opener = _opener(url, plain=plain or sha256 is not None)
+            _receive(opener, url, part, progress, pause=pause, timeout=timeout)
             _verify(part, check, size, sha256)
         except _RefusedError as error:
             reasons.append(f"  {url}: {error}")
@@ -78,7 +86,40 @@ def fetch(
     raise OSError(f"could not download {path.name} from any mirror:\n" + "\n".join(reasons))
 
 
-def _receive(url: str, part: Path, progress: Progress | None, *, pause: float, timeout: float) -> None:
+class _NeverPlain(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection to an address that is not encrypted."""
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
+        _refuse_plain(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener(url: str, *, plain: bool) -> urllib.request.OpenerDirector:
+    """Return what opens addresses; it takes those without encryption only if `plain`."""
+    if plain:
+        return urllib.request.build_opener()
+    _refuse_plain(url)
+    return urllib.request.build_opener(_NeverPlain)
+
+
+def _refuse_plain(url: str) -> None:
+    address = urllib.parse.urlsplit(url)
+    if address.scheme == "http" and address.hostname not in _HERE:
+        raise _RefusedError(
+            f"{address.scheme}://{address.hostname} is not encrypted, and no SHA-256 of the file is known, so nothing "
+            "would vouch for what comes; to take it all the same, give the folder that holds it as one of `mirrors`"
+        )
+
+
+def _receive(
+    opener: urllib.request.OpenerDirector,
+    url: str,
+    part: Path,
+    progress: Progress | None,
+    *,
+    pause: float,
+    timeout: float,
+) -> None:
     """Ask one server for what is missing until the part is complete."""
     if not url.startswith(("http://", "https://")):
         raise _RefusedError("expected an address that begins with http:// or https://")
@@ -88,7 +129,7 @@ def _receive(url: str, part: Path, progress: Progress | None, *, pause: float, t
             time.sleep(pause * 2 ** (idle - 1))
         before = part.stat().st_size if part.exists() else 0
         try:
-            _attempt(url, part, progress, timeout)
+            _attempt(opener, url, part, progress, timeout)
             return
         except urllib.error.HTTPError as error:
             failure = f"HTTP {error.code} {error.reason}"
@@ -103,7 +144,9 @@ def _receive(url: str, part: Path, progress: Progress | None, *, pause: float, t
     raise _RefusedError(f"{failure} ({_ATTEMPTS} attempts brought nothing more; what has arrived is kept)")
 
 
-def _attempt(url: str, part: Path, progress: Progress | None, timeout: float) -> None:
+def _attempt(
+    opener: urllib.request.OpenerDirector, url: str, part: Path, progress: Progress | None, timeout: float
+) -> None:
     """Make one request; return if the part is then complete."""
     have = part.stat().st_size if part.exists() else 0
     known = _known(part)
@@ -116,7 +159,7 @@ def _attempt(url: str, part: Path, progress: Progress | None, timeout: float) ->
             # Otherwise the answer is the whole of the new file.
             headers["If-Range"] = known["validator"]
     with _broken_connections():
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+        response = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
     with response:
         length = response.headers.get("Content-Length")
         rest = int(length) if length and length.isdigit() else None

@@ -49,10 +49,17 @@ KNOWN: dict[str, tuple[int, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """The name of a file, and its addresses in the order in which they are tried."""
+    """A file that others have published.
+
+    Attributes:
+        name: of the file.
+        urls: its addresses, in the order in which they are tried.
+        asked: the user has named these addresses, so that one without encryption is taken too.
+    """
 
     name: str
     urls: tuple[str, ...]
+    asked: bool
 
 
 def obtain(folder: Path, files: Sequence[Published], progress: Progress | None) -> None:
@@ -78,6 +85,7 @@ def obtain(folder: Path, files: Sequence[Published], progress: Progress | None) 
                 record=functools.partial(_write_down, folder, file.name),
                 size=size,
                 sha256=sha256,
+                plain=file.asked,
                 progress=progress,
             )
 

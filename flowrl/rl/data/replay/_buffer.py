@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from flowrl._custom_types import Key
+from flowrl._misc import check_count, check_kind
 from flowrl.rl.data.replay._replay import AbstractBatchSource, Batches, Replay, draw_batches, draw_uniformly
 from flowrl.rl.data.replay._windows import Rows
 
@@ -72,7 +73,7 @@ class AbstractBuffer(AbstractBatchSource):
         """Return the buffer with the ring of a checkpoint, to be used in the place of this one.
 
         Args:
-            ring: from `ring` of a buffer of the same data and capacity, on the device or on the host.
+            ring: from `ring` of a buffer of the same data and at most this capacity, on the device or on the host.
 
         Raises:
             ValueError: the ring does not fit.
@@ -106,6 +107,7 @@ class Buffer(eqx.Module, AbstractBuffer):
                 and half from the data set, "wsrl" from the ring alone.
 
         Raises:
+            TypeError: `replay` is something else.
             ValueError: the capacity is below 1, or there is no such protocol.
 
         ??? cite "Source"
@@ -113,7 +115,7 @@ class Buffer(eqx.Module, AbstractBuffer):
             half and half; Zhou et al., *Efficient Online Reinforcement Learning Fine-Tuning Need Not Retain Offline
             Data*, ICLR 2025 (arXiv 2412.07762), for the ring alone, there after 5000 steps without updates.
         """
-        check_ring(capacity, protocol)
+        check_ring(replay, capacity, protocol)
         self.protocol = protocol
         self.data = replay.actions.shape[0]
         self.filled = jnp.zeros((), jnp.int32)
@@ -194,11 +196,11 @@ def _refill(ring: tuple[dict[str, Array], Array, Array], buffer: Buffer) -> Buff
     return eqx.tree_at(lambda b: (b.replay, b.filled, b.head), buffer, (replay, filled, head))
 
 
-def check_ring(capacity: int, protocol: str) -> None:
-    """Check the capacity and the protocol of a ring."""
-    if capacity < 1:
-        raise ValueError(f"capacity must be >= 1, got {capacity}.")
-    if protocol not in PROTOCOLS:
+def check_ring(replay: Replay, capacity: int, protocol: str) -> None:
+    """Check the data before a ring, its capacity and its protocol."""
+    check_kind("replay", replay, Replay, "make_replay makes one of the data")
+    check_count("capacity", capacity)
+    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {PROTOCOLS}, got {protocol!r}.")
 
 
@@ -219,11 +221,18 @@ def ring_arrays(columns: dict[str, np.ndarray], head: int) -> dict[str, np.ndarr
 def read_ring(
     ring: dict[str, np.ndarray], into: dict[str, Array | np.ndarray | None], capacity: int
 ) -> tuple[dict[str, np.ndarray], int, int]:
-    """Read what `ring_arrays` named into columns, the number of filled rows, and where the next one goes."""
+    """Read what `ring_arrays` named into columns, the number of filled rows, and where the next one goes.
+
+    A ring of more rows takes up where a full one ended: the oldest row comes first, and the next goes behind the last.
+    """
     there = {f"ring/{name}": x for name, x in into.items() if x is not None}
     found = {name: x for name, x in ring.items() if name.startswith("ring/") and name != "ring/head"}
     sizes = {x.shape[0] for x in found.values()}
     fits = found.keys() == there.keys() and len(sizes) == 1 and "ring/head" in ring and max(sizes) <= capacity
     if not fits or any(found[name].shape[1:] != x.shape[1:] for name, x in there.items()):
         raise ValueError(f"the stored ring does not fit into one of {capacity} rows of these columns.")
-    return {name.removeprefix("ring/"): x for name, x in found.items()}, sizes.pop(), int(ring["ring/head"])
+    filled, head = sizes.pop(), int(ring["ring/head"])
+    columns = {name.removeprefix("ring/"): x for name, x in found.items()}
+    if filled < capacity and head != filled:
+        columns, head = {name: np.roll(x, -head, axis=0) for name, x in columns.items()}, filled
+    return columns, filled, head

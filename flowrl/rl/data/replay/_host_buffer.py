@@ -42,9 +42,10 @@ class HostBuffer(AbstractBuffer):
             protocol: how batches are drawn, as for `Buffer`.
 
         Raises:
+            TypeError: `replay` is something else.
             ValueError: the capacity is below 1, or there is no such protocol.
         """
-        check_ring(capacity, protocol)
+        check_ring(replay, capacity, protocol)
         self.protocol: Protocol = protocol
         self._capacity = capacity
         self.data, self.filled, self.head = replay.actions.shape[0], 0, 0

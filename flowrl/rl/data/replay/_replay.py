@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flowrl._custom_types import Key
+from flowrl._misc import check_count, check_kind, check_number
 from flowrl.rl.data.replay._n_step import n_step_rows
 from flowrl.rl.data.replay._standardizer import Standardizer
 from flowrl.rl.data.schema import Transitions, episode_ends
@@ -123,19 +124,20 @@ def make_replay(
         The `Replay`, without cached particles.
 
     Raises:
+        TypeError: `data` or `standardizer` is something else.
         ValueError: `discount`, `n_step`, `chunk` or `reward_scale` is out of range, or no trajectory has `chunk` steps.
 
     ??? cite "Source"
         Li, Zhou and Levine, *Reinforcement Learning with Action Chunking*, 2025 (arXiv 2507.07969), for chunks.
     """
-    if not 0 <= discount <= 1:
-        raise ValueError(f"discount must be in [0, 1], got {discount}.")
-    if n_step < 1:
-        raise ValueError(f"n_step must be >= 1, got {n_step}.")
-    if not 0 < reward_scale < float("inf"):
-        raise ValueError(f"reward_scale must be finite and > 0, got {reward_scale}.")
-    if chunk < 1 or (chunk > 1 and n_step not in (1, chunk)):
-        raise ValueError(f"chunk must be >= 1, and n_step left out with it, got chunk={chunk} and n_step={n_step}.")
+    check_kind("data", data, Transitions, "a split of a data set is one, dataset.train or dataset.validation")
+    check_kind("standardizer", standardizer, Standardizer, "Standardizer.fit(data.observations) makes one")
+    check_number("discount", discount, lambda x: 0 <= x <= 1, "in [0, 1]")
+    check_count("n_step", n_step)
+    check_number("reward_scale", reward_scale, lambda x: 0 < x < float("inf"), "finite and > 0")
+    check_count("chunk", chunk)
+    if chunk > 1 and n_step not in (1, chunk):
+        raise ValueError(f"n_step must be left out with chunks, got chunk={chunk} and n_step={n_step}.")
     n_step = max(n_step, chunk)
     rewards = np.asarray(data.rewards, np.float64) * reward_scale
     rows = rewards.shape[0]

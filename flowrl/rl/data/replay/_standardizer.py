@@ -28,15 +28,23 @@ class Standardizer(eqx.Module):
             protocol: one of `flowrl.rl.data.OBSERVATION_PROTOCOLS`; "none" leaves observations as they are.
 
         Raises:
+            TypeError: `observations` is no matrix of numbers.
             ValueError: the protocol is unknown.
         """
-        if protocol not in OBSERVATION_PROTOCOLS:
+        if not isinstance(protocol, str) or protocol not in OBSERVATION_PROTOCOLS:
             known = ", ".join(OBSERVATION_PROTOCOLS)
             raise ValueError(f"unknown observation protocol {protocol!r}, expected one of {known}.")
+        try:
+            given = np.asarray(observations)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"observations must be numbers (rows, obs), got {observations!r}.") from error
+        if given.dtype.kind not in "biuf" or given.ndim != 2 or not given.shape[0]:
+            what = f"{type(observations).__name__} of shape {given.shape} and dtype {given.dtype}"
+            raise TypeError(f"observations must be numbers (rows, obs), got {what}.")
         if protocol == "none":
-            width = observations.shape[1]
+            width = given.shape[1]
             return cls(jnp.zeros(width, jnp.float32), jnp.ones(width, jnp.float32))
-        rows = np.asarray(observations, np.float64)
+        rows = given.astype(np.float64)
         mean, std = rows.mean(axis=0), rows.std(axis=0)
         return cls(jnp.asarray(mean, jnp.float32), jnp.asarray(np.maximum(std, 1e-3), jnp.float32))
 

@@ -10,6 +10,7 @@ from flowrl.rl.data.schema._protocols import (
 )
 from flowrl.rl.data.schema._rewards import RewardTransform as RewardTransform
 from flowrl.rl.data.schema._schema import (
+    ACTION_TOLERANCE as ACTION_TOLERANCE,
     DataInfo as DataInfo,
     OfflineDataset as OfflineDataset,
     Transitions as Transitions,

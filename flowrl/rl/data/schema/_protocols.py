@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from flowrl._misc import check_kind
 from flowrl.rl.data.schema._rewards import RewardTransform
 from flowrl.rl.data.schema._schema import OfflineDataset, Transitions
 
@@ -95,7 +96,7 @@ def reward_transform(protocol: str, data: Transitions) -> RewardTransform:
     Raises:
         ValueError: the name is unknown, or the protocol divides by a spread that is zero.
     """
-    if protocol not in REWARD_PROTOCOLS:
+    if not isinstance(protocol, str) or protocol not in REWARD_PROTOCOLS:
         raise ValueError(f"unknown reward protocol {protocol!r}, expected one of {', '.join(REWARD_PROTOCOLS)}.")
     return RewardTransform(protocol, *REWARD_PROTOCOLS[protocol].measure(data))
 
@@ -113,8 +114,10 @@ def apply_protocol(dataset: OfflineDataset, *, rewards: str) -> OfflineDataset:
         Another data set; `info.reward_transform` is to be used on rewards met online too.
 
     Raises:
+        TypeError: `dataset` is something else.
         ValueError: the name is unknown, a protocol was applied before, or the protocol divides by zero here.
     """
+    check_kind("dataset", dataset, OfflineDataset, "data.load or data.from_arrays makes one")
     before = dataset.info.reward_transform.protocol
     if before != "none":
         raise ValueError(f"the rewards already follow the protocol {before!r}; start from the data as loaded.")

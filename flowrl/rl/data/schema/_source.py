@@ -79,6 +79,9 @@ class AbstractSource(abc.ABC):
     def load(self, name: str, request: Request) -> OfflineDataset:
         """Load the data of an environment, making or downloading them first if that was asked for."""
 
+    def check_env(self, name: str) -> None:  # noqa: B027  (most names are known from a list)
+        """Refuse a name that only begins as it should, where that can be seen without making the environment."""
+
     @abc.abstractmethod
     def make_env(self, name: str, *, seed: int | None, render: bool) -> Environment:
         """Make the environment in which policies are evaluated."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from flowrl._misc import check_count, check_number
 from flowrl.rl.data.schema._schema import Transitions
 
 #: Share of the trajectories that is held out unless the caller says otherwise.
@@ -22,8 +23,8 @@ def split_episodes(data: Transitions, share: float, *, seed: int) -> tuple[Trans
     Raises:
         ValueError: `share` is out of range, or nothing would be left.
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"validation is {share}, expected a share of the trajectories in [0, 1).")
+    check_number("validation", share, lambda x: 0 <= x < 1, "a share of the trajectories in [0, 1)")
+    check_count("seed", seed, 0)
     if share == 0:
         return data, None
     ends = np.flatnonzero(np.asarray(data.terminals))

@@ -19,8 +19,8 @@ from flowrl.rl.data.schema import (
     from_dict,
     split_episodes,
 )
-from flowrl.rl.data.sources._layouts import repair
-from flowrl.rl.envs import action_limits, to_unit
+from flowrl.rl.data.sources._layouts import in_unit, repair
+from flowrl.rl.envs import action_limits
 
 Units = Literal["environment", "unit"]
 _Arrays = dict[str, np.ndarray]
@@ -73,7 +73,7 @@ def dataset_from_arrays(
         if form is not None:
             form.check_widths(data, what)
             if actions == "environment":
-                data["actions"] = to_unit(data["actions"], form.low, form.high, what)
+                data["actions"] = in_unit(data["actions"], form.low, form.high, what)
         return from_dict(data, source=what), notes
 
     everything, notes = transitions(arrays, source)

@@ -30,6 +30,7 @@ from flowrl.rl.data.schema import (
     split_episodes,
 )
 from flowrl.rl.data.sources._d4rl_names import TASKS, Task
+from flowrl.rl.data.sources._layouts import refuse_other_flags
 from flowrl.rl.envs import Environment, make, render_mode, robotics
 
 #: Height of the pen below which D4RL's environment takes it for dropped, and its place in an observation.
@@ -82,7 +83,8 @@ class D4RL(AbstractPublishedSource):
     def download(self, name: str, request: Request) -> Path:
         task = TASKS[name]
         folder = request.data_dir / "d4rl" / name.removeprefix("d4rl:")
-        obtain(folder, [Published(task.file, task.urls(request.mirrors))], request.progress)
+        file = Published(task.file, task.urls(request.mirrors), asked=bool(request.mirrors))
+        obtain(folder, [file], request.progress)
         return folder / task.file
 
     def make_env(self, name: str, *, seed: int | None, render: bool) -> Environment:
@@ -114,8 +116,8 @@ def qlearning_transitions(
         array = array[:, 0] if array.shape == (rows, 1) and expected == (rows,) else array
         if array.shape != expected:
             raise ValueError(f"{source}: {key} has shape {array.shape}, expected {expected} for this task.")
-        if key in ("terminals", "timeouts") and not np.all((array == 0) | (array == 1)):
-            raise ValueError(f"{source}: {key} must hold values that are 0 or 1.")
+        if key in ("terminals", "timeouts"):
+            refuse_other_flags(array, f"{source}: {key} must hold values that are 0 or 1")
         columns[key] = array
     terminals = columns["terminals"].astype(bool)
     timed = "timeouts" in columns

@@ -21,7 +21,7 @@ REFERENCES: dict[str, ReferenceScores] = {
 }
 
 _OFFICIAL = "https://rail.eecs.berkeley.edu/datasets/offline_rl"
-# D4RL's own addresses are not encrypted; tried last, because nothing vouches for what comes over such a connection.
+# D4RL's own addresses are not encrypted; tried last, and for files whose SHA-256 is known.
 _OFFICIAL_PLAIN = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
 _MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main"
 

@@ -5,6 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from flowrl.rl.data.schema import ACTION_TOLERANCE
+from flowrl.rl.envs import to_unit
+
 _REQUIRED = ("observations", "actions", "rewards")
 _FLAGS = ("masks", "terminals", "timeouts", "dones", "terminations", "truncations")
 #: Distance at which a next observation no longer is the next row's observation.
@@ -84,6 +87,36 @@ def repair(arrays: Mapping[str, Any], *, source: str) -> tuple[dict[str, np.ndar
     return {key: value[keep] for key, value in fields.items()}, notes
 
 
+def in_unit(actions: np.ndarray, low: np.ndarray, high: np.ndarray, source: str) -> np.ndarray:
+    """Map actions (rows, act) to [-1, 1]; raise a ValueError in the environment's own units for those outside."""
+    unit = to_unit(actions, low, high, source)
+    beyond = (np.abs(unit) > 1 + ACTION_TOLERANCE).any(axis=1)  # what is NaN, the schema names
+    if not beyond.any():
+        return unit
+    row, limits = int(np.argmax(beyond)), f"{_listed(low)} to {_listed(high)}"
+    if (np.abs(actions) <= 1 + ACTION_TOLERANCE).all():
+        way_out = 'all lie within [-1, 1]: give actions="unit" if that is what they are meant in.'
+    else:
+        way_out = "clip them to the limits, or name the environment that they were taken in."
+    raise ValueError(
+        f"{source}: actions leave the environment's limits, {limits}, in {int(beyond.sum())} of {len(actions)} rows, "
+        f"first in row {row}, {_listed(actions[row])}; {way_out}"
+    )
+
+
+def _listed(numbers: np.ndarray) -> str:
+    some = ", ".join(f"{float(x):.6g}" for x in numbers[:6])
+    return f"[{some}{', ...' if numbers.size > 6 else ''}]"
+
+
+def refuse_other_flags(array: np.ndarray, expected: str) -> None:
+    """Raise a ValueError that says which flag is neither 0 nor 1, and where it stands first."""
+    bad = (array != 0) & (array != 1)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(f"{expected}; {int(bad.sum())} are not, first row {row}: {array[row]:.6g}.")
+
+
 def _codes(actions: np.ndarray) -> list[str]:
     """Return a note if actions look like codes of discrete ones, which would pass for continuous numbers."""
     values = np.unique(actions[np.isfinite(actions)])
@@ -102,9 +135,9 @@ def _flags(given: Mapping[str, np.ndarray], rows: int, source: str, notes: list[
     flags: dict[str, np.ndarray] = {}
     for key in set(given) & set(_FLAGS):
         array = given[key].reshape(rows) if given[key].shape == (rows, 1) else given[key]
-        bad = array.shape != (rows,) or not np.all((array == 0) | (array == 1))
-        if bad:
+        if array.shape != (rows,):
             raise ValueError(f"{source}: {key} must be {rows} values that are 0 or 1; its shape is {array.shape}.")
+        refuse_other_flags(array, f"{source}: {key} must be {rows} values that are 0 or 1")
         flags[key] = array.astype(bool)
     names = set(flags)
     none = np.zeros(rows, bool)

@@ -34,6 +34,7 @@ from flowrl.rl.data.schema import (
     from_dict,
     split_episodes,
 )
+from flowrl.rl.data.sources._layouts import in_unit
 from flowrl.rl.envs import (
     Environment,
     action_limits,
@@ -44,7 +45,6 @@ from flowrl.rl.envs import (
     render_mode,
     robotics,
     simulator_log_off,
-    to_unit,
 )
 
 _PREFIX = "minari:"
@@ -79,7 +79,7 @@ class Minari(AbstractPublishedSource):
         if len(used) < len(episodes):
             notes.append(f"{len(episodes) - len(used)} episodes without a step were left out")
         arrays = {key: np.concatenate([episode[key] for episode in used]) for key in used[0]}
-        arrays["actions"] = to_unit(arrays["actions"], low, high, name)
+        arrays["actions"] = in_unit(arrays["actions"], low, high, name)
         everything = from_dict(arrays, source=name)
         share = DEFAULT_SHARE if request.validation is None else request.validation
         train, validation = split_episodes(everything, share, seed=request.seed)

@@ -83,7 +83,9 @@ class OGBench(AbstractLocalSource, AbstractPublishedSource):
         folder = request.data_dir / name / "published"
         files = (f"{name}.npz", f"{name}-val.npz")
         addresses = [tuple(f"{mirror.rstrip('/')}/{file}" for mirror in request.mirrors or _MIRRORS) for file in files]
-        obtain(folder, [Published(file, urls) for file, urls in zip(files, addresses, strict=True)], request.progress)
+        asked = bool(request.mirrors)
+        wanted = [Published(file, urls, asked=asked) for file, urls in zip(files, addresses, strict=True)]
+        obtain(folder, wanted, request.progress)
         return folder / files[0]
 
     def make_env(self, name: str, *, seed: int | None, render: bool) -> Environment:

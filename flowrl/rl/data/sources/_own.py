@@ -8,7 +8,7 @@ from typing import Any
 
 from flowrl.rl.data.schema import AbstractSource, OfflineDataset, ReferenceScores, Request
 from flowrl.rl.data.sources._arrays import EnvironmentForm, dataset_from_file, read_file
-from flowrl.rl.envs import Environment, adapt, drawing, make, render_mode
+from flowrl.rl.envs import Environment, adapt, check_registered, drawing, make, render_mode
 
 EnvFactory = Callable[[], Any]
 """Makes a gymnasium environment; defined at the top level of a module, so that worker processes can import it."""
@@ -28,6 +28,12 @@ class Own(AbstractSource):
         arrays, held_out = read_file(path, request.validation)
         form = EnvironmentForm.of(self.make_env(name, seed=None, render=False), name)
         return dataset_from_file(path, arrays, form, held_out, seed=request.seed)
+
+    def check_env(self, name: str) -> None:
+        if name.startswith(_GYM):
+            check_registered(name.removeprefix(_GYM))
+        else:
+            _factory(name)
 
     def make_env(self, name: str, *, seed: int | None, render: bool) -> Environment:
         if name.startswith(_GYM):

@@ -53,7 +53,7 @@ def make(name: str, **options: object) -> AbstractAlgorithm[Any]:
         ValueError: no algorithm has this name, or a field is out of range.
         TypeError: the algorithm has no such field.
     """
-    if name not in ALGORITHMS:
+    if not isinstance(name, str) or name not in ALGORITHMS:
         raise ValueError(f"no baseline is called {name!r}; there are {', '.join(ALGORITHMS)}.")
     known = _options(ALGORITHMS[name])
     unknown = set(options) - set(known) - set(_COMMON)
