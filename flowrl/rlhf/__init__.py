@@ -50,6 +50,7 @@ from flowrl.rlhf.models import (
     RewardEnsemble as RewardEnsemble,
     RewardModel as RewardModel,
     Sampler as Sampler,
+    Stop as Stop,
     Transformer as Transformer,
     TransformerConfig as TransformerConfig,
     load_language_model as load_language_model,

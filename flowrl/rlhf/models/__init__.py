@@ -16,6 +16,7 @@ from flowrl.rlhf.models._sample import (
     sample as sample,
 )
 from flowrl.rlhf.models._smollm2 import smollm2 as smollm2
+from flowrl.rlhf.models._stop import Stop as Stop
 from flowrl.rlhf.models._transformer import (
     Block as Block,
     Cache as Cache,
