@@ -1,6 +1,10 @@
 """Language and reward models, their weights, and sampling from them."""
 
-from flowrl.rlhf.models._load import load_language_model as load_language_model, load_reward_model as load_reward_model
+from flowrl.rlhf.models._load import (
+    load_language_model as load_language_model,
+    load_reward_model as load_reward_model,
+    model_files as model_files,
+)
 from flowrl.rlhf.models._model import (
     AbstractReward as AbstractReward,
     LanguageModel as LanguageModel,

@@ -96,6 +96,6 @@ def _moves(wanted: Sequence[bytes], pieces: Sequence[bytes]) -> np.ndarray:
     states = np.repeat(np.arange(found + 1, dtype=np.int16)[:, None], len(pieces), axis=1)
     for place in range(lengths.max(initial=0)):
         longer = np.flatnonzero(lengths > place)
-        written = np.array([pieces[token][place] for token in longer])
+        written = np.array([pieces[int(token)][place] for token in longer])
         states[:, longer] = letters[states[:, longer], written]
     return states
