@@ -43,6 +43,7 @@ from flowrl.rlhf.models import (
     Block as Block,
     Cache as Cache,
     Dense as Dense,
+    Frame as Frame,
     LanguageModel as LanguageModel,
     Norm as Norm,
     Prompt as Prompt,

@@ -11,8 +11,8 @@ from flowrl.rlhf.models._model import (
     RewardEnsemble as RewardEnsemble,
     RewardModel as RewardModel,
 )
+from flowrl.rlhf.models._prompt import Frame as Frame, Prompt as Prompt
 from flowrl.rlhf.models._sample import (
-    Prompt as Prompt,
     Response as Response,
     Sampler as Sampler,
     log_probs as log_probs,

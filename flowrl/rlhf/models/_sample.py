@@ -11,22 +11,11 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from flowrl._custom_types import Key, Keys
 from flowrl._misc import check_count, number_field
 from flowrl.rlhf.models._model import LanguageModel
+from flowrl.rlhf.models._prompt import Prompt
 from flowrl.rlhf.models._stop import Stop
 
 _NEVER = -1e4
 _TEMPERATURE = number_field("temperature", lambda t: t > 0, "> 0 (the most likely text is `greedy`)")
-
-
-class Prompt(eqx.Module):
-    """A prompt of tokens; batches have leading axes on both arrays.
-
-    Attributes:
-        tokens: (P,).
-        mask: False at padding, (P,).
-    """
-
-    tokens: Int[Array, "*batch P"]
-    mask: Bool[Array, "*batch P"]
 
 
 class Response(eqx.Module):
