@@ -17,6 +17,15 @@ from flowrl.rlhf.alignment import (
     score as score,
     target as target,
 )
+from flowrl.rlhf.generation import (
+    Answers as Answers,
+    Conversation as Conversation,
+    Memory as Memory,
+    TextModel as TextModel,
+    TextReward as TextReward,
+    align_vocabulary as align_vocabulary,
+    generate as generate,
+)
 from flowrl.rlhf.learning import (
     DPO as DPO,
     PPO as PPO,

@@ -21,7 +21,8 @@ pytest.importorskip("sklearn")
 pytest.importorskip("tyro")
 import tyro
 
-from flowrl.scripts.align import Config, _costs, _learning, _options, _program, _task
+from flowrl.rlhf.alignment import Costs
+from flowrl.scripts.align import Config, _learning, _options, _parts, _program, _task
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
@@ -288,7 +289,7 @@ def test_every_purpose_and_seed_has_a_key_of_its_own():
 
 def test_costs_are_those_by_hand():
     # S = 100 weights of the reference, R = 20 of the reward, a table of 5; 2 tokens of prompt, 3 of response.
-    costs = _costs.Costs(100.0, 20.0, 5.0, prompt=2, response=3)
+    costs = Costs(100.0, 20.0, 5.0, prompt=2, response=3)
     unit = 5 * 100
     best = ((2 + 4 * 3) * 100 + 4 * 5 * 20) / unit
     assert costs.best_of(4) == pytest.approx(best)
@@ -317,7 +318,7 @@ def test_prompts_are_worked_on_in_parts_of_one_size():
         sizes.append(len(prompts.tokens))
         return prompts.tokens[:, 0] * 10, jnp.full(len(prompts.tokens), part)
 
-    parts = _costs.Parts()
+    parts = _parts.Parts()
     (values, part), seconds = parts("name", batch, program)
     assert values.tolist() == [10 * i for i in range(count)]
     assert part.tolist() == [i // 50 for i in range(count)]

@@ -15,3 +15,4 @@ from flowrl.rlhf.alignment._choose_steps import (
     choose_steps as choose_steps,
     hacking_starts as hacking_starts,
 )
+from flowrl.rlhf.alignment._costs import Costs as Costs, name_of as name_of

@@ -4,6 +4,7 @@ from flowrl.rlhf.models._load import (
     load_language_model as load_language_model,
     load_reward_model as load_reward_model,
     model_files as model_files,
+    read_json as read_json,
 )
 from flowrl.rlhf.models._model import (
     AbstractReward as AbstractReward,

@@ -11,18 +11,18 @@ class Frame(eqx.Module):
     Batches have leading axes on all arrays.
 
     Attributes:
-        before: tokens in front of the response, (P,).
+        before: embeddings of what is in front of the response, in the reward model's own table, (P, d).
         before_mask: False at padding, (P,).
-        after: tokens after it, (A,).
+        after: embeddings of what comes after it, (A, d).
         after_mask: False at padding, (A,).
         hidden: tokens that end a response and that the reward model does not read, as `after` has its own; static.
         soft_ends: where a relaxation is not made of tokens, its last place is such an end if the response is shorter
             than it may be; static. Not so with stop strings, which are text.
     """
 
-    before: Int[Array, "*batch P"]
+    before: Float[Array, "*batch P d"]
     before_mask: Bool[Array, "*batch P"]
-    after: Int[Array, "*batch A"]
+    after: Float[Array, "*batch A d"]
     after_mask: Bool[Array, "*batch A"]
     hidden: tuple[int, ...] = eqx.field(static=True, default=())
     soft_ends: bool = eqx.field(static=True, default=True)
@@ -60,5 +60,5 @@ class Prompt(eqx.Module):
         if frame.hidden and frame.soft_ends:
             is_known = mask[-1] | jnp.any(shown != mask)
             shown = jnp.where(is_known, shown, jnp.append(mask[1:], False))
-        whole = jnp.concatenate([table[frame.before], embedded, table[frame.after]])
+        whole = jnp.concatenate([frame.before, embedded, frame.after])
         return whole, jnp.concatenate([frame.before_mask, shown, frame.after_mask])
