@@ -4,6 +4,7 @@ Run by hand where torch and transformers are installed: `python tests/rlhf/make_
 `reference_texts/` is committed, so that the tests need neither. With peft installed, it writes an adapter too.
 """
 
+import itertools
 import json
 import pathlib
 import shutil
@@ -17,7 +18,12 @@ import transformers
 from make_reference_models import randomise
 
 HERE = pathlib.Path(__file__).resolve().parent / "reference_texts"
-CORPUS = ["the film is good", "a good film, a late film", "the film was late and the cast is good. The end", "été: ça va"]
+CORPUS = [
+    "the film is good",
+    "a good film, a late film",
+    "the film was late and the cast is good. The end",
+    "été: ça va",
+]
 MARKS = ["<|begin|>", "<|pad|>", "<|turn|>", "<|end|>", "<|stop|>"]
 TEMPLATE = r"""{{ bos_token }}{%- for message in messages %}
     {{- '<|turn|>' + message['role'] + '\n' + message['content'] | trim + eos_token + '\n' }}
@@ -115,7 +121,7 @@ def between(words, rows):
     found = []
     for row in rows:
         pieces = [words.decode([i]) for i in row]
-        pairs = [one[-1:] + two[:1] for one, two in zip(pieces[4:], pieces[5:])]
+        pairs = [one[-1:] + two[:1] for one, two in itertools.pairwise(pieces[4:])]
         found += [pair for pair in pairs if len(pair) == 2 and pair.isascii() and pair.isprintable()][:1]
     return found
 

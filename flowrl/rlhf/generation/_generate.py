@@ -9,17 +9,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
 from flowrl import AbstractFlow, Ascent, Budget
 from flowrl._custom_types import Key
-from flowrl.rlhf.alignment import Costs, Limits, TextStatistics, align, choose_steps, name_of, score
+from flowrl.rlhf.alignment import Costs, Limits, TextStatistics, choose_steps, name_of
 from flowrl.rlhf.evaluation import distinct_n
 from flowrl.rlhf.generation._answers import Answers, verdict
 from flowrl.rlhf.generation._memory import plan
-from flowrl.rlhf.generation._packing import pack, pack_frames, parts_of
+from flowrl.rlhf.generation._packing import pack, pack_frames
 from flowrl.rlhf.generation._text_models import Conversation, TextModel, TextReward
 from flowrl.rlhf.generation._vocabulary import align_vocabulary
+from flowrl.rlhf.generation._work import RankedTexts, Stream, Work
 from flowrl.rlhf.models import LanguageModel, Prompt, Sampler, log_probs, sample
 from flowrl.rlhf.spaces import AbstractReferenceSpace, LogitSpace
 
@@ -42,7 +43,7 @@ def generate(
     flow: AbstractFlow = Ascent(),  # noqa: B008
     limits: Limits = Limits(),  # noqa: B008
     memory: int | None = None,
-    stream: Callable[[int, str, float], None] | None = None,
+    stream: Stream | None = None,
 ) -> Answers:
     """Answer prompts by a language model whose samples are moved toward higher reward.
 
@@ -86,43 +87,19 @@ def generate(
     hides = reward.template is not None or bool(set(model.ends) & set(unreadable))
     frames = pack_frames(reward, prompts, length, model.ends if hides else (), soft_ends=not stop)
     where, steps, count = space(model.model, sampler), budget.bound, len(prompts)
-    reading = frames.length + length
     planned = plan(
         where, reward.model, (count, asked.tokens.shape[1]), frames.length, length, particles, steps,
         splits=isinstance(flow, Ascent), given=memory,
     )  # fmt: skip
 
-    def tell(rows: np.ndarray, texts: "_Texts") -> None:
-        if stream is not None:
-            for i, text, rate in zip(rows, texts.written(model), texts.best_scores, strict=True):
-                stream(int(i), text, float(rate))
-
+    work = Work(model, where, read_by, asked, frames, planned, stream)
     drawn, keys = sample(sampler, model.model, asked, count=particles, key=key, at_once=planned.prompts)
-    parts = parts_of(count, planned.prompts)
-    ranked = []
-    for rows, part in parts:
-        tokens, mask = drawn.tokens[part], drawn.mask[part]
-        scores = score(read_by, frames.around(asked, part), tokens, mask, planned.prompts)
-        ranked.append(_Texts.of(tokens, mask, scores, len(rows)))
-        tell(rows, ranked[-1])
-    samples = answers = _joined(ranked)
-    costs = Costs.of(model.model, reward.model, asked.tokens.shape[1], length).with_reading(reading)
+    samples = answers = work.ranked(drawn)
+    costs = Costs.of(model.model, reward.model, asked.tokens.shape[1], length).with_reading(frames.length + length)
     vetoes, frozen, moved_by, forwards = (), 0, 0, costs.best_of(particles)
     if steps:
-        scaled, moved = _in_units(budget, samples.scores), []
-        for rows, part in parts:
-            around, sets = frames.around(asked, part), []
-            for i in range(0, particles, planned.particles):
-                some, own = jax.tree.map(lambda x: x[part, i : i + planned.particles], (drawn, keys))  # noqa: B023
-                done = align(
-                    where, read_by, around, some, own, scaled, flow=flow, save=(steps,), at_once=planned.prompts
-                )
-                frozen += int(jnp.sum(done.nonfinite[: len(rows)]))
-                sets.append(_Texts.of(done.tokens[0], done.mask[0], done.rewards[0], len(rows)))
-            moved.append(_joined(sets, axis=1))
-            tell(rows, moved[-1])
-        further = _joined(moved)
-        nll = -np.asarray(jnp.sum(drawn.log_probs, -1) / jnp.maximum(jnp.sum(drawn.mask, -1), 1), np.float64)
+        further, frozen = work.moved(drawn, keys, _in_units(budget, samples.scores), flow)
+        nll = -np.asarray(drawn.log_probs, np.float64).sum(axis=-1) / np.maximum(samples.mask.sum(axis=-1), 1)
         wide = dataclasses.replace(limits, nll_band=limits.nll_band + count**-0.5)
         both = [_statistics(model, asked, texts, planned.prompts) for texts in (further, samples)]
         choice = choose_steps(both[:1], both[1], (float(nll.mean()), float(nll.std())), wide)
@@ -150,44 +127,6 @@ def generate(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Texts:
-    """Texts of some prompts, and their rewards."""
-
-    tokens: Int[np.ndarray, "B N T"]
-    mask: Bool[np.ndarray, "B N T"]
-    scores: Float[np.ndarray, "B N"]
-
-    @classmethod
-    def of(cls, tokens: jax.Array, mask: jax.Array, scores: jax.Array, count: int) -> "_Texts":
-        """Keep the first prompts; the others only fill a part up."""
-        return cls(np.asarray(tokens)[:count], np.asarray(mask)[:count], np.asarray(scores, np.float64)[:count])
-
-    @property
-    def best(self) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
-        rows, chosen = np.arange(len(self.scores)), _best(self.scores)
-        return self.tokens[rows, chosen], self.mask[rows, chosen]
-
-    @property
-    def best_scores(self) -> Float[np.ndarray, " B"]:
-        return np.take_along_axis(self.scores, _best(self.scores)[:, None], axis=1)[:, 0]
-
-    def written(self, model: TextModel) -> list[str]:
-        return [model.decode(row[seen]) for row, seen in zip(*self.best, strict=True)]
-
-    def all_written(self, model: TextModel) -> tuple[tuple[str, ...], ...]:
-        sets = zip(self.tokens, self.mask, strict=True)
-        return tuple(tuple(model.decode(row[seen]) for row, seen in zip(*one, strict=True)) for one in sets)
-
-
-def _best(scores: Float[np.ndarray, "B N"]) -> Int[np.ndarray, " B"]:
-    return np.argmax(np.where(np.isfinite(scores), scores, -np.inf), axis=1)
-
-
-def _joined(sets: Sequence[_Texts], axis: int = 0) -> _Texts:
-    return _Texts(*(np.concatenate([getattr(one, f.name) for one in sets], axis) for f in dataclasses.fields(_Texts)))
-
-
 def _in_units(budget: Budget, scores: Float[np.ndarray, "B N"]) -> Budget:
     """The budget in the reward's own unit."""
     spread = float(scores.std())
@@ -201,7 +140,7 @@ def _in_units(budget: Budget, scores: Float[np.ndarray, "B N"]) -> Budget:
     return eqx.tree_at(lambda b: (b.step_size, b.temperature), budget, scaled, is_leaf=lambda leaf: leaf is None)
 
 
-def _statistics(model: TextModel, asked: Prompt, texts: _Texts, at_once: int) -> TextStatistics:
+def _statistics(model: TextModel, asked: Prompt, texts: RankedTexts, at_once: int) -> TextStatistics:
     tokens, mask = texts.best
     nll = np.asarray(_nll(model.model, asked, jnp.asarray(tokens), jnp.asarray(mask), at_once))
     words = [[int(i) for i in row[seen] if int(i) not in model.ends] for row, seen in zip(tokens, mask, strict=True)]
