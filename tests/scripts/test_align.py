@@ -252,6 +252,25 @@ def real_options(tmp_path):
     return models, [word for name, value in options.items() for word in (name, *str(value).split())]
 
 
+def test_a_chat_model_reads_prompts_in_its_template(tmp_path):
+    pytest.importorskip("jinja2")
+    home = ROOT / "tests" / "rlhf" / "reference_texts"
+    given = json.loads((home / "reference.json").read_text())["chat"]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": row["given"]}) + "\n" for row in given))
+    options = {"--model": home / "chat", "--reward-model": home / "reward", "--prompt-file": file}
+    options |= {"--prompts": 3, "--validation-prompts": 1, "--prompt-length": 64, "--length": 4}
+    task = _task.make_task(config(*(word for pair in options.items() for word in pair)), tmp_path, lambda *_: None)
+    for batch, rows in ((task.test, given[:3]), (task.validation, given[3:])):
+        read = [
+            t[m].tolist() for t, m in zip(np.asarray(batch.prompt.tokens), np.asarray(batch.prompt.mask), strict=True)
+        ]
+        assert read == [row["prompt"] for row in rows]
+    assert task.validation.texts[0].endswith("user: the cast?\n\nassistant:")
+    assert task.sampler.end == (283, 284)
+    assert task.decode([[84, 82, 284]], [[True, True, True]]) == [task.tokenizer.decode([84, 82])]
+
+
 @pytest.mark.thorough
 def test_real_weights_need_no_gold(tmp_path):
     out = run(*real_options(tmp_path)[1])
