@@ -8,7 +8,7 @@ from jaxtyping import Array, PyTree
 
 from flowrl._io import available_memory
 from flowrl.rlhf.models import RewardModel
-from flowrl.rlhf.spaces import AbstractReferenceSpace, TokenSpace
+from flowrl.rlhf.spaces import AbstractReferenceSpace
 
 _MOST = 32  # prompts at once; more only fill the memory
 _GB = 1e9
@@ -92,8 +92,9 @@ def _of_particle(
     if steps == 0:
         return drawn
     vocabulary, width = reward.embedding.shape
-    # Where it began and is, where it was saved, its velocity, the relaxation's softmax, its gradient, and noise.
-    numbers = length * (width if isinstance(space, TokenSpace) else vocabulary)
+    # Where it began and is, where it was saved, its velocity, the relaxation's softmax, its gradient, and noise; in
+    # token space, distances to every token.
+    numbers = length * vocabulary
     trunk = reward.trunk.config
     seen = framed + length
     kept = seen * (8 * trunk.width + 3 * trunk.hidden + 4 * trunk.heads * trunk.head_size + 3 * trunk.heads * seen)
