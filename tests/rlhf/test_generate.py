@@ -50,13 +50,18 @@ def _read(prompt, tokens):
     before, after = REWARD.frame(prompt)
     names = [MODEL.tokenizer.tokens[i] for i in tokens if i not in MODEL.ends]
     ids = before + [REWARD.tokenizer.tokens.index(name) for name in names] + after
-    return float(REWARD.model.of_tokens(jnp.asarray(ids), jnp.ones(len(ids), bool)))
+    padded = jnp.asarray(ids + [0] * (120 - len(ids)))  # one program for all lengths
+    return float(_OF_TOKENS(REWARD.model, padded, jnp.arange(120) < len(ids)))
+
+
+_OF_TOKENS = eqx.filter_jit(lambda model, tokens, mask: model.of_tokens(tokens, mask))
 
 
 def _answers(*, model=MODEL, reward=REWARD, prompts=PROMPTS, seed=0, **options):
     return generate(model, reward, prompts, key=jr.key(seed), **(SMALL | options))
 
 
+@pytest.mark.thorough
 def test_no_steps_are_the_best_of_the_samples_as_a_reader_ranks_them():
     answers = _answers(budget=Budget(0), length=24, temperature=0.5)
     asked = pack([MODEL.encode(prompt) for prompt in PROMPTS], MODEL, 24)
@@ -97,6 +102,7 @@ def test_moved_texts_have_the_rewards_that_a_reader_gives(space):
         assert "moved texts were turned down (their reward was no higher)" in answers.verdict
 
 
+@pytest.mark.thorough
 def test_moving_raises_the_reward_where_there_is_something_to_gain():
     answers = _answers(budget=Budget(1, 3.0), limits=ANYTHING)
     assert answers.steps == 1
@@ -107,6 +113,7 @@ def test_moving_raises_the_reward_where_there_is_something_to_gain():
     assert vetoed.steps in (0, 1)
 
 
+@pytest.mark.thorough
 def test_a_prompt_gets_the_same_answer_whatever_stands_beside_it_and_in_whatever_parts():
     whole = _answers(limits=ANYTHING, budget=Budget(1, 3.0))
     one = whole.memory.prompt // 4
@@ -119,6 +126,7 @@ def test_a_prompt_gets_the_same_answer_whatever_stands_beside_it_and_in_whatever
     assert alone.samples[0] == whole.samples[0]
 
 
+@pytest.mark.thorough
 def test_half_precision_answers():
     model = TextModel.load(HOME / "chat", dtype=jnp.bfloat16)
     reward = TextReward.load(HOME / "reward", dtype=jnp.bfloat16)
@@ -127,6 +135,7 @@ def test_half_precision_answers():
     assert answers.memory.weights < 0.6 * _answers(prompts=PROMPTS[:1]).memory.weights
 
 
+@pytest.mark.thorough
 def test_an_answer_that_is_cut_is_counted_and_a_stop_string_that_never_comes_is_named():
     answers = _answers(budget=Budget(0), length=2, stop=["the cast is good"])
     cut = int(np.sum(~answers.ended))
@@ -134,6 +143,9 @@ def test_an_answer_that_is_cut_is_counted_and_a_stop_string_that_never_comes_is_
     assert f"{cut} of 3 were cut at 2 tokens before 'the cast is good' came, which a larger length mends" in (
         answers.verdict
     )
+
+
+def test_a_stop_string_that_cannot_come_is_refused():
     with pytest.raises(ValueError, match=r"stop string '.' never comes, since no token .* leave it out, or name one"):
         _answers(model=_without_bytes(), stop=["."])
 
@@ -150,6 +162,7 @@ def _without_bytes():
     return dataclasses.replace(MODEL, tokenizer=words)
 
 
+@pytest.mark.thorough
 def test_stop_strings_end_texts():
     free = _answers(budget=Budget(0), length=24)
     texts = [text for part in free.samples for text in part]
@@ -214,6 +227,8 @@ def test_a_conversation_needs_a_template():
     with pytest.raises(ValueError, match="a prompt is a conversation, and the model has no chat template: give its"):
         plain.encode(PROMPTS[1])
     assert dataclasses.replace(MODEL, template=plain_chat).encode(PROMPTS[1])
+    with pytest.raises(ValueError, match=r"and the reward has no chat template: .*replace\(reward, template="):
+        dataclasses.replace(REWARD, template=None).frame(PROMPTS[1])
     with pytest.raises(ValueError, match='must have messages, each with "role" and "content"'):
         MODEL.encode([])
 
@@ -254,6 +269,7 @@ def test_two_labels_are_refused(tmp_path):
         TextReward.load(tmp_path / "reward")
 
 
+@pytest.mark.thorough
 def test_a_reward_that_tells_nothing_apart_is_refused():
     flat = eqx.tree_at(lambda r: r.score.weight, REWARD.model, jnp.zeros_like(REWARD.model.score.weight))
     with pytest.raises(ValueError, match=r"rewards of all samples are 0, so a step has no unit: more particles"):

@@ -55,6 +55,7 @@ def test_stop_strings_must_be_writable_and_not_empty():
         Stop(["ac"], [b"a", b"b"])
 
 
+@pytest.mark.thorough
 def test_drawing_ends_when_the_last_text_of_a_batch_has_ended():
     model, places = language_model(), []
     sampler = Sampler(12, end=(3, 5))

@@ -41,9 +41,6 @@ class Answers:
     memory: Memory
     verdict: str
 
-    def __post_init__(self) -> None:
-        assert len(self.prompts) == len(self.texts) == len(self.samples)
-
 
 def verdict(
     scores: np.ndarray,

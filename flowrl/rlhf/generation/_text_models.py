@@ -92,7 +92,7 @@ class TextModel:
             ValueError: a conversation without a template, or a template whose marks the tokenizer does not know.
         """
         if self.template is None:
-            before, after = self.tokenizer.framed(_text(prompt))
+            before, after = self.tokenizer.framed(_text(prompt, "model"))
             return before + after
         return _encoded(self.template, self.template(_messages(prompt), True), self.tokenizer)  # noqa: FBT003
 
@@ -191,7 +191,7 @@ class TextReward:
             ValueError: a conversation without a template, or a template that writes no answer.
         """
         if self.template is None:
-            return self.tokenizer.framed(_text(prompt))
+            return self.tokenizer.framed(_text(prompt, "reward"))
         whole = self.template([*_messages(prompt), {"role": "assistant", "content": _ANSWER}], False)  # noqa: FBT003
         parts = whole.split(_ANSWER)
         if len(parts) != 2:
@@ -229,11 +229,11 @@ def _ends(directories: Sequence[Path], tokenizer: FileTokenizer) -> tuple[int, .
     return tuple(dict.fromkeys([*found, *own]))
 
 
-def _text(prompt: Conversation) -> str:
+def _text(prompt: Conversation, who: str) -> str:
     if not isinstance(prompt, str):
         raise ValueError(
-            "a prompt is a conversation, and the model has no chat template: give its text as a string, or a template "
-            "(dataclasses.replace(model, template=rlhf.data.plain_chat))."
+            f"a prompt is a conversation, and the {who} has no chat template: give its text as a string, or a template "
+            f"(dataclasses.replace({who}, template=rlhf.data.plain_chat))."
         )
     return prompt
 
