@@ -83,4 +83,4 @@ def at_most_entries(monkeypatch):
 @pytest.fixture
 def free_memory(monkeypatch):
     """Set how many bytes of memory the machine seems to have free."""
-    return lambda number: monkeypatch.setattr("flowrl._io._memory.available", lambda: number)
+    return lambda number: monkeypatch.setattr("flowrl._io._memory.available_memory", lambda: number)

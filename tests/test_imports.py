@@ -61,6 +61,7 @@ ROOMS = (
     "rlhf.alignment",
     "rlhf.learning",
     "rlhf.evaluation",
+    "rlhf.generation",
     "rlhf",
     "scripts",
 )

@@ -12,20 +12,24 @@ import pytest
 from problems import distances
 
 SNIPPETS = pathlib.Path(__file__).resolve().parents[1] / "docs" / "snippets"
-PROGRAMS = ["posterior", "acting", "sample", "tokens", "from_pymc"]
+PROGRAMS = ["posterior", "acting", "sample", "tokens", "align", "from_pymc"]
 
 
 def _run(name):
     return runpy.run_path(str(SNIPPETS / f"{name}.py"))
 
 
+def _code(name):
+    """Its lines below the docstring."""
+    source = (SNIPPETS / f"{name}.py").read_text()
+    lines = source.splitlines()[ast.parse(source).body[1].lineno - 1 :]
+    return [line for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_has_at_most_15_lines_of_code(name):
-    source = (SNIPPETS / f"{name}.py").read_text()
-    first = ast.parse(source).body[1].lineno  # below the docstring
-    lines = source.splitlines()
-    assert len([line for line in lines[first - 1 :] if line.strip() and not line.strip().startswith("#")]) <= 15
-    assert all(len(line) <= 120 for line in lines)
+    assert len(_code(name)) <= 15
+    assert all(len(line) <= 120 for line in (SNIPPETS / f"{name}.py").read_text().splitlines())
 
 
 def test_every_program_is_tested():
@@ -75,6 +79,27 @@ def test_tokens_gain_reward_within_the_budget():
     assert best_of_n < reward(np.asarray(program["tokens"])) <= 6 * score.max()
     assert reward(moved.argmax(axis=-1)).mean() > reward(reference.argmax(axis=-1)).mean()
     assert distances(reference, moved).max() <= 8
+
+
+@pytest.mark.thorough
+def test_two_directories_and_strings_become_texts(monkeypatch):
+    for package in ("tokenizers", "jinja2", "safetensors"):
+        pytest.importorskip(package)
+    assert len(_code("align")) <= 8
+    models = SNIPPETS.parents[1] / "tests" / "rlhf" / "reference_texts"
+    prompts = ["the film", "is the cast good, or late?"]
+    monkeypatch.setattr(sys, "argv", ["align.py", str(models / "chat"), str(models / "reward"), *prompts])
+    program = _run("align")
+    answers = program["answers"]
+    assert answers.prompts == tuple(prompts)
+    assert len(program["texts"]) == 2
+    assert all(text.strip() for text in program["texts"])
+    samples = answers.sample_scores
+    assert samples.shape == (2, 8)
+    # Better than one sample, whichever of the two they are: moved texts, or the best of the samples.
+    assert program["scores"].mean() >= samples.max(axis=1).mean() > samples.mean()
+    assert program["verdict"].startswith("Moved texts" if answers.steps else "The best of 8 samples")
+    assert f"{answers.forwards:.0f} forwards each" in program["verdict"]
 
 
 @pytest.mark.thorough

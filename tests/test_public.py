@@ -30,6 +30,7 @@ ROOMS = (
     "flowrl.rl.learning",
     "flowrl.rl.networks",
     "flowrl.rlhf.alignment",
+    "flowrl.rlhf.generation",
     "flowrl.rlhf.learning",
     "flowrl.rlhf.models",
     "flowrl.rlhf.spaces",

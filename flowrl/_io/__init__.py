@@ -23,6 +23,6 @@ from flowrl._io._files import (
     sha256_file as sha256_file,
     write_npz as write_npz,
 )
-from flowrl._io._memory import check_memory as check_memory
+from flowrl._io._memory import available_memory as available_memory, check_memory as check_memory
 from flowrl._io._signals import stops_wait as stops_wait
 from flowrl._io._software import code_digest as code_digest, software as software

@@ -7,7 +7,7 @@ from pathlib import Path
 _MIB = 2**20
 
 
-def available() -> int | None:
+def available_memory() -> int | None:
     """Return the bytes of memory that this process may still take; None where the system does not say."""
     found: list[int] = []
     with contextlib.suppress(OSError, ValueError):
@@ -26,7 +26,7 @@ def available() -> int | None:
 
 def check_memory(needed: int, source: str) -> None:
     """Raise a MemoryError if `needed` bytes (all copies included) do not fit; `source` is what is to be read."""
-    free = available()
+    free = available_memory()
     if free is not None and needed > free:
         raise MemoryError(
             f"{source}: reading it needs about {needed / _MIB:.0f} MiB of memory, {free / _MIB:.0f} MiB are free. "

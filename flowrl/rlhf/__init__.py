@@ -20,6 +20,15 @@ from flowrl.rlhf.alignment import (
     standardised as standardised,
     target as target,
 )
+from flowrl.rlhf.generation import (
+    Answers as Answers,
+    Conversation as Conversation,
+    Memory as Memory,
+    TextModel as TextModel,
+    TextReward as TextReward,
+    align_vocabulary as align_vocabulary,
+    generate as generate,
+)
 from flowrl.rlhf.learning import (
     DPO as DPO,
     PPO as PPO,
@@ -46,6 +55,7 @@ from flowrl.rlhf.models import (
     Block as Block,
     Cache as Cache,
     Dense as Dense,
+    Frame as Frame,
     LanguageModel as LanguageModel,
     Norm as Norm,
     Prompt as Prompt,
@@ -53,6 +63,7 @@ from flowrl.rlhf.models import (
     RewardEnsemble as RewardEnsemble,
     RewardModel as RewardModel,
     Sampler as Sampler,
+    Stop as Stop,
     Transformer as Transformer,
     TransformerConfig as TransformerConfig,
     load_language_model as load_language_model,

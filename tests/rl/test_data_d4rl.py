@@ -216,7 +216,7 @@ def test_more_than_memory(tmp_path, free_memory):
 
 
 def test_what_is_known_of_the_memory():
-    free = _memory.available()
+    free = _memory.available_memory()
     assert free is None or 2**20 < free < 2**50
     _memory.check_memory(1, "x")
 

@@ -539,6 +539,7 @@ def test_other_fields_may_be_left_out_by_name(tmp_path):
 def test_prompts_are_read(tmp_path):
     path = _lines(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": [USER]}, {"prompt": [USER, GOOD]})
     assert read_prompts(path) == ["a", "user: Hi\n\nassistant:", "user: Hi\n\nassistant: Hello"]
+    assert read_prompts(path, template=None) == ["a", [USER], [USER, GOOD]]
     with pytest.raises(ValueError, match="line 1: no field 'prompt'"):
         read_prompts(_lines(tmp_path / "q.jsonl", {}))
 

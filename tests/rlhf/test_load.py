@@ -399,7 +399,6 @@ def test_an_index_that_is_wrong_is_refused(tmp_path):
     ("file", "message"),
     [
         ("pytorch_model.bin", r"holds pytorch_model\.bin but no model\.safetensors.*never are"),
-        ("adapter_config.json", "holds an adapter rather than a model"),
         ("notes.txt", r"holds neither model\.safetensors nor"),
     ],
 )

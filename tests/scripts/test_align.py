@@ -21,7 +21,8 @@ pytest.importorskip("sklearn")
 pytest.importorskip("tyro")
 import tyro
 
-from flowrl.scripts.align import Config, _costs, _learning, _options, _program, _task
+from flowrl.rlhf.alignment import Costs
+from flowrl.scripts.align import Config, _learning, _options, _parts, _program, _task
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
@@ -251,6 +252,25 @@ def real_options(tmp_path):
     return models, [word for name, value in options.items() for word in (name, *str(value).split())]
 
 
+def test_a_chat_model_reads_prompts_in_its_template(tmp_path):
+    pytest.importorskip("jinja2")
+    home = ROOT / "tests" / "rlhf" / "reference_texts"
+    given = json.loads((home / "reference.json").read_text())["chat"]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": row["given"]}) + "\n" for row in given))
+    options = {"--model": home / "chat", "--reward-model": home / "reward", "--prompt-file": file}
+    options |= {"--prompts": 3, "--validation-prompts": 1, "--prompt-length": 64, "--length": 4}
+    task = _task.make_task(config(*(word for pair in options.items() for word in pair)), tmp_path, lambda *_: None)
+    for batch, rows in ((task.test, given[:3]), (task.validation, given[3:])):
+        read = [
+            t[m].tolist() for t, m in zip(np.asarray(batch.prompt.tokens), np.asarray(batch.prompt.mask), strict=True)
+        ]
+        assert read == [row["prompt"] for row in rows]
+    assert task.validation.texts[0].endswith("user: the cast?\n\nassistant:")
+    assert task.sampler.end == (283, 284)
+    assert task.decode([[84, 82, 284]], [[True, True, True]]) == [task.tokenizer.decode([84, 82])]
+
+
 @pytest.mark.thorough
 def test_real_weights_need_no_gold(tmp_path):
     out = run(*real_options(tmp_path)[1])
@@ -288,7 +308,7 @@ def test_every_purpose_and_seed_has_a_key_of_its_own():
 
 def test_costs_are_those_by_hand():
     # S = 100 weights of the reference, R = 20 of the reward, a table of 5; 2 tokens of prompt, 3 of response.
-    costs = _costs.Costs(100.0, 20.0, 5.0, prompt=2, response=3)
+    costs = Costs(100.0, 20.0, 5.0, prompt=2, response=3)
     unit = 5 * 100
     best = ((2 + 4 * 3) * 100 + 4 * 5 * 20) / unit
     assert costs.best_of(4) == pytest.approx(best)
@@ -318,7 +338,7 @@ def test_prompts_are_worked_on_in_parts_of_one_size():
         sizes.append(len(prompts.tokens))
         return prompts.tokens[:, 0] * 10, jnp.full(len(prompts.tokens), part)
 
-    parts = _costs.Parts()
+    parts = _parts.Parts()
     (values, part), seconds = parts("name", batch, program)
     assert values.tolist() == [10 * i for i in range(count)]
     assert part.tolist() == [i // 50 for i in range(count)]

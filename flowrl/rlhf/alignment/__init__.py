@@ -15,5 +15,6 @@ from flowrl.rlhf.alignment._choose_steps import (
     choose_steps as choose_steps,
     hacking_starts as hacking_starts,
 )
+from flowrl.rlhf.alignment._costs import Costs as Costs, name_of as name_of
 from flowrl.rlhf.alignment._noise_target import noise_target as noise_target
 from flowrl.rlhf.alignment._standardised import Standardised as Standardised, standardised as standardised

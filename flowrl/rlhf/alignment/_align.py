@@ -61,8 +61,7 @@ def relaxed_reward(space: AbstractSpace, reward: AbstractReward, prompt: Prompt,
         particle: one particle.
     """
     embedded, mask = space.relax(reward.embedding, prompt, particle)
-    whole = jnp.concatenate([reward.embedding[prompt.tokens], embedded])
-    return reward(whole, jnp.concatenate([prompt.mask, mask]))
+    return reward(*prompt.around(reward.embedding, embedded, mask))
 
 
 def target(space: AbstractSpace, reward: AbstractReward, prompt: Prompt) -> Boltzmann:
@@ -207,6 +206,8 @@ def _distance(start: Particle, end: Particle) -> Array:
 
 
 def _of_text(reward: AbstractReward, prompt: Prompt, tokens: Array, mask: Array) -> Array:
+    if prompt.frame is not None:
+        return reward(*prompt.around(reward.embedding, reward.embedding[tokens], mask))
     # With 64-bit types a user's prompts may be of another integer type than sampled tokens.
     whole = jnp.concatenate([prompt.tokens.astype(tokens.dtype), tokens])
     return reward.of_tokens(whole, jnp.concatenate([prompt.mask, mask]))

@@ -10,6 +10,7 @@ from flowrl.rlhf.data._preferences import (
     write_preferences as write_preferences,
 )
 from flowrl.rlhf.data._rated import RatedTexts as RatedTexts, rated_snippets as rated_snippets
+from flowrl.rlhf.data._template import JinjaTemplate as JinjaTemplate
 from flowrl.rlhf.data._tokenizer import (
     AbstractTokenizer as AbstractTokenizer,
     FileTokenizer as FileTokenizer,

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from flowrl._io import atomic_write
 from flowrl.rlhf.data import _jsonl
@@ -94,14 +94,26 @@ def read_preferences(
     return preferences
 
 
+@overload
 def read_prompts(
     path: str | os.PathLike[str], *, template: ChatTemplate = plain_chat, ignore: Collection[str] = ()
-) -> list[str]:
+) -> list[str]: ...
+
+
+@overload
+def read_prompts(
+    path: str | os.PathLike[str], *, template: None, ignore: Collection[str] = ()
+) -> list[str | list[dict[str, str]]]: ...
+
+
+def read_prompts(
+    path: str | os.PathLike[str], *, template: ChatTemplate | None = plain_chat, ignore: Collection[str] = ()
+) -> list[Any]:
     """Read prompts from a file of JSON lines `{"prompt": ...}`, each a string or a list of messages.
 
     Args:
         path: a `.jsonl` or `.jsonl.gz` file.
-        template: renders messages.
+        template: renders messages; None leaves them as they are, for `generate`.
         ignore: fields that the lines may have besides and that are not read.
 
     Raises:
@@ -110,7 +122,8 @@ def read_prompts(
     prompts = []
     for where, row in _jsonl.read(path):
         _refuse_others(row, ("prompt",), ignore, where)
-        prompts.append(_prompt(_text_or_messages(row, "prompt", where), template))
+        prompt = _text_or_messages(row, "prompt", where)
+        prompts.append(prompt if template is None else _prompt(prompt, template))
     if not prompts:
         raise ValueError(f"{os.fspath(path)}: no prompts.")
     return prompts

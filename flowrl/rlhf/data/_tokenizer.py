@@ -159,6 +159,8 @@ class WordTokenizer(AbstractTokenizer):
         return _END
 
 
+_BYTE = re.compile("<0x([0-9A-F]{2})>")  # a byte that is no letter by itself, in vocabularies of letters
+
 #: Ids may leave holes, but no more than this many times the tokens, and this many beside.
 _HOLES, _SPARE = 16, 2**16
 
@@ -166,8 +168,8 @@ _HOLES, _SPARE = 16, 2**16
 class FileTokenizer(AbstractTokenizer):
     """The tokenizer that came with a model, in the format of the `tokenizers` package.
 
-    Truncation and padding that the file asks for are switched off, and no special tokens are added to a text: a model's
-    caller says what is cut and what begins a text.
+    Truncation and padding that the file asks for are switched off: a model's caller says what is cut. `encode` adds no
+    special tokens to a text; `framed` says which ones the model's own configuration puts around it.
 
     Args:
         tokenizer: a `tokenizers.Tokenizer`.
@@ -194,7 +196,8 @@ class FileTokenizer(AbstractTokenizer):
         """Read a tokenizer from a model's directory.
 
         The padding and end tokens are those of `tokenizer_config.json`, else of `special_tokens_map.json`, else of
-        `config.json`, if one of them names them.
+        `config.json`, if one of them names them. What begins and ends a text is what `tokenizer_config.json` says
+        (`add_bos_token`, `add_eos_token`), else the `tokenizer.json` itself, as in `transformers`.
 
         Args:
             path: the directory, or the `tokenizer.json` in it.
@@ -216,11 +219,28 @@ class FileTokenizer(AbstractTokenizer):
         except Exception as error:  # the package raises nothing more special
             raise ValueError(f"{file}: not a tokenizer that this `tokenizers` can read ({error}).") from error
         pad, end = (_special(file.parent, name, tokenizer) for name in ("pad", "eos"))
+        _say_what_frames(file.parent, tokenizer)
         return cls(tokenizer, pad=pad, end=end)
 
     def encode(self, text: str) -> list[int]:
+        return list(self._encode(text, add_special_tokens=False).ids)
+
+    def framed(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the ids of a text with what begins it, and the ids that end it, as the configuration says.
+
+        Args:
+            text: any text.
+        """
+        found = self._encode(text, add_special_tokens=True)
+        last = len(found.ids)
+        while last and found.special_tokens_mask[last - 1]:
+            last -= 1
+        # Of an empty text nobody can say where its beginning ends; what there is begins it.
+        return (list(found.ids[:last]), list(found.ids[last:])) if last else (list(found.ids), [])
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> Any:
         try:
-            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except BaseException as error:
             # A panic of Rust is no Exception, so that no caller would see it for what it is: an error of this text.
             if type(error).__name__ != "PanicException":
@@ -233,6 +253,34 @@ class FileTokenizer(AbstractTokenizer):
         hidden = {self._pad, self._end}
         kept = [int(index) for index in ids if index not in hidden]
         return self._tokenizer.decode(kept, skip_special_tokens=True)
+
+    @property
+    def added(self) -> frozenset[int]:
+        """The ids that were added to the vocabulary a tokenizer was learned with, special ones among them."""
+        return frozenset(self._tokenizer.get_added_tokens_decoder())
+
+    @property
+    def special(self) -> frozenset[int]:
+        """The ids that `decode` leaves out: marks that a reader does not see."""
+        return frozenset(i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+
+    def pieces(self) -> list[bytes]:
+        """Return what each token writes within a text, as UTF-8; a special token writes its name."""
+        by_bytes = '"ByteLevel"' in json.dumps(json.loads(self._tokenizer.to_str()).get("decoder"))
+        byte, added, found = _byte_of_letter(), self._tokenizer.get_added_tokens_decoder(), []
+        # Some decoders take the space off a text's first token, so it is seen what a token adds to another one.
+        first = next((i for i in range(self.size) if i not in added and self.decode([i]).strip()), 0)
+        before = len(self.decode([first]))
+        for index, token in enumerate(self._tokens):
+            if index in added:
+                found.append(added[index].content.encode())
+            elif by_bytes:
+                found.append(bytes(byte[letter] for letter in token if letter in byte))
+            elif match := _BYTE.fullmatch(token):
+                found.append(bytes([int(match[1], 16)]))
+            else:
+                found.append(self.decode([first, index])[before:].encode() if token else b"")
+        return found
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -286,18 +334,65 @@ def _check_ids(file: Path) -> None:
         raise ValueError(f"{file}: its largest id is {largest}, for {len(ids)} tokens; the file is damaged.")
 
 
+def special_names(directory: Path) -> dict[str, str]:
+    """Return the special tokens that the files beside a tokenizer name, such as "bos_token", as templates know them."""
+    found: dict[str, str] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        content = read_fields(directory / file)
+        for name, token in content.items():
+            token = token.get("content") if isinstance(token, dict) else token
+            if name.endswith("_token") and isinstance(token, str):
+                found[name] = token
+    return found
+
+
+def _say_what_frames(directory: Path, tokenizer: Any) -> None:
+    """Set what begins and ends a text, if the configuration says so beside the tokenizer."""
+    content = read_fields(directory / "tokenizer_config.json")
+    if "add_bos_token" not in content and "add_eos_token" not in content:
+        return
+    from tokenizers import processors
+
+    names, whole, ids = special_names(directory), ["$A"], []
+    for name, place in (("bos_token", 0), ("eos_token", 2)):
+        if content.get(f"add_{name}") and name in names:
+            token = names[name]
+            index = tokenizer.token_to_id(token)
+            if index is None:
+                raise ValueError(
+                    f"{directory / 'tokenizer_config.json'}: field {name} is {token!r}, which the vocabulary does not "
+                    "have."
+                )
+            whole.insert(place, token)
+            ids.append((token, index))
+    tokenizer.post_processor = processors.TemplateProcessing(single=whole, special_tokens=ids)
+
+
+def _byte_of_letter() -> dict[str, int]:
+    """The letters that stand for bytes in vocabularies of bytes: printable ones for themselves, then the next free."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file; an empty one if there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object.")
+    return content
+
+
 def _special(directory: Path, name: str, tokenizer: Any) -> int | None:
     """Find the id of a special token ("pad" or "eos") in the files that may stand beside a tokenizer."""
     for file in ("tokenizer_config.json", "special_tokens_map.json", "config.json"):
         path = directory / file
-        if not path.is_file():
-            continue
-        try:
-            content = parse_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: not JSON ({error}).") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{path}: expected a JSON object.")
+        content = read_fields(path)
         token, index = content.get(f"{name}_token"), content.get(f"{name}_token_id")
         if isinstance(token, dict):
             token = token.get("content")

@@ -17,6 +17,7 @@ from flowrl._io import parse_json
 from flowrl.rlhf.data import FileTokenizer
 from flowrl.rlhf.models._families import Family, read_config
 from flowrl.rlhf.models._gguf import GGUF
+from flowrl.rlhf.models._lora import CONFIG, WEIGHTS, base_of, merged
 from flowrl.rlhf.models._model import LanguageModel, RewardModel
 from flowrl.rlhf.models._transformer import TransformerConfig
 from flowrl.rlhf.models._weights import Tensor, fill
@@ -24,6 +25,10 @@ from flowrl.rlhf.models._weights import Tensor, fill
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WANTED = (
     "config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "adapter_config.json",
+    "adapter_model.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -44,7 +49,8 @@ def load_language_model(
     """Load a causal language model: GPT-2, GPT-NeoX (Pythia), Llama, Mistral, Qwen2 or Qwen3.
 
     Weights are read from safetensors, or from a GGUF file of a Llama, one tensor at a time; the fingerprint is that of
-    the tokenizer beside them. What the model would do otherwise than `transformers` is refused.
+    the tokenizer beside them. What the model would do otherwise than `transformers` is refused. An adapter of low rank
+    (LoRA, as `peft` saves it) is merged into its model.
 
     Args:
         source: a directory with `config.json`, a `.gguf` file, or a name on the Hugging Face hub such as
@@ -98,7 +104,8 @@ def load_reward_model(
         if score.shape[0] != 1:
             raise ValueError(
                 f"{score.file}: tensor score.weight has shape {score.shape}, so the model has {score.shape[0]} labels; "
-                "a reward is one number."
+                "a reward is one number: keep the row of the label you want, of shape (1, d), and num_labels 1 in "
+                "config.json."
             )
         skeleton = eqx.filter_eval_shape(RewardModel, found.config, key=jr.key(0), pooling=pooling, tokens=found.tokens)
         return found.fill(skeleton, dtype)
@@ -119,11 +126,7 @@ class _Found:
 
 @contextlib.contextmanager
 def _opened(source: str | os.PathLike[str], revision: str | None, ignore: Sequence[str]) -> Iterator[_Found]:
-    path = Path(source)
-    if not path.exists():
-        path = _downloaded(source, revision)
-    elif revision is not None:
-        raise ValueError(f"revision is for models on the hub, but {path} is here; got {revision!r}.")
+    path, *others = model_files(source, revision)
     if path.suffix == ".gguf":
         file = GGUF(path)
         family, config = read_config(file.config(), file=str(path), ignore=ignore)
@@ -131,10 +134,36 @@ def _opened(source: str | os.PathLike[str], revision: str | None, ignore: Sequen
         return
     if not path.is_dir():
         raise ValueError(f"{path}: expected a directory with config.json and safetensors, or a .gguf file.")
-    family, config = read_config(read_json(path / "config.json"), file=str(path / "config.json"), ignore=ignore)
-    tokens = FileTokenizer.load(path).fingerprint if (path / "tokenizer.json").is_file() else None
+    home = others[0] if others else path
+    values = read_json(home / "config.json")
+    family, config = read_config(values, file=str(home / "config.json"), ignore=ignore)
+    words = next((where for where in (path, home) if (where / "tokenizer.json").is_file()), None)
+    tokens = None if words is None else FileTokenizer.load(words).fingerprint
     with contextlib.ExitStack() as stack:
-        yield _Found(str(path), family, config, _tensors(path, stack), tokens)
+        tensors = _tensors(home, stack)
+        if others:
+            if not (path / WEIGHTS).is_file():
+                raise FileNotFoundError(f"{path}: {_no_weights(path, WEIGHTS)}")
+            adapter, changes = read_json(path / CONFIG), _file_tensors(path / WEIGHTS, stack)
+            tensors = merged(tensors, changes, adapter, str(values["model_type"]), str(path))
+        yield _Found(str(path), family, config, tensors, tokens)
+
+
+def model_files(source: str | os.PathLike[str], revision: str | None = None) -> tuple[Path, ...]:
+    """Return the directories that hold a model's files, most telling first: an adapter's own, then its model's."""
+    path = _found(source, revision)
+    if (path / CONFIG).is_file() and not any((path / name).is_file() for name in (_SINGLE, _INDEX)):
+        return path, _found(base_of(path, read_json(path / CONFIG)), None)
+    return (path,)
+
+
+def _found(source: str | os.PathLike[str], revision: str | None) -> Path:
+    path = Path(source)
+    if not path.exists():
+        return _downloaded(source, revision)
+    if revision is not None:
+        raise ValueError(f"revision is for models on the hub, but {path} is here; got {revision!r}.")
+    return path
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -207,13 +236,11 @@ def _file_tensors(path: Path, stack: contextlib.ExitStack) -> dict[str, Tensor]:
         raise ValueError(f"{path}: damaged, or not a safetensors file ({error}).") from error
 
 
-def _no_weights(directory: Path) -> str:
+def _no_weights(directory: Path, wanted: str = _SINGLE) -> str:
     names = sorted(path.name for path in directory.iterdir())
-    if any(name.startswith("adapter_") for name in names):
-        return "holds an adapter rather than a model; merge it into its model first (peft: merge_and_unload)."
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
         return (
-            f"holds {', '.join(pickles[:3])} but no {_SINGLE}. Pickles can run any code when they are read, so they "
+            f"holds {', '.join(pickles[:3])} but no {wanted}. Pickles can run any code when they are read, so they "
             "never are; save the model with transformers' save_pretrained, which writes safetensors."
         )
-    return f"holds neither {_SINGLE} nor {_INDEX}."
+    return f"holds neither {_SINGLE} nor {_INDEX}." if wanted == _SINGLE else f"holds no {wanted}."

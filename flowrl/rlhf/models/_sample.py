@@ -11,21 +11,11 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from flowrl._custom_types import Key, Keys
 from flowrl._misc import check_count, number_field
 from flowrl.rlhf.models._model import LanguageModel
+from flowrl.rlhf.models._prompt import Prompt
+from flowrl.rlhf.models._stop import Stop
 
 _NEVER = -1e4
 _TEMPERATURE = number_field("temperature", lambda t: t > 0, "> 0 (the most likely text is `greedy`)")
-
-
-class Prompt(eqx.Module):
-    """A prompt of tokens; batches have leading axes on both arrays.
-
-    Attributes:
-        tokens: (P,).
-        mask: False at padding, (P,).
-    """
-
-    tokens: Int[Array, "*batch P"]
-    mask: Bool[Array, "*batch P"]
 
 
 class Response(eqx.Module):
@@ -47,20 +37,22 @@ class Sampler(eqx.Module):
     """The way in which text is drawn from a language model.
 
     Attributes:
-        length: tokens T of a response.
-        end: token after which a response is over, or None if every response has T tokens.
+        length: tokens T of a response, at most.
+        end: token after which a response is over, or several such tokens, or None.
         pad: token that fills up the rest.
         temperature: `sampling_temperature` > 0 that divides the logits; it is not the α of a budget.
         top_p: only the most likely tokens whose probabilities sum to this are drawn from, in (0, 1]; static.
         forbidden: tokens that are never drawn: padding, unknown words, rows that pad the vocabulary.
+        stop: strings after which a response is over, or None.
     """
 
     length: int = eqx.field(static=True)
-    end: int | None = eqx.field(static=True, default=None)
+    end: int | tuple[int, ...] | None = eqx.field(static=True, default=None)
     pad: int = eqx.field(static=True, default=0)
     temperature: ArrayLike = eqx.field(converter=_TEMPERATURE, default=1.0)
     top_p: float = eqx.field(static=True, default=1.0)
     forbidden: tuple[int, ...] = eqx.field(static=True, default=())
+    stop: Stop | None = None
 
     def __check_init__(self):
         check_count("length", self.length)
@@ -86,6 +78,27 @@ class Sampler(eqx.Module):
         if self.forbidden:
             scores = scores.at[..., jnp.asarray(self.forbidden)].set(-jnp.inf)
         return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+    def ends(self, tokens: Int[Array, "*batch"]) -> Bool[Array, "*batch"]:
+        """Mark the tokens after which a response is over.
+
+        Args:
+            tokens: of any shape.
+        """
+        ends = () if self.end is None else (self.end,) if isinstance(self.end, int) else self.end
+        return jnp.isin(tokens, jnp.asarray(ends, tokens.dtype))
+
+    def running(self, tokens: Int[Array, " T"]) -> Bool[Array, " T"]:
+        """Mark the tokens of a response: those up to and with the one that ends it.
+
+        Args:
+            tokens: (T,).
+        """
+        last = self.ends(tokens)
+        if self.stop is not None:
+            last = last | self.stop.found(tokens)
+        after = jnp.cumsum(last, dtype=jnp.int32) - last.astype(jnp.int32)
+        return after == 0
 
     def noise(self, vocabulary: int, *, key: Key) -> Float[Array, "T V"]:
         """Return the Gumbel noise that a key stands for: `sample` with the key is `decode` of this noise.
@@ -145,23 +158,44 @@ class Sampler(eqx.Module):
         return logits
 
     def _run(self, model: LanguageModel, prompt: Prompt, score: Callable[[Array, Array], Array]) -> Response:
-        """Choose the token of the highest score at each place."""
+        """Choose the token of the highest score at each place, until the response is over."""
         cache = model.trunk.empty(prompt.tokens.shape[0] + self.length)
         logits, cache = model.extend(cache, prompt.tokens, prompt.mask)
         last = jnp.max(jnp.where(prompt.mask, jnp.arange(prompt.mask.shape[0]), 0))
         wide = lambda logits: logits.astype(jnp.float32)  # whatever the model's precision
 
-        def step(carry, t):
-            cache, logits, running = carry
-            token = jnp.where(running, self.choose(score(t, logits)), self.pad)
+        def step(carry):
+            t, cache, logits, running, read, response = carry
+            token = jnp.where(running, self.choose(score(t, logits)), self.pad).astype(jnp.int32)
             log_prob = jnp.where(running, jax.nn.log_softmax(logits)[token], 0)
             new, cache = model.extend(cache, token[None], running[None])
-            still = running if self.end is None else running & (token != self.end)
-            return (cache, wide(new[0]), still), (token, running, log_prob)
+            still = running & ~self.ends(token)
+            if self.stop is not None:
+                read = self.stop.read(read, token)
+                still = still & ~self.stop.is_found(read)
+            response = Response(
+                response.tokens.at[t].set(token),
+                response.mask.at[t].set(running),
+                response.log_probs.at[t].set(log_prob),
+            )
+            return t + 1, cache, wide(new[0]), still, read, response
 
-        start = (cache, wide(logits[last]), jnp.ones((), bool))
-        _, (tokens, mask, log_probs) = jax.lax.scan(step, start, jnp.arange(self.length))
-        return Response(tokens, mask, log_probs)
+        blank = jnp.full(self.length, self.pad, jnp.int32)
+        empty = Response(blank, jnp.zeros(self.length, bool), jnp.zeros(self.length, jnp.float32))
+        zero = jnp.zeros((), jnp.int32)
+        start = (zero, cache, wide(logits[last]), jnp.ones((), bool), zero, empty)
+        return jax.lax.while_loop(lambda carry: (carry[0] < self.length) & _any(carry[3]), step, start)[-1]
+
+
+@jax.custom_batching.custom_vmap
+def _any(running: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Whether any response of a batch still runs: one answer for all, or each step would copy every cache."""
+    return running
+
+
+@_any.def_vmap
+def _any_of_batch(_size: int, batched: list[bool], running: Array) -> tuple[Array, bool]:
+    return _any(jnp.any(running) if batched[0] else running), False
 
 
 @eqx.filter_jit

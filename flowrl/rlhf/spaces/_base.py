@@ -108,11 +108,8 @@ class AbstractReferenceSpace(AbstractSpace):
 
 
 def running(sampler: Sampler, tokens: Int[Array, " T"]) -> Bool[Array, " T"]:
-    """Mark the tokens up to and with the first end token."""
-    if sampler.end is None:
-        return jnp.ones(tokens.shape, bool)
-    ended = jnp.cumsum(tokens == sampler.end, dtype=jnp.int32)
-    return (ended == 0) | ((ended == 1) & (tokens == sampler.end))
+    """Mark the tokens up to and with the one that ends the response."""
+    return sampler.running(tokens)
 
 
 def finish(sampler: Sampler, tokens: Int[Array, " T"]) -> tuple[Int[Array, " T"], Bool[Array, " T"]]:

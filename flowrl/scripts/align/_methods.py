@@ -33,11 +33,12 @@ from flowrl.rlhf import (
     score,
     with_reference,
 )
+from flowrl.rlhf.alignment import Costs
 from flowrl.rlhf.evaluation import CommandJudge
 from flowrl.runs import RunDirectory, save_checkpoint
-from flowrl.scripts.align._costs import Costs, Parts
 from flowrl.scripts.align._learning import fitted, in_spreads, kept, stored
 from flowrl.scripts.align._options import Config, key_of
+from flowrl.scripts.align._parts import Parts
 from flowrl.scripts.align._report import Answer, describe, measure, summary, verdict
 from flowrl.scripts.align._task import Batch, Report, Task
 

@@ -22,10 +22,10 @@ from flowrl.rlhf import (
     LanguageModel,
     Prompt,
     Sampler,
+    TextModel,
     Texts,
     TransformerConfig,
     fit,
-    load_language_model,
     log_probs,
     pack_prompts,
     pack_texts,
@@ -35,10 +35,10 @@ from flowrl.rlhf import (
 )
 from flowrl.rlhf.data import (
     AbstractTokenizer,
-    FileTokenizer,
     RatedTexts,
     WordTokenizer,
     generated_ratings,
+    plain_chat,
     rated_snippets,
     read_prompts,
 )
@@ -98,9 +98,9 @@ class Task:
 
     def decode(self, tokens: Any, mask: Any) -> list[str]:
         """Return texts (n,) of tokens (n, T)."""
-        rows = zip(np.asarray(tokens), np.asarray(mask), strict=True)
-        ends = {self.tokenizer.end, self.tokenizer.pad}
-        return [self.tokenizer.decode([int(i) for i in row[keep] if int(i) not in ends]) for row, keep in rows]
+        seen = np.asarray(mask) & ~np.asarray(self.sampler.ends(jnp.asarray(tokens)))
+        rows = zip(np.asarray(tokens), seen, strict=True)
+        return [self.tokenizer.decode([int(i) for i in row[keep]]) for row, keep in rows]
 
     def nll(self, prompts: Prompt, tokens: Any, mask: Any) -> np.ndarray:
         """Return the negative log-likelihood per token under the reference, (n,)."""
@@ -179,27 +179,27 @@ def _real_task(config: Config) -> Task:
     inputs = config.inputs
     assert inputs.model is not None
     assert inputs.prompt_file is not None
-    model = load_language_model(inputs.model)
-    directory = Path(inputs.model)
-    if not directory.is_dir():
-        import huggingface_hub
-
-        directory = Path(huggingface_hub.snapshot_download(inputs.model, allow_patterns=["*.json"]))
-    tokenizer = FileTokenizer.load(directory)
-    texts = read_prompts(inputs.prompt_file)
+    words = TextModel.load(inputs.model)
+    prompts = read_prompts(inputs.prompt_file, template=None)
     wanted = inputs.prompts + inputs.validation_prompts
-    if len(texts) < wanted:
-        raise SystemExit(f"{inputs.prompt_file} has {len(texts)} prompts, {wanted} are asked for: fewer --prompts.")
-
-    longest = max(len(tokenizer.encode(text)) for text in texts[:wanted])
+    if len(prompts) < wanted:
+        raise SystemExit(f"{inputs.prompt_file} has {len(prompts)} prompts, {wanted} are asked for: fewer --prompts.")
+    encoded = [words.encode(prompt) for prompt in prompts[:wanted]]
+    longest = max(map(len, encoded))
     if longest > inputs.prompt_length:
         raise SystemExit(f"the longest prompt has {longest} tokens and would be cut: --prompt-length {longest}.")
+    sampler = words.sampler(inputs.length)
 
-    def batch(part: Sequence[str]) -> Batch:
-        return Batch(tuple(part), pack_prompts(tokenizer, part, inputs.prompt_length))
+    def batch(first: int, last: int) -> Batch:
+        size = (last - first, inputs.prompt_length)
+        tokens, mask = np.full(size, sampler.pad, np.int32), np.zeros(size, bool)
+        for i, row in enumerate(encoded[first:last]):
+            tokens[i, size[1] - len(row) :], mask[i, size[1] - len(row) :] = row, True
+        texts = (one if isinstance(one, str) else plain_chat(one, open_turn=True) for one in prompts[first:last])
+        return Batch(tuple(texts), Prompt(jnp.asarray(tokens), jnp.asarray(mask)))
 
-    test, validation = batch(texts[: inputs.prompts]), batch(texts[inputs.prompts : wanted])
-    return Task(model, tokenizer, _sampler(config, model, tokenizer), validation, validation, test, None, None, {})
+    test, validation = batch(0, inputs.prompts), batch(inputs.prompts, wanted)
+    return Task(words.model, words.tokenizer, sampler, validation, validation, test, None, None, {})
 
 
 def _corpus(config: Config) -> tuple[RatedTexts, RatedTexts]:

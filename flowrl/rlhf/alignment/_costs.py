@@ -1,4 +1,4 @@
-"""What an answer costs: passes of the reference over prompt and response, and seconds without compilation.
+"""What an answer costs: passes of the reference over prompt and response.
 
 Let S, R and E be the weights that one token meets in the reference, in the reward model, and in its token table. A
 token of the reference costs S, one of the reward R, and as much again on the way back, which ends at the embeddings and
@@ -9,19 +9,24 @@ and once more of the particles that are handed back.
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from flowrl.rlhf import AbstractReward, LanguageModel, RewardEnsemble
-from flowrl.scripts.align._task import Batch
+from flowrl.rlhf.models import AbstractReward, LanguageModel, RewardEnsemble
+from flowrl.rlhf.spaces import AbstractSpace, LogitSpace, ReferenceSpace, TokenSpace
 
-_PART = 50  # prompts of one program
+
+def name_of(space: AbstractSpace) -> str:
+    """Return the name by which `Costs.flow` knows a space."""
+    if isinstance(space, ReferenceSpace):
+        return "reference"
+    if isinstance(space, LogitSpace):
+        return "logit" if space.by == "argmax" else "logit-reference"
+    if isinstance(space, TokenSpace):
+        return "token" if space.by == "nearest" else "token-prior"
+    raise TypeError(f"what a step in {type(space).__name__} costs is not known.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +81,10 @@ class Costs:
         passes = {"reference": steps, "logit": 1, "logit-reference": 2, "token": 0, "token-prior": 1}[space]
         return self.best_of(count) + passes * self.samples(count) + count * gradients / self._unit
 
+    def with_reading(self, length: int) -> "Costs":
+        """Return the costs where the reward model reads so many tokens, prompt and response together."""
+        return dataclasses.replace(self, rewarded=self.rewarded * length / (self.prompt + self.response))
+
     def matched(self, cost: float) -> int:
         """Return the N whose best-of-N costs as much."""
         least, each = self.best_of(0), self.best_of(1) - self.best_of(0)
@@ -84,23 +93,3 @@ class Costs:
     @property
     def _unit(self) -> float:
         return (self.prompt + self.response) * self.sampled
-
-
-class Parts:
-    """Run programs on some prompts at a time, so that validation and test share one, and time them when compiled."""
-
-    def __init__(self) -> None:
-        self._known: set[Any] = set()
-
-    def __call__(self, name: Any, batch: Batch, program: Callable[[Any, int], Any]) -> tuple[Any, float]:
-        """Run a program on all prompts; return its leaves joined along the prompts, and seconds without compilation."""
-        # Programs of one name are compiled once. `program` takes some prompts and the number of their part.
-        size, rows = min(_PART, len(batch.texts)), np.arange(len(batch.texts))
-        parts = [np.resize(rows[i : i + size], size) for i in range(0, len(rows), size)]
-        if (name, size) not in self._known:
-            jax.block_until_ready(program(batch.take(parts[0]).prompt, 0))
-            self._known.add((name, size))
-        begun = time.perf_counter()
-        done = [program(batch.take(part).prompt, i) for i, part in enumerate(parts)]
-        leaves = jax.tree.map(lambda *xs: np.asarray(jnp.concatenate(xs))[: len(rows)], *done)
-        return leaves, time.perf_counter() - begun
