@@ -140,12 +140,14 @@ class Metropolis(AbstractStepSolver):
         mass = step.view.mass(before.alive)
         memory = self._adapted(memory, proposed.memory, sized, adapts, mass, chance, lost)
         after = after.replace(own=own, alive=before.alive, memory=memory)
-        return after if self.patience is None else self._rescued(step, after, adapts, jr.fold_in(accept_key, 1))
+        if self.patience is None:
+            return after
+        return self._rescued(step, after, adapts, self.patience, jr.fold_in(accept_key, 1))
 
-    def _rescued(self, step: Step, ensemble: Ensemble, adapts: Bool[Array, ""], key: Key) -> Ensemble:
+    def _rescued(self, step: Step, ensemble: Ensemble, adapts: Bool[Array, ""], patience: int, key: Key) -> Ensemble:
         """Put particles that were given up where others are."""
         own: _Own = ensemble.own
-        moves = ensemble.alive & (own.refused < self.patience)
+        moves = ensemble.alive & (own.refused < patience)
         lowest = jnp.min(jnp.where(moves, own.log_density, jnp.inf))
         lost = ensemble.alive & ~moves & (own.log_density < lowest - _DIVERGENT) & jnp.any(moves) & adapts
         chosen = jr.categorical(key, jnp.where(moves, 0.0, -jnp.inf).astype(own.log_density.dtype), shape=lost.shape)

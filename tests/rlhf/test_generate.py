@@ -272,7 +272,7 @@ def test_two_labels_are_refused(tmp_path):
 @pytest.mark.thorough
 def test_a_reward_that_tells_nothing_apart_is_refused():
     flat = eqx.tree_at(lambda r: r.score.weight, REWARD.model, jnp.zeros_like(REWARD.model.score.weight))
-    with pytest.raises(ValueError, match=r"rewards of all samples are 0, so a step has no unit: more particles"):
+    with pytest.raises(ValueError, match=r"standard deviation 0, which is no unit of a step"):
         _answers(reward=dataclasses.replace(REWARD, model=flat))
 
 

@@ -26,7 +26,7 @@ from flowrl.rlhf import (
     score,
     standardised,
 )
-from flowrl.scripts.align import _costs
+from flowrl.rlhf.alignment import Costs
 
 T, N, B, STEPS = 5, 4, 3, 3
 SAMPLER = Sampler(T, END, PAD, forbidden=(PAD, UNKNOWN))
@@ -144,11 +144,11 @@ def test_nothing_is_read_twice(name, solver, passes, rewards):
     assert sum(READ) == B * passes * (asked + N * T)
     assert len(REWARDED) == B * N * rewards
     # The same by the program's account: what a flow costs beyond drawing the samples and one ranking of them.
-    costs = _costs.Costs(sampled=1.0, rewarded=1e-6, table=0.0, prompt=asked, response=T)
+    costs = Costs(sampled=1.0, rewarded=1e-6, table=0.0, prompt=asked, response=T)
     rising = isinstance(solver, flowrl.Monotone)
     beyond = (costs.flow(name, N, STEPS, rising=rising) - costs.best_of(N)) * (asked + T)
     assert beyond == pytest.approx(passes * (asked + N * T), rel=1e-3)
-    costs = _costs.Costs(sampled=1e-9, rewarded=1.0, table=0.0, prompt=asked, response=T)
+    costs = Costs(sampled=1e-9, rewarded=1.0, table=0.0, prompt=asked, response=T)
     # Each gradient is a reading there and one back.
     readings = (costs.flow(name, N, STEPS, rising=rising) - costs.samples(N)) * 1e-9 / N
     assert readings == pytest.approx(rewards + STEPS, rel=1e-6)

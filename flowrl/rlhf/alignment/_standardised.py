@@ -30,6 +30,34 @@ class Standardised(AbstractReward):
         """
         self.reward, self.mean, self.spread = reward, jnp.asarray(mean), jnp.asarray(spread)
 
+    @classmethod
+    def of(cls, reward: AbstractReward, rewards: Float[ArrayLike, "..."]) -> "Standardised":
+        """Take zero and unit from rewards of texts.
+
+        Args:
+            reward: the reward model.
+            rewards: its rewards of samples; the more, the surer the unit.
+
+        Raises:
+            ValueError: all are the same, or one is not finite.
+        """
+        rewards = jnp.asarray(rewards)
+        mean, spread = jnp.mean(rewards), jnp.std(rewards)
+        if not (jnp.isfinite(spread) and spread > 0):
+            raise ValueError(
+                f"the rewards of {rewards.size} samples have the standard deviation {float(spread):g}, which is no "
+                "unit of a step; draw more samples, or see whether the reward model reads these texts at all."
+            )
+        return cls(reward, mean, spread)
+
+    def restored(self, rewards: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Return rewards in the reward model's own unit.
+
+        Args:
+            rewards: in this one.
+        """
+        return rewards * self.spread.astype(rewards.dtype) + self.mean.astype(rewards.dtype)
+
     @property
     def tokens(self) -> str | None:
         """Fingerprint of the reward model's tokenizer."""
@@ -64,11 +92,4 @@ def standardised(reward: AbstractReward, prompts: Prompt, responses: Response) -
     Raises:
         ValueError: all samples have the same reward, or it is not finite.
     """
-    rewards = score(reward, prompts, responses.tokens, responses.mask)
-    mean, spread = jnp.mean(rewards), jnp.std(rewards)
-    if not (jnp.isfinite(spread) and spread > 0):
-        raise ValueError(
-            f"the rewards of {rewards.size} samples have the standard deviation {float(spread):g}, which is no unit of "
-            "a step; draw more samples, or see whether the reward model reads these texts at all."
-        )
-    return Standardised(reward, mean, spread)
+    return Standardised.of(reward, score(reward, prompts, responses.tokens, responses.mask))

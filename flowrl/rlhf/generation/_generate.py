@@ -3,17 +3,15 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
-from flowrl import AbstractFlow, Ascent, Budget
+from flowrl import SVGD, AbstractFlow, Ascent, Budget
 from flowrl._custom_types import Key
-from flowrl.rlhf.alignment import Costs, Limits, TextStatistics, choose_steps, name_of
+from flowrl.rlhf.alignment import Costs, Limits, Standardised, TextStatistics, choose_steps, name_of
 from flowrl.rlhf.evaluation import distinct_n
 from flowrl.rlhf.generation._answers import Answers, verdict
 from flowrl.rlhf.generation._memory import plan
@@ -22,9 +20,7 @@ from flowrl.rlhf.generation._text_models import Conversation, TextModel, TextRew
 from flowrl.rlhf.generation._vocabulary import align_vocabulary
 from flowrl.rlhf.generation._work import RankedTexts, Stream, Work
 from flowrl.rlhf.models import LanguageModel, Prompt, Sampler, log_probs, sample
-from flowrl.rlhf.spaces import AbstractReferenceSpace, LogitSpace
-
-_LOGITS = partial(LogitSpace, by="reference")
+from flowrl.rlhf.spaces import AbstractReferenceSpace, ReferenceSpace
 
 
 def generate(
@@ -33,14 +29,14 @@ def generate(
     prompts: Sequence[Conversation],
     *,
     key: Key,
-    budget: Budget = Budget(1, 1.0),  # noqa: B008  (immutable)
+    budget: Budget = Budget(1, 4.0, 0.0),  # noqa: B008  (immutable)
     length: int = 64,
     particles: int = 8,
     stop: Sequence[str] = (),
     temperature: float = 1.0,
     top_p: float = 1.0,
-    space: Callable[[LanguageModel, Sampler], AbstractReferenceSpace] = _LOGITS,
-    flow: AbstractFlow = Ascent(),  # noqa: B008
+    space: Callable[[LanguageModel, Sampler], AbstractReferenceSpace] = ReferenceSpace,
+    flow: AbstractFlow = SVGD(),  # noqa: B008
     limits: Limits = Limits(),  # noqa: B008
     memory: int | None = None,
     stream: Stream | None = None,
@@ -62,8 +58,9 @@ def generate(
         stop: strings after which an answer is over; it keeps them.
         temperature: divides the logits when texts are drawn; it is not the α of the budget.
         top_p: only the most likely tokens whose probabilities sum to this are drawn from.
-        space: where particles live, such as `ReferenceSpace`.
-        flow: the velocity field.
+        space: where particles live.
+        flow: the velocity field; `SVGD` shares the gradients of a prompt's texts, `Ascent` needs less memory. A text
+            keeps a move only if its reward rose.
         limits: what moved texts may lose. Of B prompts the band of likelihoods is 1/√B standard deviations wider than
             `nll_band`, which is how far their mean varies by chance.
         memory: bytes that may be taken besides the weights; None for what is free.
@@ -98,12 +95,16 @@ def generate(
     costs = Costs.of(model.model, reward.model, asked.tokens.shape[1], length).with_reading(frames.length + length)
     vetoes, frozen, moved_by, forwards = (), 0, 0, costs.best_of(particles)
     if steps:
-        further, frozen = work.moved(drawn, keys, _in_units(budget, samples.scores), flow)
+        unit = Standardised.of(read_by, samples.scores.astype(np.float32))
+        further, frozen = work.moved(drawn, keys, unit, budget, flow)
         nll = -np.asarray(drawn.log_probs, np.float64).sum(axis=-1) / np.maximum(samples.mask.sum(axis=-1), 1)
         wide = dataclasses.replace(limits, nll_band=limits.nll_band + count**-0.5)
         both = [_statistics(model, asked, texts, planned.prompts) for texts in (further, samples)]
         choice = choose_steps(both[:1], both[1], (float(nll.mean()), float(nll.std())), wide)
-        vetoes, forwards = choice.vetoes[0], costs.flow(name_of(where), particles, steps) + 2  # and two likelihoods
+        vetoes, forwards = (
+            choice.vetoes[0],
+            costs.flow(name_of(where), particles, steps, rising=True) + 2,
+        )  # and two likelihoods
         if choice.index is not None:
             answers, moved_by = further, steps
     tokens, _ = answers.best
@@ -125,19 +126,6 @@ def generate(
         planned,
         said,
     )
-
-
-def _in_units(budget: Budget, scores: Float[np.ndarray, "B N"]) -> Budget:
-    """The budget in the reward's own unit."""
-    spread = float(scores.std())
-    if not (np.isfinite(spread) and spread > 0):
-        raise ValueError(
-            f"the rewards of all samples are {scores.flat[0]:.3g}, so a step has no unit: more particles, a reward "
-            "model that tells texts apart, or Budget(0) for none."
-        )
-    step, heat = budget.step_size, budget.temperature
-    scaled = (None if step is None else step / spread, None if heat is None else heat * spread)
-    return eqx.tree_at(lambda b: (b.step_size, b.temperature), budget, scaled, is_leaf=lambda leaf: leaf is None)
 
 
 def _statistics(model: TextModel, asked: Prompt, texts: RankedTexts, at_once: int) -> TextStatistics:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from flowrl import AbstractFlow, Budget
 from flowrl._custom_types import Keys
-from flowrl.rlhf.alignment import align, score
+from flowrl.rlhf.alignment import Standardised, align, score
 from flowrl.rlhf.generation._memory import Memory
 from flowrl.rlhf.generation._packing import Frames, parts_of
 from flowrl.rlhf.generation._text_models import TextModel
@@ -88,13 +88,16 @@ class Work:
             found.append(self._told(rows, RankedTexts.of(tokens, mask, scores, len(rows))))
         return _joined(found)
 
-    def moved(self, drawn: Response, keys: Keys, budget: Budget, flow: AbstractFlow) -> tuple[RankedTexts, int]:
+    def moved(
+        self, drawn: Response, keys: Keys, reward: Standardised, budget: Budget, flow: AbstractFlow
+    ) -> tuple[RankedTexts, int]:
         """Return the samples transported, and the number of particles that stood still.
 
         Args:
             drawn: leaves (B, N, T).
             keys: of the samples, (B, N).
-            budget: in the reward's unit.
+            reward: with a unit.
+            budget: in that unit.
             flow: the velocity field.
         """
         found, frozen, size = [], 0, self.planned.particles
@@ -104,11 +107,12 @@ class Work:
                 some, own = jax.tree.map(lambda x: x[part, i : i + size], (drawn, keys))  # noqa: B023
                 save = (budget.bound,)
                 done = align(
-                    self.space, self.reward, around, some, own, budget, flow=flow, save=save,
+                    self.space, reward, around, some, own, budget, flow=flow, save=save,
                     at_once=self.planned.prompts,
                 )  # fmt: skip
                 frozen += int(jnp.sum(done.nonfinite[: len(rows)]))
-                sets.append(RankedTexts.of(done.tokens[0], done.mask[0], done.rewards[0], len(rows)))
+                scores = reward.restored(done.rewards[0])
+                sets.append(RankedTexts.of(done.tokens[0], done.mask[0], scores, len(rows)))
             found.append(self._told(rows, _joined(sets, axis=1)))
         return _joined(found), frozen
 

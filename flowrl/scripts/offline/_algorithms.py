@@ -238,7 +238,7 @@ def _with(value: Any, given: Mapping[tuple[str, ...], Any]) -> Any:
                 raise ValueError(
                     "--reference-steps are of a model with steps, and a Gaussian has none; leave them out."
                 )
-            mine[name] = made() if made is Gaussian else made(given[("model", "steps")])
+            mine[name] = made() if made is Gaussian else made(given[("model", "steps")])  # pyright: ignore[reportCallIssue]
         elif inside:
             mine[name] = _with(old, inside)
     return kind(**mine) if isinstance(value, type) else dataclasses.replace(value, **mine)
