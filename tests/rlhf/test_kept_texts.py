@@ -183,13 +183,13 @@ def test_texts_by_the_reference_are_those_of_a_second_encoding():
 @pytest.mark.thorough
 def test_metropolis_in_the_noise_samples_the_tilted_law_of_texts():
     sampler, reward, alpha, count = Sampler(2, END, PAD, forbidden=(PAD, UNKNOWN)), curved(), 4.0, 6000
-    prompt = part(prompts(1), 0)
+    model, prompt = MODEL(), part(prompts(1), 0)
     words = [v for v in range(V) if v not in (PAD, UNKNOWN)]
     texts = [(END, PAD)] + [(a, b) for a in words if a != END for b in words]
     tokens = jnp.asarray(texts, jnp.int32)
     mask = jnp.asarray([[True, first != END] for first, _ in texts])
     # Enumerated: μ by the model's own conditionals among allowed tokens, the reward of each text.
-    logits = eqx.filter_jit(jax.vmap(lambda t, m: response_logits(MODEL(), prompt, t, m)))(tokens, mask)
+    logits = eqx.filter_jit(jax.vmap(lambda t, m: response_logits(model, prompt, t, m)))(tokens, mask)
     terms = np.take_along_axis(
         np.asarray(jax.nn.log_softmax(sampler.allowed(logits))), np.asarray(tokens)[..., None], -1
     )
@@ -201,13 +201,13 @@ def test_metropolis_in_the_noise_samples_the_tilted_law_of_texts():
 
     start = jax.vmap(lambda k: sampler.noise(V, key=k))(jr.split(jr.key(0), count))
     solution = flowrl.transport(
-        noise_target(MODEL(), sampler, reward, prompt), start, flowrl.Budget(100, 0.02, alpha),
+        noise_target(model, sampler, reward, prompt), start, flowrl.Budget(100, 0.02, alpha),
         flow=flowrl.Langevin(), solver=flowrl.Metropolis(), key=jr.key(1), throw=False,
     )  # fmt: skip
     index = {text: i for i, text in enumerate(texts)}
 
     def distance(noise):
-        drawn = eqx.filter_jit(jax.vmap(lambda g: sampler.decode(MODEL(), prompt, g).tokens))(noise)
+        drawn = eqx.filter_jit(jax.vmap(lambda g: sampler.decode(model, prompt, g).tokens))(noise)
         counts = np.bincount([index[tuple(map(int, row))] for row in np.asarray(drawn)], minlength=len(texts))
         return 0.5 * np.abs(counts / count - law).sum()
 
