@@ -80,11 +80,12 @@ def main(config: Config) -> None:
 
     identity = config.flat()
     identity["offline_sha256"] = hashlib.sha256((source / "checkpoint.npz").read_bytes()).hexdigest()
-    free, growth = ("eval_episodes", "eval_seed", "eval_lanes"), {"grows": ("steps",), "ends": ("results.csv",)}
+    free = ("eval_episodes", "eval_seed", "eval_lanes")
     # A run that was stopped while the offline one was trained has not begun itself.
     begun = isinstance(config.source, FinishedRun) or (config.out / "config.json").exists()
     with contextlib.ExitStack() as stack:
         resume = config.run.resume and begun
+        growth: Any = {"grows": ("steps",), "ends": ("results.csv",)}
         run = stack.enter_context(RunDirectory(config.out, identity, resume=resume, free=free, **growth))
         if run.grown:
             scheduled = ("collect_steps", "train_steps", "max_displacement")
