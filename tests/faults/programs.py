@@ -21,6 +21,7 @@ CLOCKS = ("seconds", "train_seconds", "training_seconds", "acting_seconds", "com
 OFFLINE = {
     "--rows": "2000",
     "--steps": "80",
+    "--chunk": "1",  # experience is collected one action at a time
     "--reference-updates": "40",
     "--interval": "20",
     "--hidden": "16",

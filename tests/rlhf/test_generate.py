@@ -115,9 +115,10 @@ def test_moving_raises_the_reward_where_there_is_something_to_gain():
 
 @pytest.mark.thorough
 def test_a_prompt_gets_the_same_answer_whatever_stands_beside_it_and_in_whatever_parts():
-    whole = _answers(limits=ANYTHING, budget=Budget(1, 3.0))
+    settings = {"limits": ANYTHING, "budget": Budget(1, 3.0), "flow": Ascent()}  # by which no text sees another
+    whole = _answers(**settings)
     one = whole.memory.prompt // 4
-    parts = _answers(limits=ANYTHING, budget=Budget(1, 3.0), memory=2 * one)
+    parts = _answers(**settings, memory=2 * one)
     assert (whole.memory.prompts, whole.memory.particles) == (3, 4)
     assert (parts.memory.prompts, parts.memory.particles) == (1, 2)
     assert parts.texts == whole.texts

@@ -233,12 +233,12 @@ def _with(value: Any, given: Mapping[tuple[str, ...], Any]) -> Any:
     for name, old in _values(kind, value).items():
         inside = {path[1:]: new for path, new in given.items() if path[0] == name and len(path) > 1}
         if isinstance(old, AbstractReferenceModel):
-            made = _MODELS[given[("model",)]]
-            if made is Gaussian and given[("model", "steps")] != getattr(old, "steps", FlowMatching().steps):
+            made, steps = _MODELS[given[("model",)]], given[("model", "steps")]
+            if made is Gaussian and steps != getattr(old, "steps", FlowMatching().steps):
                 raise ValueError(
                     "--reference-steps are of a model with steps, and a Gaussian has none; leave them out."
                 )
-            mine[name] = made() if made is Gaussian else made(given[("model", "steps")])  # pyright: ignore[reportCallIssue]
+            mine[name] = made(*([] if made is Gaussian else [steps]))
         elif inside:
             mine[name] = _with(old, inside)
     return kind(**mine) if isinstance(value, type) else dataclasses.replace(value, **mine)

@@ -59,9 +59,8 @@ def main(config: Config) -> None:
     if config.paper is not None:
         console.print(_cost(config.paper, config.learner(), config.training.steps))
     with contextlib.ExitStack() as stack:
-        run = RunDirectory(
-            config.out, _identity(config), resume=config.run.resume, free=FREE, grows=("steps",), ends=("results.csv",)
-        )
+        identity, resume = _identity(config), config.run.resume
+        run = RunDirectory(config.out, identity, resume=resume, free=FREE, grows=("steps",), ends=("results.csv",))
         run = stack.enter_context(run)
         if run.grown:
             fixed = ["the budget that --budget auto chose"] * is_auto(config)
