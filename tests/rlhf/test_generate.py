@@ -12,7 +12,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from flowrl import SVGD, Budget
+from flowrl import SVGD, Ascent, Budget
 from flowrl.rlhf import (
     Limits,
     LogitSpace,
