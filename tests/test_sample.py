@@ -1,6 +1,8 @@
 """A posterior by one call: draws that are right without tuning, and a verdict that says when they are not."""
 
 import shutil
+import subprocess
+import sys
 import time
 
 import jax
@@ -309,6 +311,29 @@ def test_coordinates_of_very_unequal_size_are_told_in_a_sentence():
     assert verdict.wrong
     assert "hardly a move is accepted" in str(verdict)
     assert "standardised" in str(verdict)
+
+
+@pytest.mark.thorough
+def test_particles_that_are_on_their_way_from_afar_are_told_to_change_units_or_start():
+    """A mean near 450 with an unknown noise: 10⁵ gradients do not bring the start there, a start near the data does."""
+    y = jnp.asarray(np.random.default_rng(1).normal(450, 60, 30), FLOAT)
+
+    def log_prob(p):
+        return -0.5 * jnp.sum(((y - p[0]) * jnp.exp(-p[1])) ** 2) - 30 * p[1] - 0.5 * (p[1] - 4) ** 2
+
+    far = flowrl.sample(log_prob, 100, like=jnp.zeros(2, FLOAT), key=KEY).verdict
+    assert far.wrong
+    assert "units in which they are of order one" in str(far)
+    start = jnp.asarray([450.0, 4.0], FLOAT) + jr.normal(KEY, (100, 2), FLOAT)
+    assert flowrl.sample(log_prob, start, key=KEY).verdict.arrived
+
+
+def test_a_domain_that_is_a_dictionary_is_told_to_be_a_product():
+    program = (
+        "import jax, flowrl\nflowrl.sample(lambda x: 0.0, 20, like={'a': 0.0}, domain={'a': 1}, key=jax.random.key(0))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "for a PyTree of unknowns flowrl.Product of them" in done.stderr.splitlines()[-1]
 
 
 def test_few_particles_cannot_tell():

@@ -18,7 +18,7 @@ SMALLER = {
 }
 SAID = {
     "posterior.py": r"verdict +arrived.*\n\[48\.\d+ +-7\.\d+",
-    "own_environment.py": r"behaviour: -\d+ \+- \d+\nbest of 8: -\d+ \+- \d+\nconsensus .*\n\[-?0\.\d+",
+    "own_environment.py": r"behaviour: -\d+ \+- \d+\nbest of 8: -\d+ \+- \d+\nconsensus .*\n\(array\(",
     "ogbench.py": r"best of 8: \d+ %\nconsensus 0\.5 of 32, VGF L=1 of 0\.1: \d+ %",
 }
 

@@ -123,6 +123,11 @@ def sample(
     density = _density(target)
     if not 0 < warm < 1:
         raise ValueError(f"warm must be in (0, 1), got {warm}.")
+    if not isinstance(domain, AbstractDomain):
+        raise TypeError(
+            f"domain must be a domain such as flowrl.positive(), for a PyTree of unknowns flowrl.Product of them; got "
+            f"{domain!r}."
+        )
     check_count("max_gradients", max_gradients)
     pieces = _pieces(seconds, progress, checkpoint, warm, (target, particles, key))
     check_key(Langevin(), Metropolis(), density, key)

@@ -25,6 +25,7 @@ _DIVERGENT = 0.01  # share of moves: above it in nearly all runs on funnels, and
 _FEWEST = 8
 _LOST = 0.5  # share of moves that diverge at no neck of a funnel
 _REFUSED = 0.01  # acceptance: of what is asked for, 0.9, nothing is left
+_FAR = 100.0  # equipartition of a set whose distance from the mode is ten times its width
 _UNPULLED = 0.05  # equipartition of a flat direction is 0
 
 
@@ -195,6 +196,12 @@ def _sentence(verdict: Verdict) -> str:
         return (
             "not arrived: no particle has a finite log density and gradient where it starts, so none moves (give a "
             "domain, or a start inside the support)"
+        )
+    if v["acceptance"] >= _REFUSED and v["equipartition"] > _FAR and v["wrong"]:
+        return (
+            f"not arrived: the particles are still on their way from a start that is far out, equipartition "
+            f"{v['equipartition']:.0f} for 1 (write unknowns in units in which they are of order one, such as "
+            "standardised data, or give particles near the mode; more max_gradients hardly help)"
         )
     if v["acceptance"] < _REFUSED:
         return (
