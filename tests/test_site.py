@@ -168,7 +168,7 @@ QUERIES = {
     "posterior": ("start/",),
     "own algorithm": ("how-to/",),
     "transport": ("api/transport/",),
-    "best-of-n": ("concepts/acting/", "concepts/words/"),
+    "best-of-n": ("how-to/",),
     "getting started": ("start/",),
 }
 

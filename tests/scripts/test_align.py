@@ -290,7 +290,7 @@ def test_a_reward_that_is_no_number_is_named(tmp_path):
     weights = dict(numpy_files.load_file(file))
     weights["score.weight"] = np.full_like(weights["score.weight"], 3e38)  # finite, its sums are not
     numpy_files.save_file(weights, file)
-    assert "FloatingPointError: the reward model gives no finite number for 'w" in run(*options, fails=True)
+    assert "FloatingPointError: the reward model gives no finite number for " in run(*options, fails=True)
 
 
 def test_preferences_of_one_prompt_are_in_one_part():

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from flowrl._budget import Budget, spread
 from flowrl._custom_types import Key
-from flowrl._misc import check_fields, concrete
+from flowrl._misc import check_count, check_fields, concrete
 from flowrl._solution import RESULTS, Solution
 from flowrl._solver import AbstractStepSolver
 from flowrl._supports import supports
@@ -139,6 +139,7 @@ class VGF(AbstractPretrained[VGFState], AbstractValueBased[VGFState], AbstractGe
             kinds=dict.fromkeys(("target", "improvement", "selection", "particle_aggregate"), AbstractAggregate)
             | {"critic": AbstractCriticModel},
         )
+        check_count("VGF: particles", self.particles)
         if self.amortized not in (None, "data", "particles"):
             raise ValueError(f"VGF: amortized must be 'data', 'particles' or None, got {self.amortized!r}.")
         if not isinstance(self.reference, ReferenceLearner):

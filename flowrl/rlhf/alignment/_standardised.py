@@ -39,11 +39,15 @@ class Standardised(AbstractReward):
             rewards: its rewards of samples; the more, the surer the unit.
 
         Raises:
-            ValueError: all are the same, or one is not finite.
+            FloatingPointError: one is not finite.
+            ValueError: all are the same.
         """
         rewards = jnp.asarray(rewards)
+        wrong = int(jnp.sum(~jnp.isfinite(rewards)))
+        if wrong:
+            raise FloatingPointError(f"the reward model gives no finite number for {wrong} of {rewards.size} samples.")
         mean, spread = jnp.mean(rewards), jnp.std(rewards)
-        if not (jnp.isfinite(spread) and spread > 0):
+        if not spread > 0:
             raise ValueError(
                 f"the rewards of {rewards.size} samples have the standard deviation {float(spread):g}, which is no "
                 "unit of a step; draw more samples, or see whether the reward model reads these texts at all."
@@ -90,6 +94,7 @@ def standardised(reward: AbstractReward, prompts: Prompt, responses: Response) -
         responses: (B, N, T), drawn from the reference; the more, the surer the unit.
 
     Raises:
-        ValueError: all samples have the same reward, or it is not finite.
+        FloatingPointError: the reward of a sample is not finite.
+        ValueError: all samples have the same reward.
     """
     return Standardised.of(reward, score(reward, prompts, responses.tokens, responses.mask))

@@ -29,7 +29,7 @@ def generate(
     prompts: Sequence[Conversation],
     *,
     key: Key,
-    budget: Budget = Budget(1, 4.0, 0.0),  # noqa: B008  (immutable)
+    budget: Budget | None = None,
     length: int = 64,
     particles: int = 8,
     stop: Sequence[str] = (),
@@ -52,7 +52,8 @@ def generate(
         prompts: texts, or conversations; a text is a user's turn if the model has a chat template.
         key: randomness.
         budget: how far the samples may travel. Step size and temperature are in standard deviations of the reward over
-            the samples, so that one budget goes with any reward model. `Budget(0)` is best-of-N.
+            the samples, so that one budget goes with any reward model. None is `Budget(1, 4.0, 0.0)`, `Budget(0)`
+            best-of-N.
         length: the longest answer, in tokens.
         particles: N, texts per prompt.
         stop: strings after which an answer is over; it keeps them.
@@ -74,6 +75,7 @@ def generate(
             together, or a number out of its range.
     """
     begun = time.perf_counter()
+    budget = Budget(1, 4.0, 0.0) if budget is None else budget
     if isinstance(prompts, str):
         raise ValueError(f"prompts must be a list of texts, got one text: give [{prompts[:40]!r}].")
     if not prompts:
