@@ -20,11 +20,7 @@ for episode in range(50):  # or arrays that you have: the rows of an episode one
 dataset = rl.data.from_arrays({name: np.array(column) for name, column in rows.items()}, env="gym:Pendulum-v1")
 
 agent = rl.learn(dataset, updates=2000, discount=0.97, key=jax.random.key(0), progress=progress_line("updates"))
-ways = (
-    rl.Policy("one sample of the learned behaviour", 1),
-    rl.Policy("best of 8", 8),
-    rl.default_policy(agent.algorithm),
-)
+ways = (rl.Policy("learned behaviour", 1), rl.Policy("best of 8", 8), rl.default_policy(agent.algorithm))
 with rl.Lanes("gym:Pendulum-v1", 6) as lanes:  # environments side by side
     measured = rl.evaluate(agent, ways, lanes, episodes=10, seed=0)
 for way, returns in zip(ways, measured.scores("return"), strict=True):
