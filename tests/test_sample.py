@@ -324,7 +324,7 @@ def test_particles_that_are_on_their_way_from_afar_are_told_to_change_units_or_s
     far = flowrl.sample(log_prob, 100, like=jnp.zeros(2, FLOAT), key=KEY).verdict
     assert far.wrong
     assert "units in which they are of order one" in str(far)
-    start = jnp.asarray([450.0, 4.0], FLOAT) + jr.normal(KEY, (100, 2), FLOAT)
+    start = jnp.asarray([[450.0, 4.0]], FLOAT) + jr.normal(KEY, (100, 2), FLOAT)
     assert flowrl.sample(log_prob, start, key=KEY).verdict.arrived
 
 
