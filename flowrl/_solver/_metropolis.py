@@ -121,7 +121,7 @@ class Metropolis(AbstractStepSolver):
 
     def step(self, step: Step, ensemble: Ensemble) -> Ensemble:
         memory: _Memory = ensemble.memory
-        propose_key, accept_key = step.keys(2)
+        propose_key, accept_key, *rescue_key = step.keys(2 if self.patience is None else 3)
         sized = self._sized(step, memory).replace(key=propose_key)
         adapts = step.within(self.share)
         own: _Own = ensemble.own
@@ -142,7 +142,7 @@ class Metropolis(AbstractStepSolver):
         after = after.replace(own=own, alive=before.alive, memory=memory)
         if self.patience is None:
             return after
-        return self._rescued(step, after, adapts, self.patience, jr.fold_in(accept_key, 1))
+        return self._rescued(step, after, adapts, self.patience, *rescue_key)
 
     def _rescued(self, step: Step, ensemble: Ensemble, adapts: Bool[Array, ""], patience: int, key: Key) -> Ensemble:
         """Put particles that were given up where others are."""

@@ -103,7 +103,7 @@ class Lines:
         return TaskID(len(self._tasks) - 1)
 
     def update(self, task_id: TaskID, *, completed: float, **fields: Any) -> None:
-        """Say how far it is."""
+        """Show how far it is."""
         task, now = self._tasks[task_id], self._clock()
         task.done, task.rate = completed, fields.get("rate", task.rate)
         if completed >= task.total or now - task.shown >= self._pause:

@@ -21,7 +21,7 @@ class Standardised(AbstractReward):
     spread: Float[Array, ""]
 
     def __init__(self, reward: AbstractReward, mean: ArrayLike, spread: ArrayLike):
-        """Give a reward another zero and another unit.
+        """Create a reward with another zero and another unit.
 
         Args:
             reward: the reward model.

@@ -55,7 +55,7 @@ def verdict(
     length: int,
     stop: Sequence[str],
 ) -> str:
-    """Say in a sentence what the answers are and what to think of them."""
+    """Return a sentence on what the answers are and what to think of them."""
     count = sample_scores.shape[1]
     means = f"{scores.mean():.3g}, single samples have {sample_scores.mean():.3g} ± {sample_scores.std():.2g}"
     if steps:

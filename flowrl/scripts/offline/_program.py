@@ -304,7 +304,7 @@ def protocol(info: data.DataInfo, kind: str = "offline-1") -> str:
 
 
 def extended(before: int, steps: int, otherwise: list[str]) -> str:
-    """Say what a longer run shares with one of that length from the start."""
+    """Return what a longer run shares with one of that length from the start."""
     text = f"extended from {before:,} to {steps:,} steps; its curve keeps the points of the shorter run"
     if not otherwise:
         return f"{text}, and it ends as a run of that length from the start"
