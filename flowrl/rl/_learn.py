@@ -1,11 +1,13 @@
 """From a data set to an agent in one call."""
 
 import contextlib
+import hashlib
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import equinox as eqx
 import jax.random as jr
 
 from flowrl._custom_types import Key
@@ -24,7 +26,7 @@ def learn(
     key: Key,
     updates: int = 10_000,
     discount: float = 0.99,
-    n_step: int = 5,
+    n_step: int | None = None,
     chunk: int | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -40,7 +42,7 @@ def learn(
         key: randomness of the whole run.
         updates: of the algorithm, those of a pretraining not counted.
         discount: γ of one step of the environment.
-        n_step: steps of the n-step return.
+        n_step: steps of the n-step return; None is 5, with chunks their length.
         chunk: actions taken at once; None is 5 where success is scored, 1 where returns are.
         out: directory of the run: metrics and a checkpoint after every interval. The same call goes on from there, and
             where the run is done returns its agent; another call is refused.
@@ -64,6 +66,8 @@ def learn(
         dataset = apply_protocol(dataset, rewards="unit_std")
     if chunk is None:
         chunk = 5 if sparse else 1  # a manipulator that decides at every step gets stuck
+    if n_step is None:
+        n_step = 5 if chunk == 1 else chunk
     if algorithm is None:
         algorithm = presets.small(dataset.info.metric, updates)
     pretraining = algorithm.pretraining if isinstance(algorithm, AbstractPretrained) else 0
@@ -78,9 +82,15 @@ def learn(
     with contextlib.ExitStack() as stack:
         run = None
         if out is not None:
-            identity = {"data": dataset.info.sha256, "algorithm": type(algorithm).__name__, "updates": updates}
+            identity = {"data": dataset.info.sha256, "algorithm": _named(algorithm), "updates": updates}
             identity |= {"discount": discount, "n_step": n_step, "chunk": chunk, "key": jr.key_data(key).tolist()}
             resume = (Path(out) / "config.json").exists()
             run = stack.enter_context(RunDirectory(out, identity, resume=resume))
         state = fit(algorithm, replay, updates=updates, interval=interval, key=key, run=run, progress=show)
     return Agent(algorithm, state, standardizer, chunk)
+
+
+def _named(algorithm: AbstractAlgorithm) -> str:
+    """Return the algorithm's name with a fingerprint of its fields, the same in every process."""
+    fields = eqx.tree_pformat(algorithm, short_arrays=False)
+    return f"{type(algorithm).__name__} {hashlib.sha256(fields.encode()).hexdigest()[:12]}"

@@ -79,8 +79,18 @@ def test_the_same_call_goes_on_and_returns_a_finished_agent(tmp_path):
         rl.learn(dataset(), algorithm, **settings | {"updates": 12})
     with pytest.raises(ValueError, match="data"):
         rl.learn(dataset(scale=2.0), algorithm, **settings)
+    other = small(updates, relative=False, frozen_reference=False, polyak=0.5)  # one field
+    with pytest.raises(ValueError, match=r"algorithm: VGF \w+ there, VGF \w+ here"):
+        rl.learn(dataset(), other, **settings)
     with pytest.raises(ValueError, match="key"):
         rl.learn(dataset(), algorithm, **settings | {"key": jr.key(2)})
+
+
+def test_chunks_of_any_length_need_no_other_number():
+    agent = rl.learn(
+        dataset(), rl.baselines.make("iql", hidden=HIDDEN, batch_size=16), updates=2, chunk=3, key=jr.key(0)
+    )
+    assert agent(np.zeros(3), key=jr.key(2)).shape == (3, 2)
 
 
 def test_arrays_are_no_data_set():
